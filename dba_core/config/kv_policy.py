@@ -1,0 +1,111 @@
+"""The KV-cache policy: one atomic text for every setting of the cache.
+
+    ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128
+
+`ksem`, `kgeo` and `v` name a format and, for block formats, the block length `@qblock`; `resid` is the number
+of newest tokens that are read in fp16. Called by the configuration, the cache and the command line.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from dba_core.errors import ConfigError, unknown
+
+FLOAT_FORMATS = ("fp32", "fp16", "bf16")
+BLOCK_FORMATS = ("q8_0", "q4_0", "nf4")
+FORMATS = FLOAT_FORMATS + BLOCK_FORMATS
+DEFAULT_QBLOCK = 32
+QBLOCKS = (8, 16, 32, 64, 128, 256)
+_FIELDS = ("ksem", "kgeo", "v", "resid")
+_EXAMPLE = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
+
+
+@attrs.frozen
+class TensorFormat:
+    """How one cached tensor is stored: a format's name and the values per scale (0 for float formats)."""
+
+    format: str
+    qblock: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(unknown("cache format", self.format, FORMATS))
+        if self.format in FLOAT_FORMATS and self.qblock != 0:
+            raise ConfigError(f"{self.format}@{self.qblock}: {self.format} has no blocks; write {self.format}")
+        if self.format in BLOCK_FORMATS and self.qblock not in QBLOCKS:
+            allowed = ", ".join(map(str, QBLOCKS))
+            raise ConfigError(f"{self.format}@{self.qblock}: block length {self.qblock}; allowed: {allowed}")
+
+    @classmethod
+    def parse(cls, text: str) -> TensorFormat:
+        """`q4_0@32`, `q4_0` (block of 32), `fp16`."""
+        name, at, block = text.partition("@")
+        name, block = name.strip(), block.strip()
+        if not at:
+            return cls(name, DEFAULT_QBLOCK if name in BLOCK_FORMATS else 0)
+        if not (block.isascii() and block.isdigit()) or int(block) == 0:
+            raise ConfigError(f"{text!r}: the block length after '@' is {block!r}; write a number, as in q4_0@32")
+        return cls(name, int(block))
+
+    @property
+    def short(self) -> str:
+        return f"{self.format}@{self.qblock}" if self.qblock else self.format
+
+
+@attrs.frozen(kw_only=True)
+class KVCachePolicy:
+    """Every setting of the KV cache. Frozen: a policy is replaced as a whole, never in part."""
+
+    k_sem: TensorFormat = TensorFormat("fp16")
+    k_geo: TensorFormat = TensorFormat("fp16")
+    v: TensorFormat = TensorFormat("fp16")
+    residual: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if self.residual < 0:
+            raise ConfigError(f"resid={self.residual} is negative; allowed: 0 or more tokens")
+
+    @classmethod
+    def parse(cls, text: str) -> KVCachePolicy:
+        """Read `ksem=...,kgeo=...,v=...[,resid=N]`: any order, any spacing, each field once, resid 0 if left out.
+
+        Raises ConfigError that names the part that is wrong and shows an example.
+        """
+        found: dict[str, str] = {}
+        for part in text.split(","):
+            name, equals, value = part.partition("=")
+            name, value = name.strip(), value.strip()
+            if not equals or not value:
+                raise ConfigError(f"{part.strip()!r} is not name=value in KV policy {text!r}. Example: {_EXAMPLE}")
+            if name not in _FIELDS:
+                raise ConfigError(f"KV policy {text!r}: {unknown('field', name, _FIELDS)} Example: {_EXAMPLE}")
+            if name in found:
+                raise ConfigError(f"KV policy {text!r}: {name!r} is given twice. Example: {_EXAMPLE}")
+            found[name] = value
+        missing = [name for name in ("ksem", "kgeo", "v") if name not in found]
+        if missing:
+            raise ConfigError(
+                f"KV policy {text!r} lacks {', '.join(missing)}: a policy sets the whole cache at once. "
+                f"Example: {_EXAMPLE}"
+            )
+        try:
+            return cls(
+                k_sem=TensorFormat.parse(found["ksem"]),
+                k_geo=TensorFormat.parse(found["kgeo"]),
+                v=TensorFormat.parse(found["v"]),
+                residual=_count(found.get("resid", "0")),
+            )
+        except ConfigError as error:
+            raise ConfigError(f"KV policy {text!r}: {error.message}. Example: {_EXAMPLE}") from None
+
+    @property
+    def short(self) -> str:
+        """The text that `parse` reads back to an equal policy."""
+        return f"ksem={self.k_sem.short},kgeo={self.k_geo.short},v={self.v.short},resid={self.residual}"
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"resid={text!r} is not a number of tokens; allowed: 0 or more")
+    return int(text)

@@ -1,0 +1,39 @@
+"""The configuration of the long-sequence training path: memory tokens for the far past, full resolution nearby."""
+
+from __future__ import annotations
+
+import attrs
+
+from dba_core.config.validators import at_least
+
+
+@attrs.frozen(kw_only=True)
+class LongSequenceConfig:
+    """Knobs of the long-sequence training path, all explicit. None means "chosen from device and length".
+
+    threshold: tokens from which the path is taken; None: max(3072, 0.75 x context).
+    mem_block: tokens that one memory token stands for; None: 64, on CUDA from 8192 tokens on 128.
+    local_window: full-resolution tokens before the chunk; None: 512, on CUDA from 8192 tokens on 1024.
+    q_chunk: query tokens per chunk; None: 128, on CUDA 256.
+    mem_summarizer: the summarizer's name; the same setting as `plugins.summarizer.name`.
+    """
+
+    enabled: bool = True
+    threshold: int | None = attrs.field(default=None, validator=at_least(1))
+    mem_block: int | None = attrs.field(default=None, validator=at_least(1))
+    local_window: int | None = attrs.field(default=None, validator=at_least(0))
+    q_chunk: int | None = attrs.field(default=None, validator=at_least(1))
+    mem_summarizer: str | None = None
+    mass_correction: bool = True
+
+    def resolved(self, *, context: int, device: str = "cpu") -> LongSequenceConfig:
+        """The same with every None (but `mem_summarizer`, which the registry chooses) replaced by its number."""
+        cuda = device.startswith("cuda")
+        long_cuda = cuda and context >= 8192
+        return attrs.evolve(
+            self,
+            threshold=self.threshold if self.threshold is not None else max(3072, -(-3 * context // 4)),
+            mem_block=self.mem_block if self.mem_block is not None else (128 if long_cuda else 64),
+            local_window=self.local_window if self.local_window is not None else (1024 if long_cuda else 512),
+            q_chunk=self.q_chunk if self.q_chunk is not None else (256 if cuda else 128),
+        )

@@ -1,0 +1,61 @@
+"""Validators for the attrs classes: each error names the value, what is allowed and the field's own name as path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+from dba_core.errors import ConfigError, unknown
+
+Validator = Callable[[Any, Any, Any], None]
+
+
+def at_least(low: float) -> Validator:
+    """The value is finite and >= `low`; None passes (it stands for "chosen later")."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and not (math.isfinite(value) and value >= low):
+            raise ConfigError(f"{value} is too small; allowed: at least {low:g}", path=attribute.name)
+
+    return check
+
+
+def between(low: float, high: float, *, open_high: bool = False) -> Validator:
+    """low <= value <= high (or < high with `open_high`); None passes."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value is None:
+            return
+        inside = low <= value < high if open_high else low <= value <= high
+        if not inside:
+            bound = f"{low:g} <= value {'<' if open_high else '<='} {high:g}"
+            raise ConfigError(f"{value} is out of range; allowed: {bound}", path=attribute.name)
+
+    return check
+
+
+def positive() -> Validator:
+    """The value is finite and > 0; None passes."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{value} is not positive; allowed: any number above 0", path=attribute.name)
+
+    return check
+
+
+def one_of(*allowed: str) -> Validator:
+    """The value is one of the names; an unknown one is answered with the nearest."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value not in allowed:
+            raise ConfigError(unknown(attribute.name, str(value), allowed), path=attribute.name)
+
+    return check
+
+
+def not_empty(instance: Any, attribute: Any, value: Collection[Any]) -> None:
+    """The text or collection holds something."""
+    if not value:
+        raise ConfigError("is empty; give a value", path=attribute.name)

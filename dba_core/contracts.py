@@ -1,0 +1,245 @@
+"""The contracts between the core and its plugins: four kinds, their requests, answers and protocols.
+
+No torch is imported here: a plugin's metadata and `supports()` must be readable without it.
+Letters: B batch, T query tokens, H query heads, G key/value heads, Ds / Dg / Dv widths of one head,
+N memory blocks of L tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import attrs
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dba_core.cache.layer import LayerCache
+
+Kind = Literal["summarizer", "gate", "null_token", "decode_backend"]
+KINDS: tuple[Kind, ...] = ("summarizer", "gate", "null_token", "decode_backend")
+
+#: The entry-point group of each kind; the entry point's name is the plugin's name.
+ENTRY_POINT_GROUPS: dict[Kind, str] = {
+    "summarizer": "dba.summarizers",
+    "gate": "dba.gates",
+    "null_token": "dba.null_tokens",
+    "decode_backend": "dba.decode_backends",
+}
+
+#: The number of each kind's contract; a plugin states the one that it was written for.
+CONTRACT_VERSIONS: dict[Kind, int] = {kind: 1 for kind in KINDS}
+
+
+@attrs.frozen(kw_only=True)
+class Reason:
+    """Why something is not supported, as data: what it is about, what was got, what would do, what to do."""
+
+    subject: str
+    got: str
+    supported: str
+    action: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: got {self.got}; supported: {self.supported}. {self.action}"
+
+
+@attrs.frozen
+class Support:
+    """The answer of `supports()`. Supported exactly when there are no reasons against it."""
+
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.reasons
+
+    @classmethod
+    def yes(cls) -> Support:
+        return cls()
+
+    @classmethod
+    def no(cls, *reasons: Reason) -> Support:
+        if not reasons:
+            raise ValueError("Support.no() needs at least one Reason")
+        return cls(reasons)
+
+
+@attrs.frozen(kw_only=True)
+class AttentionShape:
+    """The sizes of one attention layer, as plugins see them. A width of 0 means that path is absent."""
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    sem_head_dim: int
+    geo_head_dim: int
+    v_head_dim: int
+
+
+@attrs.frozen(kw_only=True)
+class SummarizerRequest:
+    """What a memory summarizer will be asked to do."""
+
+    shape: AttentionShape
+    mem_block: int
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@attrs.frozen(kw_only=True)
+class GateRequest:
+    """What a gate will be asked to do."""
+
+    shape: AttentionShape
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@attrs.frozen(kw_only=True)
+class NullTokenRequest:
+    """What a null-token provider will be asked for."""
+
+    shape: AttentionShape
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@attrs.frozen(kw_only=True)
+class CachedTensor:
+    """How one of the three cached tensors is stored. `qblock` is 0 for float formats."""
+
+    n_heads: int
+    head_dim: int
+    format: str
+    qblock: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class DecodeRequest:
+    """What a decode backend will be asked to do: one query token per sequence over one layer's cache."""
+
+    shape: AttentionShape
+    k_sem: CachedTensor
+    k_geo: CachedTensor
+    v: CachedTensor
+    residual_len: int
+    batch: int
+    capacity: int
+    has_null: bool
+    needs_lse: bool = False
+    device: str = "cpu"
+    device_capability: tuple[int, int] | None = None
+    dtype: str = "float32"
+
+
+Request = SummarizerRequest | GateRequest | NullTokenRequest | DecodeRequest
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class NullKV:
+    """One extra key/value per KV head that every query sees exactly once. k_geo is not rotated.
+
+    k_sem [G,Ds], k_geo [G,Dg], v [G,Dv].
+    """
+
+    k_sem: Tensor
+    k_geo: Tensor
+    v: Tensor
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class DecodeOutput:
+    """out [B,H,Dv] in the query's dtype; lse [B,H] float32 natural log-sum-exp of the scores, when asked for."""
+
+    out: Tensor
+    lse: Tensor | None = None
+
+
+@runtime_checkable
+class Summarizer(Protocol):
+    """An nn.Module that turns full memory blocks into memory tokens; block n's summary depends on block n alone."""
+
+    def __call__(self, k_sem: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k_sem [B,G,N,L,Ds], v [B,G,N,L,Dv] -> [B,G,N,Ds], [B,G,N,Dv], same dtype and device."""
+        ...
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """An nn.Module: hidden states [B,T,d_model] -> [B,H,T,1] in [0,1]; row t depends on row t alone."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class NullToken(Protocol):
+    """An nn.Module without inputs that returns the null key/value."""
+
+    def __call__(self) -> NullKV: ...
+
+
+@runtime_checkable
+class DecodeBackend(Protocol):
+    """Attention of one query token per sequence over one layer's cache.
+
+    `fused_null` says whether the null token is part of the same kernel (the summary reports it).
+    """
+
+    name: str
+    fused_null: bool
+
+    def decode(
+        self,
+        q_sem: Tensor,
+        q_geo: Tensor,
+        cache: LayerCache,
+        *,
+        null: NullKV | None = None,
+        needs_lse: bool = False,
+    ) -> DecodeOutput:
+        """q_sem [B,H,Ds], q_geo [B,H,Dg], both already scaled: score = q_sem.k_sem + q_geo.k_geo.
+
+        Row b attends to its first `cache.lengths[b]` tokens: the newest `cache.residual_len` of them as the
+        residual window holds them, older ones as stored. A row of length 0 without a null token gives zeros
+        and an lse of -inf. Reads nothing past a length, changes nothing that it was given.
+        """
+        ...
+
+
+RequestT = TypeVar("RequestT", contravariant=True)
+BuiltT = TypeVar("BuiltT", covariant=True)
+
+
+class Plugin(Protocol[RequestT, BuiltT]):
+    """What every plugin's hook returns. `options_class` is an attrs class whose defaults are the plugin's."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def contract(self) -> int: ...
+
+    @property
+    def summary(self) -> str:
+        """One line for `dba plugins list` and `info`."""
+        ...
+
+    @property
+    def options_class(self) -> type[Any]: ...
+
+    def supports(self, request: RequestT, options: Any) -> Support: ...
+
+    def build(self, request: RequestT, options: Any) -> BuiltT: ...
+
+
+@attrs.frozen
+class NoOptions:
+    """The options class of a plugin that takes none."""
+
+
+SummarizerPlugin = Plugin[SummarizerRequest, "nn.Module"]
+GatePlugin = Plugin[GateRequest, "nn.Module | None"]
+NullTokenPlugin = Plugin[NullTokenRequest, "nn.Module | None"]
+DecodeBackendPlugin = Plugin[DecodeRequest, DecodeBackend]
+AnyPlugin = Plugin[Any, Any]
