@@ -7,7 +7,7 @@ N memory blocks of L tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import attrs
 
@@ -28,7 +28,7 @@ ENTRY_POINT_GROUPS: dict[Kind, str] = {
 }
 
 #: The number of each kind's contract; a plugin states the one that it was written for.
-CONTRACT_VERSIONS: dict[Kind, int] = {kind: 1 for kind in KINDS}
+CONTRACT_VERSIONS: dict[Kind, int] = dict.fromkeys(KINDS, 1)
 
 
 @attrs.frozen(kw_only=True)
@@ -150,7 +150,7 @@ class NullKV:
 
 @attrs.frozen(kw_only=True, eq=False)
 class DecodeOutput:
-    """out [B,H,Dv] in the query's dtype; lse [B,H] float32 natural log-sum-exp of the scores, when asked for."""
+    """out [B,H,Dv] in the query's dtype; lse [B,H] float32, natural log-sum-exp of the scores, on demand."""
 
     out: Tensor
     lse: Tensor | None = None
@@ -158,7 +158,7 @@ class DecodeOutput:
 
 @runtime_checkable
 class Summarizer(Protocol):
-    """An nn.Module that turns full memory blocks into memory tokens; block n's summary depends on block n alone."""
+    """An nn.Module that turns full memory blocks into memory tokens, each block on its own."""
 
     def __call__(self, k_sem: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """k_sem [B,G,N,L,Ds], v [B,G,N,L,Dv] -> [B,G,N,Ds], [B,G,N,Dv], same dtype and device."""
@@ -238,8 +238,8 @@ class NoOptions:
     """The options class of a plugin that takes none."""
 
 
-SummarizerPlugin = Plugin[SummarizerRequest, "nn.Module"]
-GatePlugin = Plugin[GateRequest, "nn.Module | None"]
-NullTokenPlugin = Plugin[NullTokenRequest, "nn.Module | None"]
-DecodeBackendPlugin = Plugin[DecodeRequest, DecodeBackend]
-AnyPlugin = Plugin[Any, Any]
+SummarizerPlugin: TypeAlias = Plugin[SummarizerRequest, "nn.Module"]
+GatePlugin: TypeAlias = Plugin[GateRequest, "nn.Module | None"]
+NullTokenPlugin: TypeAlias = Plugin[NullTokenRequest, "nn.Module | None"]
+DecodeBackendPlugin: TypeAlias = Plugin[DecodeRequest, DecodeBackend]
+AnyPlugin: TypeAlias = Plugin[Any, Any]

@@ -1,1 +1,36 @@
-"""dba_core/config"""
+"""Configuration: attrs classes with exact types, their converter, presets, files and overrides. No torch."""
+
+from __future__ import annotations
+
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.converter import Serializable
+from dba_core.config.data import DataConfig
+from dba_core.config.generation import GenerationConfig
+from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
+from dba_core.config.loading import LoadedConfig, load_config, render_toml
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices, PluginRecord
+from dba_core.config.run import DEFAULT_KV_POLICY, RunConfig
+from dba_core.config.training import EvaluationConfig, TrainingConfig
+
+__all__ = [
+    "DEFAULT_KV_POLICY",
+    "AttentionConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "KVCachePolicy",
+    "LoadedConfig",
+    "LongSequenceConfig",
+    "ModelConfig",
+    "PluginChoice",
+    "PluginChoices",
+    "PluginRecord",
+    "RunConfig",
+    "Serializable",
+    "TensorFormat",
+    "TrainingConfig",
+    "load_config",
+    "render_toml",
+]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import attrs
 
+from dba_core.config.converter import Serializable
+from dba_core.config.exact import exact_types
 from dba_core.config.validators import at_least, between, one_of, positive
 from dba_core.contracts import AttentionShape
 from dba_core.errors import ConfigError
@@ -17,8 +19,8 @@ from dba_core.errors import ConfigError
 MODES = ("standard", "gqa", "bottleneck", "decoupled")
 
 
-@attrs.frozen(kw_only=True)
-class AttentionConfig:
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class AttentionConfig(Serializable):
     """Sizes and options of one attention layer. None means "derived from the rest" (see `resolved`)."""
 
     mode: str = attrs.field(default="decoupled", validator=one_of(*MODES))
@@ -81,7 +83,8 @@ class AttentionConfig:
             raise ConfigError("is missing; give the model's width", path="d_model")
         if d_model is not None and width != d_model:
             raise ConfigError(
-                f"{width} differs from model.d_model={d_model}; leave it out to take the model's", path="d_model"
+                f"{width} differs from model.d_model={d_model}; leave it out to take the model's",
+                path="d_model",
             )
         sem, geo, v = self._widths(width)
         return attrs.evolve(

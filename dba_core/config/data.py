@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import attrs
 
+from dba_core.config.converter import Serializable
+from dba_core.config.exact import exact_types
 from dba_core.config.validators import between, not_empty, one_of
 
 
-@attrs.frozen(kw_only=True)
-class DataConfig:
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class DataConfig(Serializable):
     """What to train on.
 
     source: `pydoc` (the language reference inside CPython), or the path of a text file, a folder of text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import attrs
 
-from dba_core.config.validators import at_least, between
+from dba_core.config.converter import Serializable
+from dba_core.config.exact import exact_types
+from dba_core.config.validators import MAX_SEED, at_least, between
 
 
-@attrs.frozen(kw_only=True)
-class GenerationConfig:
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class GenerationConfig(Serializable):
     """How text is sampled.
 
     temperature 0 takes the likeliest token. top_k / top_p: None is off. seed: None takes the run's.
@@ -21,5 +23,5 @@ class GenerationConfig:
     temperature: float = attrs.field(default=0.8, validator=at_least(0))
     top_k: int | None = attrs.field(default=None, validator=at_least(1))
     top_p: float | None = attrs.field(default=0.95, validator=between(1e-6, 1))
-    seed: int | None = attrs.field(default=None, validator=at_least(0))
+    seed: int | None = attrs.field(default=None, validator=between(0, MAX_SEED))
     stop: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import attrs
 
+from dba_core.config.exact import exact, exact_types
 from dba_core.errors import ConfigError, unknown
 
 FLOAT_FORMATS = ("fp32", "fp16", "bf16")
@@ -17,11 +18,12 @@ BLOCK_FORMATS = ("q8_0", "q4_0", "nf4")
 FORMATS = FLOAT_FORMATS + BLOCK_FORMATS
 DEFAULT_QBLOCK = 32
 QBLOCKS = (8, 16, 32, 64, 128, 256)
+MAX_RESIDUAL = 10**9 - 1
 _FIELDS = ("ksem", "kgeo", "v", "resid")
 _EXAMPLE = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=exact_types)
 class TensorFormat:
     """How one cached tensor is stored: a format's name and the values per scale (0 for float formats)."""
 
@@ -32,7 +34,9 @@ class TensorFormat:
         if self.format not in FORMATS:
             raise ConfigError(unknown("cache format", self.format, FORMATS))
         if self.format in FLOAT_FORMATS and self.qblock != 0:
-            raise ConfigError(f"{self.format}@{self.qblock}: {self.format} has no blocks; write {self.format}")
+            raise ConfigError(
+                f"{self.format}@{self.qblock}: {self.format} has no blocks; write {self.format}"
+            )
         if self.format in BLOCK_FORMATS and self.qblock not in QBLOCKS:
             allowed = ", ".join(map(str, QBLOCKS))
             raise ConfigError(f"{self.format}@{self.qblock}: block length {self.qblock}; allowed: {allowed}")
@@ -44,8 +48,10 @@ class TensorFormat:
         name, block = name.strip(), block.strip()
         if not at:
             return cls(name, DEFAULT_QBLOCK if name in BLOCK_FORMATS else 0)
-        if not (block.isascii() and block.isdigit()) or int(block) == 0:
-            raise ConfigError(f"{text!r}: the block length after '@' is {block!r}; write a number, as in q4_0@32")
+        if not _is_count(block) or int(block) == 0:
+            raise ConfigError(
+                f"{text!r}: the block length after '@' is {block!r}; write a number, as in q4_0@32"
+            )
         return cls(name, int(block))
 
     @property
@@ -53,7 +59,7 @@ class TensorFormat:
         return f"{self.format}@{self.qblock}" if self.qblock else self.format
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
 class KVCachePolicy:
     """Every setting of the KV cache. Frozen: a policy is replaced as a whole, never in part."""
 
@@ -63,23 +69,28 @@ class KVCachePolicy:
     residual: int = 0
 
     def __attrs_post_init__(self) -> None:
-        if self.residual < 0:
-            raise ConfigError(f"resid={self.residual} is negative; allowed: 0 or more tokens")
+        if not 0 <= self.residual <= MAX_RESIDUAL:
+            raise ConfigError(f"resid={self.residual} is no number of tokens; allowed: 0 to {MAX_RESIDUAL}")
 
     @classmethod
     def parse(cls, text: str) -> KVCachePolicy:
-        """Read `ksem=...,kgeo=...,v=...[,resid=N]`: any order, any spacing, each field once, resid 0 if left out.
+        """Read `ksem=...,kgeo=...,v=...[,resid=N]`: any order, any spacing, each once, resid 0 if left out.
 
         Raises ConfigError that names the part that is wrong and shows an example.
         """
+        exact(text, str)
         found: dict[str, str] = {}
         for part in text.split(","):
             name, equals, value = part.partition("=")
             name, value = name.strip(), value.strip()
             if not equals or not value:
-                raise ConfigError(f"{part.strip()!r} is not name=value in KV policy {text!r}. Example: {_EXAMPLE}")
+                raise ConfigError(
+                    f"{part.strip()!r} is not name=value in KV policy {text!r}. Example: {_EXAMPLE}"
+                )
             if name not in _FIELDS:
-                raise ConfigError(f"KV policy {text!r}: {unknown('field', name, _FIELDS)} Example: {_EXAMPLE}")
+                raise ConfigError(
+                    f"KV policy {text!r}: {unknown('field', name, _FIELDS)} Example: {_EXAMPLE}"
+                )
             if name in found:
                 raise ConfigError(f"KV policy {text!r}: {name!r} is given twice. Example: {_EXAMPLE}")
             found[name] = value
@@ -106,6 +117,11 @@ class KVCachePolicy:
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ConfigError(f"resid={text!r} is not a number of tokens; allowed: 0 or more")
+    if not _is_count(text):
+        raise ConfigError(f"resid={text!r} is no number of tokens; allowed: 0 to {MAX_RESIDUAL}")
     return int(text)
+
+
+def _is_count(text: str) -> bool:
+    """Plain digits, no more than MAX_RESIDUAL has."""
+    return text.isascii() and text.isdigit() and len(text) <= len(str(MAX_RESIDUAL))

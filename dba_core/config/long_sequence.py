@@ -1,14 +1,16 @@
-"""The configuration of the long-sequence training path: memory tokens for the far past, full resolution nearby."""
+"""The configuration of the long-sequence path: memory tokens for the far past, full resolution nearby."""
 
 from __future__ import annotations
 
 import attrs
 
+from dba_core.config.converter import Serializable
+from dba_core.config.exact import exact_types
 from dba_core.config.validators import at_least
 
 
-@attrs.frozen(kw_only=True)
-class LongSequenceConfig:
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class LongSequenceConfig(Serializable):
     """Knobs of the long-sequence training path, all explicit. None means "chosen from device and length".
 
     threshold: tokens from which the path is taken; None: max(3072, 0.75 x context).
@@ -27,7 +29,7 @@ class LongSequenceConfig:
     mass_correction: bool = True
 
     def resolved(self, *, context: int, device: str = "cpu") -> LongSequenceConfig:
-        """The same with every None (but `mem_summarizer`, which the registry chooses) replaced by its number."""
+        """The same with every None replaced by its number, but `mem_summarizer`: the registry chooses."""
         cuda = device.startswith("cuda")
         long_cuda = cuda and context >= 8192
         return attrs.evolve(
@@ -37,3 +39,9 @@ class LongSequenceConfig:
             local_window=self.local_window if self.local_window is not None else (1024 if long_cuda else 512),
             q_chunk=self.q_chunk if self.q_chunk is not None else (256 if cuda else 128),
         )
+
+
+#: The flat spelling of each knob in older configurations, `train_long_seq_enabled` and so on, -> the field.
+FLAT_SPELLINGS: dict[str, str] = {
+    f"train_long_seq_{field.name}": field.name for field in attrs.fields(LongSequenceConfig)
+}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import attrs
 
 from dba_core.config.attention import AttentionConfig
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.converter import Serializable
+from dba_core.config.exact import exact_types, mismatch
+from dba_core.config.long_sequence import FLAT_SPELLINGS, LongSequenceConfig
 from dba_core.config.validators import at_least, between, one_of, positive
 from dba_core.errors import ConfigError
 
@@ -13,8 +18,8 @@ NORMS = ("rmsnorm", "layernorm")
 MLPS = ("swiglu", "gelu")
 
 
-@attrs.frozen(kw_only=True)
-class ModelConfig:
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class ModelConfig(Serializable):
     """A pre-norm transformer. None means "derived from the rest" (see `resolved`).
 
     vocab_size: None takes the tokenizer's. d_ff: None is 4 d_model for gelu and 8/3 d_model, rounded up to a
@@ -36,6 +41,27 @@ class ModelConfig:
     dropout: float = attrs.field(default=0.0, validator=between(0, 1, open_high=True))
     attention: AttentionConfig = attrs.field(factory=AttentionConfig)
     train_long_seq: LongSequenceConfig = attrs.field(factory=LongSequenceConfig)
+
+    @classmethod
+    def prepare(cls, data: Any) -> Any:
+        """Takes the flat spelling of older configurations too: `train_long_seq_enabled` and so on."""
+        if not isinstance(data, Mapping) or not FLAT_SPELLINGS.keys() & data.keys():
+            return data
+        nested = data.get("train_long_seq", {})
+        if not isinstance(nested, Mapping):
+            raise ConfigError(mismatch(nested, "a table"), path="train_long_seq")
+        knobs = dict(nested)
+        for flat, field in FLAT_SPELLINGS.items():
+            if flat not in data:
+                continue
+            if field in knobs and knobs[field] != data[flat]:
+                raise ConfigError(
+                    f"{data[flat]!r} contradicts train_long_seq.{field}={knobs[field]!r}; give one of them",
+                    path=flat,
+                )
+            knobs[field] = data[flat]
+        rest = {key: value for key, value in data.items() if key not in FLAT_SPELLINGS}
+        return {**rest, "train_long_seq": knobs}
 
     def __attrs_post_init__(self) -> None:
         try:

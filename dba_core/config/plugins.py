@@ -6,12 +6,14 @@ from typing import Any
 
 import attrs
 
+from dba_core.config.converter import Serializable
+from dba_core.config.exact import exact_types
 from dba_core.config.validators import not_empty
 from dba_core.contracts import Kind
 
 
-@attrs.frozen(kw_only=True)
-class PluginRecord:
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class PluginRecord(Serializable):
     """What a run really used: written by the registry, checked when the configuration is run again."""
 
     distribution: str
@@ -20,17 +22,22 @@ class PluginRecord:
     why: str
 
 
-@attrs.frozen
-class PluginChoice:
-    """A plugin by name (`auto` lets the registry choose) with its options; `record` only in a resolved config."""
+@attrs.frozen(field_transformer=exact_types)
+class PluginChoice(Serializable):
+    """A plugin by name (`auto`: the registry chooses) and its options; `record` only in a resolved config."""
 
     name: str = attrs.field(default="auto", validator=not_empty)
     options: dict[str, Any] = attrs.field(factory=dict, kw_only=True)
     record: PluginRecord | None = attrs.field(default=None, kw_only=True)
 
+    @classmethod
+    def prepare(cls, data: Any) -> Any:
+        """A bare name stands for a choice without options."""
+        return {"name": data} if isinstance(data, str) else data
 
-@attrs.frozen(kw_only=True)
-class PluginChoices:
+
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class PluginChoices(Serializable):
     """One choice per kind."""
 
     summarizer: PluginChoice = attrs.field(factory=PluginChoice)

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import attrs
 
+from dba_core.config.converter import Serializable
 from dba_core.config.data import DataConfig
+from dba_core.config.exact import exact_types
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoices
 from dba_core.config.training import EvaluationConfig, TrainingConfig
-from dba_core.config.validators import at_least, not_empty, one_of
+from dba_core.config.validators import MAX_SEED, between, device_name, not_empty, one_of
+from dba_core.errors import ConfigError
 
 DEFAULT_KV_POLICY = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=32")
 
 
-@attrs.frozen(kw_only=True)
-class RunConfig:
-    """Everything that decides a run. device: `auto`, `cpu`, `cuda` or `cuda:N`. dtype: that of the forward pass
-    (`bfloat16` is autocast; the weights stay float32)."""
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class RunConfig(Serializable):
+    """Everything that decides a run.
+
+    device: `auto`, `cpu`, `cuda` or `cuda:N`. dtype: that of the forward pass (`bfloat16` is autocast; the
+    weights stay float32).
+    """
 
     name: str = attrs.field(default="default", validator=not_empty)
-    seed: int = attrs.field(default=1337, validator=at_least(0))
-    device: str = attrs.field(default="auto", validator=not_empty)
+    seed: int = attrs.field(default=1337, validator=between(0, MAX_SEED))
+    device: str = attrs.field(default="auto", validator=device_name)
     dtype: str = attrs.field(default="float32", validator=one_of("float32", "bfloat16"))
     model: ModelConfig = attrs.field(factory=ModelConfig)
     data: DataConfig = attrs.field(factory=DataConfig)
@@ -31,3 +37,25 @@ class RunConfig:
     generation: GenerationConfig = attrs.field(factory=GenerationConfig)
     kv_policy: KVCachePolicy = DEFAULT_KV_POLICY
     plugins: PluginChoices = attrs.field(factory=PluginChoices)
+
+    def __attrs_post_init__(self) -> None:
+        """`plugins.summarizer.name` and `model.train_long_seq.mem_summarizer` are one setting."""
+        plugin, memory = self.plugins.summarizer.name, self.model.train_long_seq.mem_summarizer
+        if memory is None or memory == "auto":
+            self._set_mem_summarizer(None if plugin == "auto" else plugin)
+        elif plugin == "auto":
+            choice = attrs.evolve(self.plugins.summarizer, name=memory)
+            object.__setattr__(self, "plugins", attrs.evolve(self.plugins, summarizer=choice))
+        elif plugin.rpartition(":")[2] == memory.rpartition(":")[2]:
+            self._set_mem_summarizer(plugin)
+        else:
+            raise ConfigError(
+                f"{plugin!r} contradicts model.train_long_seq.mem_summarizer={memory!r}: one setting, "
+                "give it once",
+                path="plugins.summarizer.name",
+            )
+
+    def _set_mem_summarizer(self, name: str | None) -> None:
+        if self.model.train_long_seq.mem_summarizer != name:
+            knobs = attrs.evolve(self.model.train_long_seq, mem_summarizer=name)
+            object.__setattr__(self, "model", attrs.evolve(self.model, train_long_seq=knobs))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import attrs
 
+from dba_core.config.converter import Serializable
+from dba_core.config.exact import exact_types
 from dba_core.config.validators import at_least, between, positive
 from dba_core.errors import ConfigError
 
 
-@attrs.frozen(kw_only=True)
-class TrainingConfig:
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class TrainingConfig(Serializable):
     """AdamW with warmup and cosine decay.
 
     batch_size: sequences per optimizer step over all processes and accumulation steps together.
@@ -43,12 +45,12 @@ class TrainingConfig:
             )
 
 
-@attrs.frozen(kw_only=True)
-class EvaluationConfig:
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class EvaluationConfig(Serializable):
     """The evaluation at the end of a run.
 
-    tokens: held-out tokens of the final loss, None for all. fidelity_tokens: held-out tokens for the comparison
-    of the chosen KV policy with an fp32 cache through the decode path; 0 leaves it out.
+    tokens: held-out tokens of the final loss, None for all. fidelity_tokens: held-out tokens for comparing
+    the chosen KV policy with an fp32 cache through the decode path; 0 leaves it out.
     """
 
     tokens: int | None = attrs.field(default=None, validator=at_least(1))

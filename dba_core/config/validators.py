@@ -1,8 +1,9 @@
-"""Validators for the attrs classes: each error names the value, what is allowed and the field's own name as path."""
+"""Validators for the attrs classes: an error names the value, what is allowed and the field as its path."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,12 +11,15 @@ from dba_core.errors import ConfigError, unknown
 
 Validator = Callable[[Any, Any, Any], None]
 
+#: The largest seed that torch's generators and numpy's take alike.
+MAX_SEED = 2**63 - 1
+
 
 def at_least(low: float) -> Validator:
     """The value is finite and >= `low`; None passes (it stands for "chosen later")."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
-        if value is not None and not (math.isfinite(value) and value >= low):
+        if value is not None and not low <= value < math.inf:
             raise ConfigError(f"{value} is too small; allowed: at least {low:g}", path=attribute.name)
 
     return check
@@ -29,7 +33,7 @@ def between(low: float, high: float, *, open_high: bool = False) -> Validator:
             return
         inside = low <= value < high if open_high else low <= value <= high
         if not inside:
-            bound = f"{low:g} <= value {'<' if open_high else '<='} {high:g}"
+            bound = f"{low} <= value {'<' if open_high else '<='} {high}"
             raise ConfigError(f"{value} is out of range; allowed: {bound}", path=attribute.name)
 
     return check
@@ -39,7 +43,7 @@ def positive() -> Validator:
     """The value is finite and > 0; None passes."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
-        if value is not None and not (math.isfinite(value) and value > 0):
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{value} is not positive; allowed: any number above 0", path=attribute.name)
 
     return check
@@ -59,3 +63,9 @@ def not_empty(instance: Any, attribute: Any, value: Collection[Any]) -> None:
     """The text or collection holds something."""
     if not value:
         raise ConfigError("is empty; give a value", path=attribute.name)
+
+
+def device_name(instance: Any, attribute: Any, value: str) -> None:
+    """`auto`, `cpu`, `cuda` or `cuda:N`; whether it is there is not asked here."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
+        raise ConfigError(f"unknown device {value!r}; allowed: auto, cpu, cuda, cuda:N", path=attribute.name)

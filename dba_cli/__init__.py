@@ -1,0 +1,1 @@
+"""The command line `dba`: click commands, each imported only when it is called."""

@@ -1,0 +1,39 @@
+"""`dba eval`: held-out loss of a run's model and fidelity of a KV policy, on the run's own data or on other data."""
+
+from __future__ import annotations
+
+import click
+
+from dba_cli.legacy import refuse_legacy_flags
+from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
+
+
+@refuse_legacy_flags
+@click.command("eval")
+@run_options
+@click.option("--data", metavar="PATH", help="Other data, all of it. Without it: the run's held-out part.")
+@click.option("--kv-policy", metavar="TEXT", help=f"{KV_POLICY_HELP} Without it: the run's own.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def evaluate(run_flags: RunFlags, data: str | None, kv_policy: str | None, as_json: bool) -> None:
+    """Held-out loss, perplexity, bits per byte and KV-cache fidelity of RUN.
+
+    RUN is a run's folder, a unique part of its name under runs/, or 'latest'.
+
+    \b
+    Examples:
+      dba eval latest
+      dba eval latest --kv-policy "ksem=q4_0@32,kgeo=q4_0@32,v=q4_0@32,resid=0"
+      dba eval latest --data other.txt --json
+    """
+    from dba_cli.rendering import echo_json, sections
+    from dba_core.config.kv_policy import KVCachePolicy
+
+    policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
+    run = run_flags.load()
+    from dba_core.runs.evaluate import evaluate_run
+
+    result = evaluate_run(run, data=data, policy=policy)
+    if as_json:
+        echo_json(result.to_dict())
+        return
+    sections(f"Evaluation of {run.folder.path}", [result.section()])

@@ -1,0 +1,128 @@
+"""`dba run`: train, evaluate and decode one model, and leave a folder that explains itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dba_cli.legacy import refuse_legacy_flags
+from dba_cli.options import ConfigFlags, config_options
+from dba_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from dba_core.runs.summary import Summary
+
+
+@refuse_legacy_flags
+@click.command()
+@config_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the run's folder is made.",
+)
+@click.option("--resume", metavar="RUN", help="Go on with an interrupted run, in its own folder.")
+@click.option("--print-config", is_flag=True, help="Show every value and where it came from, and stop.")
+@click.option("--dry-run", is_flag=True, help="Show sizes, costs and plugins; train nothing, write nothing.")
+@click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from the installed ones.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")
+def run(
+    flags: ConfigFlags,
+    out: Path,
+    resume: str | None,
+    print_config: bool,
+    dry_run: bool,
+    allow_drift: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train, evaluate and decode a model; leave a run folder.
+
+    Settings: defaults < --preset < --config < DBA__SECTION__KEY variables < --set, --plugin, --kv-policy.
+
+    \b
+    Examples:
+      dba run
+      dba run --preset shakespeare-cpu --data input.txt
+      dba run --plugin gate=static --plugin null_token=learned
+      dba run --kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=64"
+      dba run --set training.steps=100 --set model.n_layers=2 --name small
+      dba run --dry-run --preset paper-decoupled
+      dba run --config runs/latest/resolved_config.json
+      dba run --resume latest
+    """
+    if sum((resume is not None, print_config, dry_run)) > 1:
+        raise UsageError("--resume, --print-config and --dry-run exclude each other; give one of them")
+    if resume is not None:
+        _resume(resume, flags, allow_drift=allow_drift, as_json=as_json, quiet=quiet)
+    elif print_config:
+        from dba_cli.commands.config import print_config as show
+
+        show(flags, as_json=as_json)
+    elif dry_run:
+        _dry_run(flags, allow_drift=allow_drift, as_json=as_json)
+    else:
+        _run(flags, out, allow_drift=allow_drift, as_json=as_json, quiet=quiet)
+
+
+def _run(flags: ConfigFlags, out: Path, *, allow_drift: bool, as_json: bool, quiet: bool) -> None:
+    loaded = flags.load()
+    from dba_cli.progress import TerminalReporter
+    from dba_core.runs.job import run_job
+
+    with TerminalReporter(quiet=quiet) as reporter:
+        run_job(loaded, root=out, reporter=reporter, allow_drift=allow_drift)
+    _show(reporter.summary, as_json=as_json)
+
+
+def _resume(text: str, flags: ConfigFlags, *, allow_drift: bool, as_json: bool, quiet: bool) -> None:
+    refused = [flag for flag in flags.given if flag != "--device"]
+    if refused:
+        raise UsageError(
+            f"--resume goes on with the configuration that the run recorded, so {', '.join(refused)} cannot change it; "
+            "leave them out, or start a new run with --config RUN/resolved_config.json"
+        )
+    from dba_cli.progress import TerminalReporter
+    from dba_core.runs.folder import find_run
+    from dba_core.runs.job import resume_job
+
+    folder = find_run(text)
+    with TerminalReporter(quiet=quiet) as reporter:
+        resume_job(folder, device=flags.device, reporter=reporter, allow_drift=allow_drift)
+    _show(reporter.summary, as_json=as_json)
+
+
+def _dry_run(flags: ConfigFlags, *, allow_drift: bool, as_json: bool) -> None:
+    loaded = flags.load()
+    from dba_cli.rendering import echo_json, sections
+    from dba_core.runs.dry_run import dry_run
+    from dba_core.runs.summary_text import dry_run_sections
+
+    result = dry_run(loaded, allow_drift=allow_drift)
+    if as_json:
+        echo_json(result.to_dict())
+        return
+    sections(f"Run {result.name}, not trained", dry_run_sections(result))
+
+
+def _show(summary: Summary | None, *, as_json: bool) -> None:
+    """Nothing on the other processes of a torchrun, which have no summary."""
+    if summary is None:
+        return
+    from dba_cli.rendering import echo_json, sections
+    from dba_core.runs.summary_text import summary_sections
+
+    if as_json:
+        echo_json(summary.to_dict())
+        return
+    sections(f"Run {summary.name}", summary_sections(summary))
+    click.echo(f"\nSample: {summary.sample.prompt}{summary.sample.text}\n")
+    click.echo(f"Everything is in {summary.folder}. Go on with:")
+    for command in (summary.commands.sample, summary.commands.evaluate, summary.commands.repeat):
+        click.echo(f"  {command}")

@@ -1,0 +1,55 @@
+"""What an error looks like on the terminal: one paragraph on stderr, a traceback only with DBA_TRACEBACK=1.
+
+Called by `main`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from types import TracebackType
+
+import click
+
+
+def wants_traceback() -> bool:
+    return os.environ.get("DBA_TRACEBACK", "0") not in ("", "0")
+
+
+def explain(error: Exception) -> None:
+    """Print an expected error."""
+    if wants_traceback():
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+        return
+    _echo(str(error))
+
+
+def explain_click(error: click.ClickException) -> None:
+    """Print a usage error with the place where help is found."""
+    text = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        text = f"{text} See '{error.ctx.command_path} --help'."
+    _echo(text)
+
+
+def install_excepthook() -> None:
+    """An exception that nobody expected ends the process with exit code 1 and a short text."""
+    sys.excepthook = _unexpected
+
+
+def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if wants_traceback():
+        traceback.print_exception(kind, error, trace, file=sys.stderr)
+        return
+    where = traceback.extract_tb(trace)[-1:] if trace is not None else []
+    place = "".join(
+        f" in {frame.name} (line {frame.lineno} of {os.path.basename(frame.filename)})" for frame in where
+    )
+    _echo(f"unexpected {kind.__name__}{place}: {error}. Set DBA_TRACEBACK=1 to see where it came from.")
+
+
+def _echo(text: str) -> None:
+    """One paragraph on stderr; coloured on a terminal unless NO_COLOR is set."""
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {text}", err=True, color=color)

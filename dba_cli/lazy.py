@@ -1,0 +1,69 @@
+"""Click groups that know their commands by name and one line of help, and import a command when it is called.
+
+`dba --help` therefore costs click and nothing else. Called by `main` and the command groups.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import click
+
+from dba_core.errors import nearest
+
+
+@attrs.frozen
+class LazyCommand:
+    """Where a command lives (`module:name`) and the line that help shows for it."""
+
+    target: str
+    summary: str
+
+    def load(self) -> click.Command:
+        module, _, name = self.target.partition(":")
+        command = vars(importlib.import_module(module))[name]
+        assert isinstance(command, click.Command), self.target
+        return command
+
+
+class HintingGroup(click.Group):
+    """A group that shows its help when nothing is asked for and names the nearest command for a wrong one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            click.echo(self.get_help(ctx))
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-") and not ctx.resilient_parsing:
+            close = nearest(args[0], names)
+            hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint} Commands: {', '.join(names)}.", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(HintingGroup):
+    """A group whose commands are imported on use."""
+
+    def __init__(self, *args: Any, lazy: Mapping[str, LazyCommand], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = dict(lazy)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.lazy:
+            return None
+        return self.lazy[cmd_name].load()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.summary) for name, command in self.lazy.items()])

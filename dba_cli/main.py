@@ -1,0 +1,81 @@
+"""The entry point of the `dba` script: the group of all commands, and what an error becomes.
+
+Nothing heavy is imported here: no torch, no plugin, no configuration class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from dba_cli.failure import explain, explain_click, install_excepthook
+from dba_cli.lazy import LazyCommand, LazyGroup
+from dba_core.errors import DBAError
+
+INTERRUPTED = 130
+
+_COMMANDS = {
+    "run": LazyCommand("dba_cli.commands.run:run", "Train, evaluate and decode a model; leave a run folder."),
+    "sample": LazyCommand("dba_cli.commands.sample:sample", "Continue a prompt with the model of a run."),
+    "eval": LazyCommand("dba_cli.commands.eval:evaluate", "Held-out loss and KV-cache fidelity of a run."),
+    "plugins": LazyCommand("dba_cli.commands.plugins:plugins", "List, describe and explain plugins."),
+    "config": LazyCommand("dba_cli.commands.config:config", "Show and check configurations; list presets."),
+    "completion": LazyCommand("dba_cli.commands.completion:completion", "Print a shell completion script."),
+}
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+
+    click.echo(f"dba {version('dba')}")
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 ok, 1 the run failed, 2 usage, 3 configuration or data, 4 plugin missing or broken, "
+    "5 a recorded configuration does not match what is installed, 130 interrupted. "
+    "DBA_TRACEBACK=1 shows the Python traceback of an error.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Print the version and exit.",
+)
+def cli() -> None:
+    """Decoupled bottleneck attention: small KV caches, every part a plugin.
+
+    \b
+    Examples:
+      dba run
+      dba run --plugin gate=static --plugin null_token=learned --kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=64"
+      dba sample latest --prompt "The "
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Errors become one paragraph on stderr."""
+    install_excepthook()
+    try:
+        result = cli.main(args=argv, prog_name="dba", standalone_mode=False)
+    except DBAError as error:
+        explain(error)
+        return error.exit_code
+    except click.ClickException as error:
+        explain_click(error)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        return INTERRUPTED
+    except OSError as error:
+        explain(error)
+        return 1
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,121 @@
+"""The options that choose a configuration, shared by `run`, `config` and `plugins why`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from dba_cli.run_options import KV_POLICY_HELP
+
+if TYPE_CHECKING:
+    from dba_core.config.loading import LoadedConfig
+
+Command = Callable[..., Any]
+
+
+@attrs.frozen(kw_only=True)
+class ConfigFlags:
+    """What the command line says about the configuration, as typed."""
+
+    preset: str | None = None
+    config_file: Path | None = None
+    sets: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    kv_policy: str | None = None
+    data: str | None = None
+    name: str | None = None
+    device: str | None = None
+    compile_model: bool = False
+
+    @property
+    def given(self) -> list[str]:
+        """The flags that were used, for the places where they may not be."""
+        used = {
+            "--preset": self.preset,
+            "--config": self.config_file,
+            "--set": self.sets,
+            "--plugin": self.plugins,
+            "--kv-policy": self.kv_policy,
+            "--data": self.data,
+            "--name": self.name,
+            "--device": self.device,
+            "--compile": self.compile_model,
+        }
+        return [flag for flag, value in used.items() if value not in (None, (), False)]
+
+    @property
+    def all_sets(self) -> tuple[str, ...]:
+        """`--set`, then the flags that are short for one: `--data X` is `--set data.source=X`."""
+        short = {"data.source": self.data, "name": self.name, "device": self.device}
+        sets = [f"{key}={_toml_string(value)}" for key, value in short.items() if value is not None]
+        if self.compile_model:
+            sets.append("training.compile=true")
+        return (*self.sets, *sets)
+
+    def load(self) -> LoadedConfig:
+        """Defaults < preset < file < environment < the command line. Raises ConfigError."""
+        from dba_core.config.loading import load_config
+
+        return load_config(
+            preset=self.preset,
+            file=self.config_file,
+            environ=os.environ,
+            sets=self.all_sets,
+            plugins=self.plugins,
+            kv_policy=self.kv_policy,
+        )
+
+
+def _toml_string(text: str) -> str:
+    """A TOML basic string is a JSON string."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+_OPTIONS = (
+    click.option("--preset", metavar="NAME", help="Start from a preset (see 'dba config presets')."),
+    click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="A .toml or .json configuration, e.g. a run's resolved_config.json.",
+    ),
+    click.option(
+        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one key: --set model.d_model=256."
+    ),
+    click.option(
+        "--plugin",
+        "plugins",
+        multiple=True,
+        metavar="KIND=NAME[:K=V,...]",
+        help="Choose a plugin.",
+    ),
+    click.option("--kv-policy", metavar="TEXT", help=KV_POLICY_HELP),
+    click.option(
+        "--data", metavar="PATH", help="Corpus: 'pydoc', a text file, a folder, a .npy or .bin file."
+    ),
+    click.option("--name", metavar="NAME", help="The run's name."),
+    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
+    click.option("--compile", "compile_model", is_flag=True, help="Compile the model with torch.compile."),
+)
+
+
+def config_options(command: Command) -> Command:
+    """Add the options; the command gets them as one `flags: ConfigFlags`."""
+    names = [field.name for field in attrs.fields(ConfigFlags)]
+
+    @functools.wraps(command)
+    def with_flags(*args: Any, **kwargs: Any) -> Any:
+        flags = ConfigFlags(**{name: kwargs.pop(name) for name in names})
+        return command(*args, flags=flags, **kwargs)
+
+    for option in reversed(_OPTIONS):
+        with_flags = option(with_flags)
+    return with_flags

@@ -1,0 +1,97 @@
+"""What a job says while it runs, on stderr: a progress bar on a terminal, plain lines elsewhere, or nothing.
+
+Implements `dba_core.runs.report.Reporter`; the summary itself goes to stdout at the end.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dba_cli.rendering import console
+
+if TYPE_CHECKING:
+    from dba_core.runs.summary import Summary
+    from dba_core.training.events import TrainEvent
+
+
+class TerminalReporter:
+    """Reports to stderr. quiet: warnings only."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.summary: Summary | None = None
+        self._console = console(stderr=True)
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._held_out = ""
+
+    def __enter__(self) -> TerminalReporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def phase(self, text: str) -> None:
+        self.close()
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(text))
+
+    def warning(self, text: str) -> None:
+        self._console.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def finished(self, summary: Summary) -> None:
+        self.close()
+        self.summary = summary
+
+    def training(self, event: TrainEvent) -> None:
+        from dba_core.training.events import Evaluated, Interrupted, StepFinished, TrainingStarted
+
+        if self._quiet:
+            return
+        if isinstance(event, TrainingStarted):
+            self._start(event.first_step, event.steps)
+        elif isinstance(event, StepFinished):
+            self._step(event.step, event.loss, event.tokens_per_second)
+        elif isinstance(event, Evaluated):
+            self._evaluated(event.step, event.loss, event.is_best)
+        elif isinstance(event, Interrupted):
+            self.note(f"Interrupted after step {event.step}; saving.")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._task = None, None
+
+    def _start(self, first_step: int, steps: int) -> None:
+        if not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=first_step, state="")
+        self._bar.start()
+
+    def _step(self, step: int, loss: float, tokens_per_second: float) -> None:
+        if self._bar is not None and self._task is not None:
+            state = f"loss {loss:.3f}{self._held_out}  {tokens_per_second:,.0f} tokens/s"
+            self._bar.update(self._task, completed=step, state=state)
+
+    def _evaluated(self, step: int, loss: float, is_best: bool) -> None:
+        self._held_out = f"  held-out {loss:.3f}"
+        if self._bar is None:
+            self.note(f"step {step}: held-out loss {loss:.4f}{' (best)' if is_best else ''}")

@@ -1,0 +1,102 @@
+"""The options that choose a run and its checkpoint, shared by `sample` and `eval`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from dba_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from dba_core.config.plugins import PluginChoice
+    from dba_core.contracts import Kind
+    from dba_core.runs.load import Run
+
+Command = Callable[..., Any]
+
+KV_POLICY_HELP = (
+    "Every KV-cache setting at once: a format for semantic keys, geometric keys and values, and how many of the "
+    "newest tokens are read in fp16."
+)
+
+
+@attrs.frozen(kw_only=True)
+class RunFlags:
+    """Which run, as typed."""
+
+    run: str
+    checkpoint: str
+    plugins: tuple[str, ...]
+    device: str | None
+    allow_drift: bool
+
+    def load(self) -> Run:
+        """Raises UsageError for no such run or a plugin that the weights depend on."""
+        replaced = dict(map(_decode_backend, self.plugins))
+        from dba_core.runs.folder import find_run
+
+        folder = find_run(self.run)
+        from dba_core.runs.load import load_run
+
+        run = load_run(
+            folder.path,
+            self.checkpoint,
+            device=self.device,
+            plugins=replaced,
+            allow_drift=self.allow_drift,
+        )
+        for warning in run.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        return run
+
+
+def _decode_backend(text: str) -> tuple[Kind, PluginChoice]:
+    from dba_core.config.overrides import parse_plugin
+    from dba_core.config.plugins import PluginChoice
+
+    kind, name, options = parse_plugin(text)
+    if kind != "decode_backend":
+        raise UsageError(
+            f"--plugin {text!r}: a trained model keeps its {kind}; only decode_backend can be chosen here, as in "
+            "--plugin decode_backend=streaming"
+        )
+    return kind, PluginChoice(name, options=options)
+
+
+_OPTIONS = (
+    click.argument("run"),
+    click.option(
+        "--checkpoint",
+        type=click.Choice(["best", "last"]),
+        default="best",
+        show_default=True,
+        help="Which weights.",
+    ),
+    click.option(
+        "--plugin",
+        "plugins",
+        multiple=True,
+        metavar="decode_backend=NAME[:K=V,...]",
+        help="Another decode backend than the run's.",
+    ),
+    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Without it: the run's."),
+    click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from the installed."),
+)
+
+
+def run_options(command: Command) -> Command:
+    """Add the options; the command gets them as one `run_flags: RunFlags`."""
+    names = [field.name for field in attrs.fields(RunFlags)]
+
+    @functools.wraps(command)
+    def with_flags(*args: Any, **kwargs: Any) -> Any:
+        run_flags = RunFlags(**{name: kwargs.pop(name) for name in names})
+        return command(*args, run_flags=run_flags, **kwargs)
+
+    for option in reversed(_OPTIONS):
+        with_flags = option(with_flags)
+    return with_flags

@@ -1,0 +1,83 @@
+"""Rotary position embedding on the geometric path (Su et al. 2021), half-split convention of Llama:
+
+    (a, b) = halves of x;   x' = (a cos - b sin, b cos + a sin),   angle[p, i] = p * theta^(-2i/D)
+
+Angles are taken in float64 and rounded once, so that position 100,000 is as exact as position 1. A table of
+frequencies may differ by KV head. Called by attention.projections.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope_frequencies(head_dim: int, theta: float) -> Tensor:
+    """The geometric series theta^(-2i/D), radians per token: float64 [D/2]. head_dim is even."""
+    if head_dim % 2:
+        raise ValueError(f"head_dim={head_dim} is odd; RoPE rotates pairs of channels, so give an even width")
+    return theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [...,D] by angles whose cos and sin [...,D/2] broadcast against its halves; x's dtype."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+def apply_rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
+    """x [B,H,T,D] rotated to positions [T] or [B,T] (tokens) by frequencies [D/2] or [G,D/2] (radians per token).
+
+    With a table per KV head, query head h takes row h // (H/G). Same shape and dtype as x.
+    """
+    angles = positions.double()[..., None, None] * frequencies.double()  # [(B,) T, G or 1, D/2]
+    cos, sin = (per_head(t.to(_table_dtype(x)), n_heads=x.shape[1]) for t in (angles.cos(), angles.sin()))
+    return rotate_halves(x, cos, sin)
+
+
+def per_head(table: Tensor, *, n_heads: int) -> Tensor:
+    """[(B,) T, G or 1, D/2] -> [(B,) 1 or n_heads, T, D/2]: the table as it broadcasts against [B,H,T,D/2]."""
+    kv_heads = table.shape[-2]
+    if kv_heads > 1:
+        table = table.repeat_interleave(n_heads // kv_heads, dim=-2)
+    return table.transpose(-3, -2)
+
+
+def _table_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class RopeTable:
+    """cos and sin of the positions used so far, grown in powers of two; in no state_dict.
+
+    frequencies: [D/2], or [G,D/2] for a table per KV head.
+    """
+
+    def __init__(self, frequencies: Tensor) -> None:
+        self.frequencies = (frequencies if frequencies.dim() == 2 else frequencies[None]).double().cpu()
+        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, length: int, like: Tensor) -> Tensor:
+        """[2, n, G or 1, D/2] with n >= length: cos and sin on `like`'s device, float32 (float64 for float64)."""
+        key = (like.device, _table_dtype(like))
+        table = self._tables.get(key)
+        if table is None or table.shape[1] < length:
+            table = self._make(length, *key)
+            self._tables[key] = table
+        return table
+
+    def at(self, positions: Tensor, longest: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin at positions [T] or [B,T], all of them < longest: each [(B,) T, G or 1, D/2]."""
+        cos, sin = self(longest, like)
+        return cos[positions], sin[positions]
+
+    def span(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions start..stop-1: each [stop-start, G or 1, D/2], views."""
+        cos, sin = self(stop, like)
+        return cos[start:stop], sin[start:stop]
+
+    def _make(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        rows = 1 << max(6, (length - 1).bit_length())
+        with torch.inference_mode(False), torch.no_grad():  # a table made while sampling must serve training too
+            angles = torch.arange(rows, dtype=torch.float64)[:, None, None] * self.frequencies
+            return torch.stack([angles.cos(), angles.sin()]).to(device=device, dtype=dtype)

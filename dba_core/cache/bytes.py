@@ -1,0 +1,113 @@
+"""Bytes of a KV cache by arithmetic alone, equal to what `LayerCache` allocates. No torch.
+
+    tensor:  G * code_bytes(D) + 2 * ceil(G*D / qblock)              per token
+    layer:   batch * (capacity * bytes_per_token + residual_bytes)   = LayerCache.nbytes
+    model:   n_layers * layer
+
+Called by the run summary, the memory plot, the tables of the documentation and `dba run --dry-run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from dba_core.cache.formats.info import format_info
+from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
+from dba_core.contracts import AttentionShape
+
+#: The context at which summaries quote cache sizes ("128k").
+LONG_CONTEXT = 131072
+
+#: Bytes of one value in the residual window and in the standard cache (fp16).
+_FP16_BYTES = 2
+
+_LEAST_ROLLBACK = 64
+
+
+def default_rollback(policy: KVCachePolicy) -> int:
+    """How many tokens `truncate` can take back exactly when nothing else is asked for."""
+    return max(policy.residual, _LEAST_ROLLBACK)
+
+
+def tensor_bytes_per_token(n_heads: int, head_dim: int, tensor_format: TensorFormat) -> int:
+    """Codes and scales of one token in one cached tensor."""
+    info = format_info(tensor_format.format)
+    return n_heads * info.code_bytes(head_dim) + info.scale_bytes(n_heads * head_dim, tensor_format.qblock)
+
+
+def tensor_residual_bytes(
+    n_heads: int, head_dim: int, tensor_format: TensorFormat, *, residual: int, rollback: int
+) -> int:
+    """The fp16 ring of one sequence in one cached tensor: residual + rollback tokens, block formats only."""
+    if not residual or not format_info(tensor_format.format).quantized:
+        return 0
+    return _FP16_BYTES * n_heads * head_dim * (residual + rollback)
+
+
+def bytes_per_token(shape: AttentionShape, policy: KVCachePolicy) -> int:
+    """Bytes that one more token takes in one layer of one sequence."""
+    return sum(tensor_bytes_per_token(shape.n_kv_heads, width, fmt) for width, fmt in _tensors(shape, policy))
+
+
+def residual_bytes(shape: AttentionShape, policy: KVCachePolicy, rollback: int | None = None) -> int:
+    """Bytes of the residual window of one layer of one sequence, whatever its length.
+
+    rollback: None is `default_rollback(policy)`, as in `LayerCache`.
+    """
+    back = default_rollback(policy) if rollback is None else rollback
+    return sum(
+        tensor_residual_bytes(shape.n_kv_heads, width, fmt, residual=policy.residual, rollback=back)
+        for width, fmt in _tensors(shape, policy)
+    )
+
+
+def standard_bytes_per_token(d_model: int) -> int:
+    """fp16 keys and values of standard attention of the same model width, one layer of one sequence."""
+    return 2 * d_model * _FP16_BYTES
+
+
+@attrs.frozen(kw_only=True)
+class MemoryRow:
+    """The KV cache of one sequence of `context` tokens in all layers, and fp16 standard attention's."""
+
+    context: int
+    kv_bytes: int
+    standard_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller than the standard cache; infinite for a cache without bytes."""
+        return self.standard_bytes / self.kv_bytes if self.kv_bytes else float("inf")
+
+
+def memory_table(
+    shape: AttentionShape,
+    n_layers: int,
+    policy: KVCachePolicy,
+    contexts: Sequence[int] = (LONG_CONTEXT,),
+    *,
+    rollback: int | None = None,
+) -> list[MemoryRow]:
+    """One row per context length, residual window included. `contexts` are tokens; d_model is the shape's."""
+    token = bytes_per_token(shape, policy)
+    window = residual_bytes(shape, policy, rollback)
+    standard = standard_bytes_per_token(shape.d_model)
+    return [
+        MemoryRow(
+            context=context,
+            kv_bytes=n_layers * (context * token + window),
+            standard_bytes=n_layers * context * standard,
+        )
+        for context in contexts
+    ]
+
+
+def _tensors(shape: AttentionShape, policy: KVCachePolicy) -> tuple[tuple[int, TensorFormat], ...]:
+    """Width of one head and format of k_sem, k_geo and v."""
+    return (
+        (shape.sem_head_dim, policy.k_sem),
+        (shape.geo_head_dim, policy.k_geo),
+        (shape.v_head_dim, policy.v),
+    )

@@ -1,0 +1,201 @@
+"""The KV cache of one attention layer: k_sem, k_geo and v of the tokens seen so far, for every batch row.
+
+A query at position t reads the keys of positions (t - resid, t] as the fp16 residual window holds them and
+older ones as stored, however the tokens arrived. `append` is all or nothing over the three tensors;
+`truncate` followed by `append` gives the same bits as never having gone there, or is refused. Called by
+attention and the decode backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from dba_core.cache.bytes import default_rollback
+from dba_core.cache.checks import check_counts, check_room, check_tensor, check_values
+from dba_core.cache.lengths import RowLengths
+from dba_core.cache.placement import Place, Scatter, Span
+from dba_core.cache.store import TensorStore
+from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
+from dba_core.contracts import CachedTensor
+from dba_core.errors import CacheError
+
+
+class LayerCache:
+    """Storage for `capacity` tokens of `batch` sequences, allocated once.
+
+    k_sem, k_geo, v: (n_heads, head_dim) of each tensor; a head_dim of 0 is an absent path. layer: the number
+    that errors name. rollback: how many tokens `truncate` can take back with the residual window still exact
+    (None: max(resid, 64)); more costs fp16 bytes for each. All tensors are on `device`.
+    """
+
+    def __init__(
+        self,
+        *,
+        k_sem: tuple[int, int],
+        k_geo: tuple[int, int],
+        v: tuple[int, int],
+        batch: int,
+        capacity: int,
+        policy: KVCachePolicy,
+        device: torch.device | str = "cpu",
+        layer: int = 0,
+        rollback: int | None = None,
+    ) -> None:
+        self.policy = policy
+        self.layer = layer
+        self.batch = _whole("batch", batch, least=1)
+        self.capacity = _whole("capacity", capacity, least=1)
+        self.rollback = _whole(
+            "rollback", default_rollback(policy) if rollback is None else rollback, least=0
+        )
+        ring_size = policy.residual + self.rollback if policy.residual else 0
+        with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it
+            where = torch.device(device)
+            self._rows = RowLengths(batch=batch, ring_size=ring_size, device=where)
+            self.k_sem, self.k_geo, self.v = (
+                TensorStore(
+                    _spec(name, sizes, fmt),
+                    label=f"layer {layer}: {name}",
+                    lengths=self._rows,
+                    capacity=capacity,
+                    device=where,
+                )
+                for name, sizes, fmt in (
+                    ("k_sem", k_sem, policy.k_sem),
+                    ("k_geo", k_geo, policy.k_geo),
+                    ("v", v, policy.v),
+                )
+            )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens held by each batch row."""
+        return self._rows.host
+
+    @property
+    def length(self) -> int:
+        """Tokens held by the longest row."""
+        return self._rows.longest
+
+    @property
+    def lengths_device(self) -> Tensor:
+        """`lengths` as an int32 tensor [B] on the cache's device, always the same tensor. Read only."""
+        return self._rows.device
+
+    @property
+    def residual_len(self) -> int:
+        """How many of the newest tokens are read in fp16 where the format is a block format."""
+        return self.policy.residual
+
+    @property
+    def specs(self) -> tuple[CachedTensor, CachedTensor, CachedTensor]:
+        """Heads, width and format of k_sem, k_geo and v."""
+        return self.k_sem.spec, self.k_geo.spec, self.v.spec
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated: batch * (capacity * bytes_per_token + residual_bytes) of `cache.bytes`.
+
+        The lengths, four bytes per row, are not counted.
+        """
+        return sum(store.nbytes for store in self._stores)
+
+    @torch.no_grad()
+    def append(self, k_sem: Tensor, k_geo: Tensor, v: Tensor, *, counts: Sequence[int] | None = None) -> None:
+        """Add tokens: k_sem [B,G,T,Ds], k_geo [B,G,T,Dg] (rotated), v [B,G,T,Dv].
+
+        Row b gets its first counts[b] tokens (None: all T); what comes after them is not looked at. Raises
+        CacheError for wrong shapes, dtypes, devices or counts, too little room, and values that are not
+        finite or out of the format's range; after any exception the cache is as it was.
+        """
+        inputs = (k_sem, k_geo, v)
+        if k_sem.dim() != 4:
+            raise CacheError(f"{self.k_sem.label}: append got shape {list(k_sem.shape)}; give [B, G, T, Ds]")
+        q_len = k_sem.shape[2]
+        for store, x in zip(self._stores, inputs, strict=True):
+            check_tensor(store, x, batch=self.batch, q_len=q_len)
+        steps = (q_len,) * self.batch if counts is None else tuple(counts)
+        steps = check_counts(steps, layer=self.layer, batch=self.batch, q_len=q_len)
+        check_room(self.lengths, steps, layer=self.layer, capacity=self.capacity)
+        if not any(steps):
+            return
+        place = self._place(steps)
+        taken = [place.take(x) for x in inputs]
+        check_values(self._stores, taken, place)
+        encoded = [store.encode(x) for store, x in zip(self._stores, taken, strict=True)]
+        with ExitStack() as undo:
+            undo.callback(self._rows.sync)
+            for store, x, ready in zip(self._stores, inputs, encoded, strict=True):
+                store.write(x, ready, place, undo)
+            self._rows.advance(steps)
+            undo.pop_all()
+
+    def truncate(self, length: int | Sequence[int]) -> None:
+        """Keep the first `length` tokens (one number for all rows, or one per row).
+
+        What follows is bit for bit as if the rest had never been appended. Raises CacheError, changing
+        nothing, for a length that a row does not have, and where the residual window before it is no longer
+        held.
+        """
+        self._rows.shorten(self.check_truncate(length))
+
+    def check_truncate(self, length: int | Sequence[int]) -> tuple[int, ...]:
+        """The length of every row after `truncate(length)`; raises what that would and changes nothing."""
+        wanted = (length,) * self.batch if isinstance(length, int) else tuple(length)
+        if len(wanted) != self.batch:
+            raise CacheError(
+                f"layer {self.layer}: truncate got {len(wanted)} lengths for {self.batch} batch rows; "
+                "give one number, or one per row"
+            )
+        for row, keep in enumerate(wanted):
+            self._check_row(row, keep)
+        return wanted
+
+    def reset(self) -> None:
+        """Forget all tokens; the storage stays."""
+        self.truncate(0)
+
+    @property
+    def _stores(self) -> tuple[TensorStore, TensorStore, TensorStore]:
+        return self.k_sem, self.k_geo, self.v
+
+    def _place(self, steps: tuple[int, ...]) -> Place:
+        if self._rows.equal and min(steps) == max(steps):
+            return Span(0, self.length, steps[0])
+        return Scatter.ragged(self.lengths, steps, self.lengths_device.device)
+
+    def _check_row(self, row: int, keep: int) -> None:
+        """Whether one row can be cut to `keep` tokens exactly."""
+        length, held_from = self.lengths[row], self._rows.held_from[row]
+        where = f"layer {self.layer}, batch row {row}: truncate to {keep!r}"
+        if type(keep) is not int or not 0 <= keep <= length:
+            raise CacheError(f"{where} of {length} tokens; allowed: whole numbers from 0 to {length}")
+        in_ring = any(store.recent_ring is not None for store in self._stores)
+        window = max(0, keep - self.residual_len)
+        if keep and in_ring and window < held_from:
+            raise CacheError(
+                f"{where} of {length} tokens would need the fp16 residual window from position {window} on, "
+                f"but the ring holds positions {held_from} to {length - 1} only. Exact are lengths from "
+                f"{held_from + self.residual_len} to {length}, and 0; `rollback=` of new_cache "
+                f"(now {self.rollback}) extends that"
+            )
+
+
+def _spec(name: str, sizes: tuple[int, int], tensor_format: TensorFormat) -> CachedTensor:
+    n_heads, head_dim = sizes
+    return CachedTensor(
+        n_heads=_whole(f"heads of {name}", n_heads, least=1),
+        head_dim=_whole(f"width of {name}", head_dim, least=0),
+        format=tensor_format.format,
+        qblock=tensor_format.qblock,
+    )
+
+
+def _whole(what: str, value: int, *, least: int) -> int:
+    if type(value) is not int or value < least:
+        raise CacheError(f"{what} of the cache is {value!r}; allowed: whole numbers from {least} on")
+    return value

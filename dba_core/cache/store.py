@@ -1,0 +1,179 @@
+"""The storage of one cached tensor (k_sem, k_geo or v) of one layer: codes, block scales, residual ring.
+
+    codes  [B,G,T,C]        C = D for float formats and q8_0, ceil(D/2) bytes for q4_0 and nf4
+    scales [B,n_blocks,T]   bf16, block formats only
+    ring   [B,G,R,D]        fp16, block formats with a residual window only; slot = position % R
+
+Every token is quantized into codes and scales at once; the newest R are in the ring too. A width of 0 (an
+absent path) has planes without elements. Written by `cache.layer` alone; read by attention and the decode
+backends.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from dba_core.cache.blocks import RowLayout
+from dba_core.cache.formats.codec import Encoded
+from dba_core.cache.formats.info import FP16_MAX
+from dba_core.cache.formats.table import CODECS
+from dba_core.cache.lengths import RowLengths
+from dba_core.cache.placement import Place, Span
+from dba_core.contracts import CachedTensor
+from dba_core.errors import CacheError
+
+
+class TensorStore:
+    """One cached tensor. `codes`, `scales` and `recent_ring` are the planes for kernels (None: absent)."""
+
+    def __init__(
+        self, spec: CachedTensor, *, label: str, lengths: RowLengths, capacity: int, device: torch.device
+    ) -> None:
+        batch = len(lengths.host)
+        self.spec = spec
+        self.label = label
+        self.capacity = capacity
+        self.codec = CODECS[spec.format]
+        self._lengths = lengths
+        self._layout = RowLayout(
+            n_heads=spec.n_heads, head_dim=spec.head_dim, qblock=spec.qblock, device=device
+        )
+        width = self.codec.code_width(spec.head_dim)
+        self.codes = torch.zeros(
+            batch, spec.n_heads, capacity, width, dtype=self.codec.code_dtype, device=device
+        )
+        self.scales: Tensor | None = None
+        self.recent_ring: Tensor | None = None
+        if self.quantized:
+            self.scales = torch.zeros(
+                batch, self._layout.n_blocks, capacity, dtype=torch.bfloat16, device=device
+            )
+            if lengths.ring_size and spec.head_dim:
+                self.recent_ring = torch.zeros(
+                    batch, spec.n_heads, lengths.ring_size, spec.head_dim, dtype=torch.float16, device=device
+                )
+
+    @property
+    def n_heads(self) -> int:
+        return self.spec.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.spec.head_dim
+
+    @property
+    def format(self) -> str:
+        return self.spec.format
+
+    @property
+    def qblock(self) -> int:
+        return self.spec.qblock
+
+    @property
+    def quantized(self) -> bool:
+        """A block format: codes with scales."""
+        return self.codec.info.quantized
+
+    @property
+    def max_input(self) -> float:
+        """The largest |x| that `append` takes."""
+        limit = self.codec.info.max_input
+        return limit if self.recent_ring is None else min(limit, FP16_MAX)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the planes."""
+        planes = (self.codes, self.scales, self.recent_ring)
+        return sum(plane.element_size() * plane.numel() for plane in planes if plane is not None)
+
+    @torch.no_grad()
+    def stored(self, start: int, stop: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Positions start..stop-1 as stored, dequantized: [B,G,stop-start,D].
+
+        In a ragged batch the positions past a row's length are zero. For float formats the result may be a
+        view of the cache: do not write into it. Raises CacheError for positions that no row has.
+        """
+        self._check_range(start, stop)
+        codes = self.codes[:, :, start:stop]
+        if not self.head_dim:
+            return codes.to(dtype)
+        scales = None if self.scales is None else self.scales[:, :, start:stop]
+        values = self.codec.decode(codes, scales, self._layout).to(dtype)  # [B, G, n, D]
+        if min(self._lengths.host) >= stop:
+            return values
+        position = torch.arange(start, stop, device=values.device)
+        past = position >= self._lengths.device.unsqueeze(1)  # [B, n]
+        return values.masked_fill(past[:, None, :, None], 0.0)
+
+    @torch.no_grad()
+    def recent(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Positions start..stop-1 as the residual window holds them, fp16 values: [B,G,stop-start,D].
+
+        Without a ring (float formats, no residual window) this is `stored`. All rows must have equal lengths.
+        Raises CacheError where the ring no longer holds a position.
+        """
+        if self.recent_ring is None:
+            return self.stored(start, stop, dtype=dtype)
+        self._check_range(start, stop)
+        if not self._lengths.equal:
+            raise CacheError(
+                f"{self.label}: recent() needs rows of equal length, got lengths {list(self._lengths.host)}; "
+                "read `recent_ring` by position % its size instead"
+            )
+        held_from = max(self._lengths.held_from)
+        if start < held_from and start < stop:
+            raise CacheError(
+                f"{self.label}: recent({start}, {stop}) asks for position {start}, but the ring of "
+                f"{self._lengths.ring_size} tokens holds {held_from} to {self._lengths.longest - 1}; "
+                "read older ones with stored()"
+            )
+        pieces = Span(0, start, stop - start).in_ring(self._lengths.ring_size)
+        parts = [piece.get(self.recent_ring) for piece in pieces]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).to(dtype)
+
+    @torch.no_grad()
+    def as_recent(self, x: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+        """x [B,G,T,D] as `recent` would return it right after an append: rounded to fp16, or as stored."""
+        if self.recent_ring is None:
+            return self.as_stored(x, dtype=dtype)
+        return x.detach().to(torch.float16).to(dtype)
+
+    @torch.no_grad()
+    def as_stored(self, x: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+        """x [B,G,T,D] as `stored` would return it after an append: quantized and dequantized."""
+        x = x.detach()
+        if not self.head_dim:
+            return x.to(dtype)
+        encoded = self.codec.encode(x, self._layout)
+        return self.codec.decode(encoded.codes, encoded.scales, self._layout).to(dtype)
+
+    def encode(self, taken: Tensor) -> Encoded:
+        """Codes and scales of tokens [N,G,n,D] that were checked; writes nothing."""
+        return self.codec.encode(taken, self._layout) if self.head_dim else Encoded(taken, None)
+
+    def write(self, x: Tensor, encoded: Encoded, place: Place, undo: ExitStack) -> None:
+        """Write the tokens of x [B,G,T,D] that `place` takes, already encoded; `undo` learns to take it back.
+
+        That is the ring alone: codes and scales past the lengths are nobody's, and stay so until the lengths
+        grow.
+        """
+        if not self.head_dim:
+            return
+        place.put(self.codes, encoded.codes)
+        if self.scales is not None and encoded.scales is not None:
+            place.put(self.scales, encoded.scales)
+        if self.recent_ring is not None:
+            for piece in place.in_ring(self._lengths.ring_size):
+                undo.callback(piece.put, self.recent_ring, piece.get(self.recent_ring).clone())
+                piece.put(self.recent_ring, piece.take(x))
+
+    def _check_range(self, start: int, stop: int) -> None:
+        longest = self._lengths.longest
+        if not 0 <= start <= stop <= longest:
+            raise CacheError(
+                f"{self.label}: positions {start} to {stop} (exclusive) cannot be read; the cache holds "
+                f"0 to {longest} (capacity {self.capacity})"
+            )

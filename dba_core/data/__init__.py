@@ -1,0 +1,1 @@
+"""Corpora, tokenizers and batches: text or token arrays in, integer tensors out."""

@@ -1,0 +1,1 @@
+"""Held-out loss, fidelity of a KV-cache policy, speed."""

@@ -1,0 +1,161 @@
+"""How far two sets of logits over the same tokens are apart, over all positions.
+
+    nll = -log softmax(logits)[target]             delta_nll = mean nll - mean reference nll
+    ppl_ratio = exp(delta_nll)                     max_abs_logit = max |logits - reference|
+    kl = mean over positions of sum_v p_ref (log p_ref - log p), in nats
+
+Everything is accumulated in float64 and kept per position, so totals and curves come from the same sums.
+Called by evaluation.fidelity and the drift validator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dba_core.errors import DataError
+
+_CHUNK = 1 << 22  # logits that are widened to float64 at once
+
+Curve = npt.NDArray[np.float64]
+
+
+@attrs.frozen(kw_only=True)
+class FidelityMetrics:
+    """The figures of the module's head; `tokens` is the number of positions that they are over."""
+
+    delta_nll: float
+    ppl_ratio: float
+    max_abs_logit: float
+    kl: float
+    tokens: int
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class FidelityCurves:
+    """The same per position, float64 [positions]; NaN (max_abs_logit: 0) where a position has no token."""
+
+    nll: Curve
+    reference_nll: Curve
+    max_abs_logit: Curve
+    kl: Curve
+    tokens: Curve
+
+    @property
+    def delta_nll(self) -> Curve:
+        return self.nll - self.reference_nll
+
+
+class FidelityAccumulator:
+    """Sums per position over any number of batches. Accumulators of different batches can be merged."""
+
+    def __init__(self) -> None:
+        # rows: tokens, nll, reference nll, nll - reference nll, kl, max |difference|
+        self._sums = np.zeros((6, 0))
+
+    def update(
+        self, reference_logits: Tensor, logits: Tensor, targets: Tensor, *, positions: Tensor | None = None
+    ) -> None:
+        """reference_logits, logits [B, T, V] on one device, targets [B, T]. positions: [T] integers >= 0, the
+        place of each column in its sequence; 0 .. T-1 if left out.
+        """
+        _check_shapes(reference_logits, logits, targets, positions)
+        batch, length, vocab = logits.shape
+        if positions is None:
+            positions = torch.arange(length)
+        where = positions.cpu().numpy()
+        self._grow(int(where.max(initial=-1)) + 1)
+        step = max(1, _CHUNK // max(1, batch * vocab))
+        for start in range(0, length, step):
+            span = slice(start, start + step)
+            figures = _figures(reference_logits[:, span], logits[:, span], targets[:, span])  # [6, T]
+            np.add.at(self._sums.T[:, :5], where[span], figures.T[:, :5])
+            with np.errstate(invalid="ignore"):  # a NaN is kept, without a warning
+                np.maximum.at(self._sums[5], where[span], figures[5])
+
+    def merge(self, other: FidelityAccumulator) -> None:
+        """Add what another accumulator has seen."""
+        length = other._sums.shape[1]
+        self._grow(length)
+        self._sums[:5, :length] += other._sums[:5]
+        self._sums[5, :length] = np.maximum(self._sums[5, :length], other._sums[5])
+
+    def result(self, *, start: int = 0, stop: int | None = None) -> FidelityMetrics:
+        """The figures over positions start .. stop-1 (all of them if left out)."""
+        sums = self._sums[:, start:stop]
+        tokens = int(sums[0].sum())
+        if tokens == 0:
+            raise DataError(f"no tokens were compared at positions {start} to {stop}; call update first")
+        delta = float(sums[3].sum()) / tokens
+        return FidelityMetrics(
+            delta_nll=delta,
+            ppl_ratio=exp_or_inf(delta),
+            max_abs_logit=float(sums[5].max()),
+            kl=float(sums[4].sum()) / tokens,
+            tokens=tokens,
+        )
+
+    def curves(self) -> FidelityCurves:
+        """The figures of every position from 0 to the last one seen."""
+        tokens, nll, reference, _, kl, largest = self._sums
+        count = np.where(tokens > 0, tokens, np.nan)
+        return FidelityCurves(
+            nll=nll / count,
+            reference_nll=reference / count,
+            max_abs_logit=largest.copy(),
+            kl=kl / count,
+            tokens=tokens.copy(),
+        )
+
+    def _grow(self, length: int) -> None:
+        missing = length - self._sums.shape[1]
+        if missing > 0:
+            self._sums = np.pad(self._sums, ((0, 0), (0, missing)))
+
+
+def fidelity_metrics(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> FidelityMetrics:
+    """reference_logits, logits [B, T, V] or [T, V], targets [B, T] or [T] -> figures over all positions."""
+    if logits.dim() == 2:
+        reference_logits, logits, targets = reference_logits[None], logits[None], targets[None]
+    accumulator = FidelityAccumulator()
+    accumulator.update(reference_logits, logits, targets)
+    return accumulator.result()
+
+
+def exp_or_inf(value: float) -> float:
+    """exp(value), inf where that is too large for a float."""
+    return math.exp(value) if not value > 709 else math.inf
+
+
+def _figures(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> Curve:
+    """Sums over the batch: [B, T, V] twice, [B, T] -> [6, T] in the order of the accumulator's rows."""
+    reference_logits, logits = reference_logits.double(), logits.double()
+    log_p, log_q = reference_logits.log_softmax(-1), logits.log_softmax(-1)  # [B, T, V]
+    index = targets.long()[..., None]
+    reference_nll = -log_p.gather(-1, index)[..., 0]  # [B, T]
+    nll = -log_q.gather(-1, index)[..., 0]
+    p = log_p.exp()
+    # where both are -inf the difference is 0, and a token that the reference rules out adds nothing
+    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)  # [B, T]
+    largest = torch.where(reference_logits == logits, 0.0, (logits - reference_logits).abs()).amax(
+        (0, 2)
+    )  # [T]
+    delta = torch.where(nll == reference_nll, 0.0, nll - reference_nll)
+    sums = [torch.ones_like(nll), nll, reference_nll, delta, kl]
+    rows: Curve = torch.stack([*(figure.sum(0) for figure in sums), largest]).cpu().numpy()
+    return rows
+
+
+def _check_shapes(reference: Tensor, logits: Tensor, targets: Tensor, positions: Tensor | None) -> None:
+    if logits.dim() != 3 or logits.shape != reference.shape or logits.shape[:2] != targets.shape:
+        raise ValueError(
+            f"reference_logits {tuple(reference.shape)}, logits {tuple(logits.shape)}, "
+            f"targets {tuple(targets.shape)}; expected [B, T, V], [B, T, V], [B, T]"
+        )
+    if positions is not None and positions.shape != logits.shape[1:2]:
+        raise ValueError(f"positions {tuple(positions.shape)}; expected [{logits.shape[1]}]")

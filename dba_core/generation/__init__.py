@@ -1,0 +1,1 @@
+"""Text generation through the model's decode path."""

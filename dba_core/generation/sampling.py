@@ -1,0 +1,90 @@
+"""Choose the next token from logits, by pure functions, with one stream of random numbers per sequence.
+
+    p = softmax(keep_top_p(keep_top_k(logits / temperature)))        token = the first with cumsum(p) > u
+
+One uniform number u per sequence and step decides, so the same logits and u give the same token on every
+device and in every batch. Called by generation.loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dba_core.errors import DBAError
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """[B, V] -> [B, V] with -inf everywhere but at the k largest; of equal ones the lower index is kept."""
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    return logits.scatter(-1, order[:, k:], -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """[B, V] -> [B, V] with -inf outside of the nucleus: the fewest likeliest tokens that together hold p.
+
+    The likeliest token always stays. Holtzman et al. 2019, The Curious Case of Neural Text Degeneration.
+    """
+    ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    probability = ordered.softmax(dim=-1)
+    before = probability.cumsum(dim=-1) - probability  # of the tokens that are likelier
+    outside = before >= p
+    outside[:, 0] = False
+    return logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+
+
+def sample(
+    logits: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """logits [B, V], uniforms [B] float64 in [0, 1) -> tokens [B] int64.
+
+    temperature 0 takes the largest logit (the lowest index of equal ones) and leaves `uniforms` unread.
+    Raises DBAError when a logit is NaN or +inf.
+    """
+    if not bool((logits < torch.inf).all()):
+        raise DBAError(
+            "the model's logits are NaN or infinite, so no token can be chosen; its weights are damaged"
+        )
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    shifted = logits.double() - logits.double().amax(
+        dim=-1, keepdim=True
+    )  # <= 0: no temperature overflows it
+    scaled = shifted / temperature
+    if top_k is not None:
+        scaled = keep_top_k(scaled, top_k)
+    if top_p is not None and top_p < 1:
+        scaled = keep_top_p(scaled, top_p)
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)  # [B, V]
+    mark = uniforms[:, None] * cumulative[:, -1:]  # [B, 1], below the last: u <= 1 - 2^-52
+    return torch.searchsorted(cumulative, mark, right=True)[:, 0]
+
+
+class RowStreams:
+    """One random stream per sequence: it depends on the seed, on the prompt, and on how many equal prompts
+    stand before it. So a prompt in a batch draws what it draws alone, and equal prompts in a batch differ.
+    """
+
+    def __init__(self, seed: int, prompts: Sequence[Sequence[int]]) -> None:
+        seen: dict[tuple[int, ...], int] = {}
+        self._generators = []
+        for prompt in prompts:
+            key = tuple(prompt)
+            copy = seen.get(key, 0)
+            seen[key] = copy + 1
+            digest = hashlib.sha256(repr((seed, copy, key)).encode()).digest()
+            self._generators.append(np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big"))))
+
+    def next(self) -> Tensor:
+        """The next number of every stream, multiples of 2^-52 in [0, 1): float64 [B]."""
+        draws = [int(generator.integers(0, 1 << 52)) for generator in self._generators]
+        return torch.tensor(draws, dtype=torch.float64) * 2.0**-52

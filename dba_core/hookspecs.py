@@ -1,0 +1,51 @@
+"""The hooks, one per kind. A plugin is a module that implements one of them with `@hookimpl` and names the
+module in the kind's entry-point group; the hook takes nothing and returns the plugin (`contracts.Plugin`).
+
+A plugin module is imported only when it is selected (or asked about by name), so it may import torch at top.
+"""
+
+from __future__ import annotations
+
+import pluggy
+
+from dba_core.contracts import (
+    DecodeBackendPlugin,
+    GatePlugin,
+    Kind,
+    NullTokenPlugin,
+    SummarizerPlugin,
+)
+
+PROJECT_NAME = "dba"
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+@hookspec
+def dba_summarizer() -> SummarizerPlugin:  # type: ignore[empty-body]
+    """Return the memory summarizer that this module provides."""
+
+
+@hookspec
+def dba_gate() -> GatePlugin:  # type: ignore[empty-body]
+    """Return the semantic/geometric gate that this module provides."""
+
+
+@hookspec
+def dba_null_token() -> NullTokenPlugin:  # type: ignore[empty-body]
+    """Return the null-token provider that this module provides."""
+
+
+@hookspec
+def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
+    """Return the decode backend that this module provides."""
+
+
+#: The hook's name for each kind.
+HOOK_NAMES: dict[Kind, str] = {
+    "summarizer": "dba_summarizer",
+    "gate": "dba_gate",
+    "null_token": "dba_null_token",
+    "decode_backend": "dba_decode_backend",
+}

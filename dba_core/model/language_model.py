@@ -1,0 +1,213 @@
+"""The language model: token embedding, pre-norm blocks, final norm, head.
+
+    h_0 = tok_emb[token] (emb_in)        logits = ln_f(h_n) (emb_out) head^T
+
+`head` is the embedding itself (tied) or `lm_head`; `emb_in` / `emb_out` exist only where the embedding is
+narrower than the model. Nothing but the attention knows positions. Called by training, generation and
+evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dba_core.attention.module import DecoupledAttention
+from dba_core.cache.kv_cache import KVCache
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.contracts import Kind
+from dba_core.errors import CacheError, DataError
+from dba_core.model.block import Block
+from dba_core.model.init import initialize, seed_of
+from dba_core.model.norm import build_norm
+from dba_core.registry import Registry, Selection
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only transformer over `config.vocab_size` tokens."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        plugins: PluginChoices | None = None,
+        registry: Registry | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        """plugins: a choice per kind; None is `auto`, for the summarizer
+        `config.train_long_seq.mem_summarizer`.
+
+        The weights depend on `seed` alone: they are drawn on the CPU and then moved, so they are the same on
+        every device. The caller's random state is left as it was.
+        """
+        super().__init__()
+        config = config.resolved()
+        assert config.vocab_size is not None
+        assert config.embed_dim is not None
+        self.config = config
+        if plugins is None:
+            plugins = PluginChoices(summarizer=PluginChoice(config.train_long_seq.mem_summarizer or "auto"))
+        narrow = config.embed_dim != config.d_model
+        with torch.random.fork_rng(devices=[]):
+            self.tok_emb = nn.Embedding(config.vocab_size, config.embed_dim)
+            self.emb_in = nn.Linear(config.embed_dim, config.d_model, bias=False) if narrow else None
+            self.dropout = nn.Dropout(config.dropout)
+            self.blocks = nn.ModuleList(
+                _build_block(config, plugins, registry, seed=seed, device=device, layer=layer)
+                for layer in range(config.n_layers)
+            )
+            self.ln_f = build_norm(config.norm, width=config.d_model, eps=config.norm_eps, bias=config.bias)
+            self.emb_out = nn.Linear(config.d_model, config.embed_dim, bias=False) if narrow else None
+            tied = config.tie_embeddings
+            self.lm_head = None if tied else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        initialize(self, seed=seed, n_layers=config.n_layers)
+        self.to(device)
+
+    def forward(
+        self, tokens: Tensor, *, cache: KVCache | None = None, counts: Sequence[int] | None = None
+    ) -> Tensor:
+        """tokens [B, T] integers -> logits [B, T, V].
+
+        With a cache the tokens continue the cached sequences (prefill in chunks of any size, or decode with
+        T = 1) and are appended in every layer or, when a layer fails, in none. counts: of row b only the
+        first counts[b] tokens are real; the logits after them mean nothing. Raises DataError for a token
+        out of the vocabulary and CacheError for a cache of another model.
+        """
+        self.check_tokens(tokens)
+        x = F.embedding(tokens, self.tok_emb.weight)  # [B, T, embed_dim]
+        if self.emb_in is not None:
+            x = self.emb_in(x)  # [B, T, d_model]
+        x = self.dropout(x)
+        x = self._blocks(x) if cache is None else self._cached_blocks(x, cache, counts)
+        x = self.ln_f(x)
+        if self.emb_out is not None:
+            x = self.emb_out(x)  # [B, T, embed_dim]
+        head = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(x, head)  # [B, T, V]
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of targets [B, T] given tokens [B, T], a float32 scalar in nats."""
+        logits = self(tokens)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def new_cache(
+        self, *, batch: int, capacity: int, policy: KVCachePolicy | str, rollback: int | None = None
+    ) -> KVCache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens in every layer."""
+        return KVCache(
+            [
+                attention.new_cache(batch=batch, capacity=capacity, policy=policy, rollback=rollback)
+                for attention in self.attentions
+            ]
+        )
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raise DataError unless tokens is [B, T] of integers inside the vocabulary.
+
+        The range is only looked at where that is cheap: on the CPU and outside compiled code. Tokens on
+        their way to another device are checked before they leave (training.step, generation).
+        """
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise DataError(
+                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; give integers [batch, tokens]"
+            )
+        if torch.compiler.is_compiling() or tokens.device.type != "cpu" or tokens.numel() == 0:
+            return
+        low, high = (int(bound) for bound in torch.aminmax(tokens))
+        if low < 0 or high >= self.tok_emb.num_embeddings:
+            raise DataError(
+                f"token {low if low < 0 else high} is out of the vocabulary; this model knows 0 to "
+                f"{self.tok_emb.num_embeddings - 1}; encode with the tokenizer that it was trained with"
+            )
+
+    @property
+    def attentions(self) -> list[DecoupledAttention]:
+        """The attention of every layer, first layer first."""
+        return [block.attn for block in cast("Iterable[Block]", self.blocks)]
+
+    @property
+    def selections(self) -> dict[Kind, Selection]:
+        """What the registry chose for each kind of plugin and why, in the first layer."""
+        return self.attentions[0].selections
+
+    @property
+    def device(self) -> torch.device:
+        return self.tok_emb.weight.device
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers; a tied embedding counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    @torch.no_grad()
+    def _cached_blocks(self, x: Tensor, cache: KVCache, counts: Sequence[int] | None) -> Tensor:
+        if len(cache.layers) != len(self.blocks):
+            raise CacheError(
+                f"the cache has {len(cache.layers)} layers and the model {len(self.blocks)}; make it with "
+                "new_cache of the same model"
+            )
+        cache.check_in_step()
+        with _all_or_nothing(cache):
+            for block, layer in zip(self.blocks, cache.layers, strict=True):
+                x = block(x, cache=layer, counts=counts)
+        return x
+
+
+@contextlib.contextmanager
+def _all_or_nothing(cache: KVCache) -> Iterator[None]:
+    """When a layer fails, take back what the layers before it appended, wherever that is exact.
+
+    A layer whose residual window no longer reaches back keeps its tokens; the next use then fails at
+    `check_in_step`, which names the lengths, instead of computing with layers that are out of step.
+    """
+    before = [layer.lengths for layer in cache.layers]
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if not finished:
+            for layer, lengths in zip(cache.layers, before, strict=True):
+                with contextlib.suppress(CacheError):
+                    layer.truncate(lengths)
+
+
+def _build_block(
+    config: ModelConfig,
+    plugins: PluginChoices,
+    registry: Registry | None,
+    *,
+    seed: int,
+    device: str,
+    layer: int,
+) -> Block:
+    """Layer `layer`. Plugins that draw numbers at random draw the same ones whatever the other layers
+    hold.
+    """
+    torch.default_generator.manual_seed(seed_of(seed, f"blocks.{layer}.attn"))
+    attention = DecoupledAttention(
+        config.attention,
+        gate=plugins.gate,
+        null_token=plugins.null_token,
+        summarizer=plugins.summarizer,
+        decode_backend=plugins.decode_backend,
+        train_long_seq=config.train_long_seq,
+        registry=registry,
+        layer=layer,
+        context=config.context,
+        device=device,
+    )
+    return Block(config, attention)

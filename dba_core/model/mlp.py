@@ -1,0 +1,54 @@
+"""The position-wise feed-forward part of a block:
+
+    swiglu  y = (silu(x W_gate) * (x W_up)) W_down      (Shazeer 2020; what Llama uses)
+    gelu    y = gelu(x W_up) W_down                     (GPT-2, exact gelu)
+
+Called by model.block.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dba_core.config.model import MLPS
+from dba_core.errors import ConfigError, unknown
+
+
+class SwiGLU(nn.Module):
+    """Two branches of width d_ff, one of which gates the other."""
+
+    def __init__(self, *, d_model: int, d_ff: int, bias: bool) -> None:
+        super().__init__()
+        self.w_gate = nn.Linear(d_model, d_ff, bias=bias)
+        self.w_up = nn.Linear(d_model, d_ff, bias=bias)
+        self.w_down = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model]."""
+        hidden = F.silu(self.w_gate(x)) * self.w_up(x)  # [..., d_ff]
+        out: Tensor = self.w_down(hidden)
+        return out
+
+
+class GELU(nn.Module):
+    """One hidden layer of width d_ff."""
+
+    def __init__(self, *, d_model: int, d_ff: int, bias: bool) -> None:
+        super().__init__()
+        self.w_up = nn.Linear(d_model, d_ff, bias=bias)
+        self.w_down = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model]."""
+        out: Tensor = self.w_down(F.gelu(self.w_up(x)))
+        return out
+
+
+def build_mlp(kind: str, *, d_model: int, d_ff: int, bias: bool) -> nn.Module:
+    """The feed-forward part called `kind`: [..., d_model] -> [..., d_model]."""
+    if kind == "swiglu":
+        return SwiGLU(d_model=d_model, d_ff=d_ff, bias=bias)
+    if kind == "gelu":
+        return GELU(d_model=d_model, d_ff=d_ff, bias=bias)
+    raise ConfigError(unknown("mlp", kind, MLPS), path="mlp")

@@ -1,0 +1,58 @@
+"""A plugin's options: plain data from TOML or `--plugin kind=name:key=value` to its attrs class and back.
+
+Called by the selection. The converter is the configuration's, so types are exact here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from dba_core.config.converter import structure, unstructure
+from dba_core.errors import ConfigError, PluginError, unknown
+from dba_core.registry.contain import Failure, contain
+from dba_core.registry.loading import LoadedPlugin
+
+
+def structure_options(loaded: LoadedPlugin, options: Mapping[str, Any]) -> Any:
+    """An object of the plugin's options class. Raises ConfigError under `plugins.KIND.options`."""
+    info, options_class = loaded.info, loaded.plugin.options_class
+    path = f"plugins.{info.kind}.options"
+    allowed = [field.name for field in attrs.fields(options_class) if field.init]
+    for key in options:
+        if not allowed:
+            given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            raise ConfigError(
+                f"{info.kind} {info.name!r} takes no options, got {given}; leave them out", path=path
+            )
+        if key not in allowed:
+            raise ConfigError(
+                unknown(f"option of {info.kind} {info.name!r}:", key, allowed), path=f"{path}.{key}"
+            )
+    built = contain(lambda: structure(dict(options), options_class))
+    if not isinstance(built, Failure):
+        return built
+    if isinstance(built.error, ConfigError):
+        raise built.error.under(path)
+    raise PluginError(f"the options of {info.kind} {info.name!r} cannot be read: {built}") from built.error
+
+
+def options_to_dict(options: Any) -> dict[str, Any]:
+    """Plain data that `structure_options` reads back to equal options."""
+    plain: dict[str, Any] = unstructure(options)
+    return plain
+
+
+def describe_options(options_class: type[Any]) -> list[tuple[str, str, Any]]:
+    """(name, type, default) of each option, for `dba plugins info`."""
+    defaults = options_to_dict(options_class())
+    return [
+        (field.name, _type_text(field.type), defaults.get(field.name))
+        for field in attrs.fields(options_class)
+    ]
+
+
+def _type_text(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)

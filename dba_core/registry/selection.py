@@ -1,0 +1,91 @@
+"""The outcome of choosing a plugin: which one, with what options, why, and which ones were passed over.
+
+Made by `Registry.select`; kept by the attention, written to `resolved_config.json`, shown by
+`dba plugins why`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from dba_core.config.plugins import PluginChoice, PluginRecord
+from dba_core.contracts import AnyPlugin, Kind, Reason, Request, Support
+from dba_core.errors import DBAError, PluginError
+from dba_core.registry.contain import Failure, contain
+from dba_core.registry.discovery import PluginInfo
+from dba_core.registry.loading import LoadedPlugin
+from dba_core.registry.options import options_to_dict
+
+
+@attrs.frozen(kw_only=True)
+class PassedOver:
+    """A plugin that `auto` tried before: its reasons against the request, or the problem that broke it."""
+
+    name: str
+    reasons: tuple[Reason, ...] = ()
+    problem: str | None = None
+
+    def named_reasons(self) -> tuple[Reason, ...]:
+        """The reasons with the plugin's name in the subject; a problem counts as one."""
+        if self.problem is not None:
+            return (
+                Reason(subject=self.name, got="a problem", supported="a sound plugin", action=self.problem),
+            )
+        return tuple(attrs.evolve(each, subject=f"{self.name}, {each.subject}") for each in self.reasons)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.problem or '; '.join(map(str, self.reasons))}"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Selection:
+    """A chosen plugin, ready to build what it is asked for."""
+
+    kind: Kind
+    info: PluginInfo
+    plugin: AnyPlugin
+    options: Any
+    request: Request
+    why: str
+    passed_over: tuple[PassedOver, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def build(self) -> Any:
+        """What the plugin builds for the request. Its own DBAErrors pass, anything else is a PluginError."""
+        built = contain(lambda: self.plugin.build(self.request, self.options))
+        if not isinstance(built, Failure):
+            return built
+        if isinstance(built.error, DBAError):
+            raise built.error
+        raise PluginError(
+            f"{self.kind} {self.name!r} of {self.info.distribution} {self.info.version} supports the request "
+            f"but failed to build ({built}). Choose another {self.kind} or report it to the plugin's author."
+        ) from built.error
+
+    def choice(self) -> PluginChoice:
+        """This choice as a configuration records it."""
+        return PluginChoice(
+            self.name,
+            options=options_to_dict(self.options),
+            record=PluginRecord(
+                distribution=self.info.distribution,
+                version=self.info.version,
+                contract=self.plugin.contract,
+                why=self.why,
+            ),
+        )
+
+
+def ask_support(loaded: LoadedPlugin, request: Request, options: Any) -> Support | str:
+    """The plugin's own answer, or the problem with its answer."""
+    answer: object = contain(lambda: loaded.plugin.supports(request, options))
+    if isinstance(answer, Failure):
+        return f"its supports() raised {answer}"
+    if not isinstance(answer, Support):
+        return f"its supports() returned {answer!r}, no Support"
+    return answer

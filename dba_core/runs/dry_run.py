@@ -1,0 +1,59 @@
+"""`dba run --dry-run`: what a configuration would be and cost. Trains nothing, writes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from dba_core.config.loading import LoadedConfig
+from dba_core.registry import Registry
+from dba_core.runs.device import resolve_device
+from dba_core.runs.kv_memory import KvMemory
+from dba_core.runs.outcome import cache_facts, long_sequence_facts, model_facts, plugin_facts
+from dba_core.runs.prepare import prepare
+from dba_core.runs.summary import LongSequenceFacts, ModelFacts, PluginFacts, as_plain
+
+
+@attrs.frozen(kw_only=True)
+class DryRun:
+    """The part of a summary that is known before training. training_flops: of all steps together."""
+
+    name: str
+    device: str
+    model: ModelFacts
+    data: dict[str, Any]
+    plugins: dict[str, PluginFacts]
+    kv: KvMemory
+    long_sequence: LongSequenceFacts
+    steps: int
+    training_tokens: int
+    training_flops: int
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        plain: dict[str, Any] = as_plain(self)
+        return plain
+
+
+def dry_run(loaded: LoadedConfig, *, registry: Registry | None = None, allow_drift: bool = False) -> DryRun:
+    """Prepare the run as `run_job` does and describe it. Raises what the run would raise before it trains."""
+    registry = Registry.default() if registry is None else registry
+    config = attrs.evolve(loaded.config, device=resolve_device(loaded.config.device))
+    prepared = prepare(config, registry, device=config.device, allow_drift=allow_drift)
+    model = model_facts(prepared)
+    tokens = config.training.steps * config.training.batch_size * config.model.context
+    return DryRun(
+        name=config.name,
+        device=config.device,
+        model=model,
+        data=prepared.corpus.describe(),
+        plugins=plugin_facts(prepared),
+        kv=cache_facts(prepared),
+        long_sequence=long_sequence_facts(prepared),
+        steps=config.training.steps,
+        training_tokens=tokens,
+        training_flops=tokens * model.cost.training_flops_per_token,
+        warnings=prepared.warnings,
+    )

@@ -1,0 +1,107 @@
+"""What is measured on trained weights: held-out loss, fidelity of a KV policy, what became of the null token.
+
+Called by the job at the end of a run and by `dba eval`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.run import RunConfig
+from dba_core.data.corpus import load_corpus
+from dba_core.data.tokenizers import Tokenizer, Tokens
+from dba_core.evaluation.fidelity import PolicyFidelity, policy_fidelity
+from dba_core.evaluation.held_out import HeldOut, held_out_loss
+from dba_core.model.language_model import LanguageModel
+from dba_core.registry import Selection
+from dba_core.runs.kv_memory import KvMemory, kv_memory
+from dba_core.runs.load import Run
+from dba_core.runs.summary import SCHEMA, as_plain
+from dba_core.training.step import autocast
+
+INACTIVE, UNFUSED, FUSED = "Inactive", "Active (Unfused)", "Active (Fused)"
+
+
+def evaluate_loss(model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer, config: RunConfig) -> HeldOut:
+    """The loss over `evaluation.tokens` of the held-out tokens (all of them where that is None)."""
+    with autocast(model.device, config.dtype):
+        return held_out_loss(
+            model,
+            tokens,
+            context=config.model.context,
+            batch_size=config.training.batch_size,
+            limit_tokens=config.evaluation.tokens,
+            tokenizer=tokenizer,
+        )
+
+
+def evaluate_fidelity(
+    model: LanguageModel, tokens: Tokens, policy: KVCachePolicy, config: RunConfig
+) -> PolicyFidelity | None:
+    """The policy against an fp32 cache over `evaluation.fidelity_tokens` tokens; None where that is 0."""
+    if config.evaluation.fidelity_tokens == 0:
+        return None
+    return policy_fidelity(
+        model,
+        tokens,
+        context=config.model.context,
+        policy=policy,
+        n_tokens=config.evaluation.fidelity_tokens,
+        batch_size=config.training.batch_size,
+    )
+
+
+def null_attention(model: LanguageModel, decode: Selection) -> str:
+    """Whether there is a null token, and whether the backend that decodes has it in its own kernel."""
+    if model.attentions[0].null_token is None:
+        return INACTIVE
+    return FUSED if decode.build().fused_null else UNFUSED
+
+
+@attrs.frozen(kw_only=True)
+class RunEvaluation:
+    """What `dba eval` answers. `schema` as in the summary; losses in nats per token."""
+
+    run: str
+    checkpoint: str
+    checkpoint_step: int
+    data: dict[str, Any]
+    held_out: HeldOut
+    kv: KvMemory
+    null_attention: str
+    fidelity: PolicyFidelity | None
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        plain: dict[str, Any] = as_plain(self)
+        return plain
+
+
+def evaluate_run(run: Run, *, data: str | None = None, policy: KVCachePolicy | None = None) -> RunEvaluation:
+    """Evaluate a loaded run on its held-out text, or on all of the corpus at `data`, under its KV policy or `policy`.
+
+    Raises DataError for a corpus that cannot be read with the run's tokenizer.
+    """
+    config = run.config if policy is None else attrs.evolve(run.config, kv_policy=policy)
+    if data is None:
+        corpus = load_corpus(config.data, context=config.model.context)
+        tokens = corpus.held_out
+    else:
+        corpus = load_corpus(attrs.evolve(config.data, source=data), context=1)
+        tokens = corpus.tokens
+    model = run.model
+    cache = model.new_cache(batch=1, capacity=config.model.context, policy=config.kv_policy)
+    return RunEvaluation(
+        run=str(run.folder.path),
+        checkpoint=run.which,
+        checkpoint_step=run.step,
+        data=corpus.describe(),
+        held_out=evaluate_loss(model, tokens, run.tokenizer, config),
+        kv=kv_memory(config.model.attention.shape, config.model.n_layers, config.kv_policy),
+        null_attention=null_attention(model, model.attentions[0].decode_selection(cache.layers[0])),
+        fidelity=evaluate_fidelity(model, tokens, config.kv_policy, config),
+    )

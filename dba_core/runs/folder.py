@@ -1,0 +1,133 @@
+"""The folder that a run leaves, `runs/<YYYYmmdd-HHMMSS>-<name>/`, and how a run is found again by a short text.
+
+Never overwrites: a name that is taken gets -2, -3 ... Called by the job, `load_run` and the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from dba_core.errors import UsageError, nearest
+
+DEFAULT_ROOT = Path("runs")
+LATEST = "latest"
+_CONFIG = "resolved_config.json"
+
+
+@attrs.frozen
+class RunFolder:
+    """The paths inside one run's folder."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / _CONFIG
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def summary_json(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def summary_md(self) -> Path:
+        return self.path / "summary.md"
+
+    @property
+    def samples_file(self) -> Path:
+        return self.path / "samples.txt"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def is_run(self) -> bool:
+        return self.config_file.is_file()
+
+
+def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
+    """Create the folder of a new run under `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    stem = f"{now:%Y%m%d-%H%M%S}-{slug}"
+    number = 1
+    while True:
+        path = root / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        return RunFolder(path)
+
+
+def find_run(text: str | Path) -> RunFolder:
+    """The run that `text` means: its folder, a unique part of its folder's name, or `latest`.
+
+    A text without a folder is looked for under `runs/`; `some/where/latest` is the newest run in `some/where`.
+    Raises UsageError that lists the runs there are.
+    """
+    given = Path(text)
+    folder = RunFolder(given.parent if given.name == _CONFIG else given)
+    if folder.is_run:
+        return folder
+    root = given.parent if str(given.parent) != "." or str(text).startswith(".") else DEFAULT_ROOT
+    runs = runs_in(root)
+    if given.name == LATEST and runs:
+        return runs[-1]
+    found = [run for run in runs if given.name in run.path.name]
+    if len(found) == 1:
+        return found[0]
+    raise UsageError(_not_found(str(text), given.name, root, runs, found))
+
+
+def runs_in(root: Path) -> list[RunFolder]:
+    """The runs in a folder, oldest first."""
+    if not root.is_dir():
+        return []
+    runs = [run for run in map(RunFolder, root.iterdir()) if run.is_run]
+    return sorted(runs, key=lambda run: (run.config_file.stat().st_mtime_ns, run.path.name))
+
+
+def _not_found(text: str, name: str, root: Path, runs: list[RunFolder], found: list[RunFolder]) -> str:
+    names = [run.path.name for run in runs]
+    if found:
+        return (
+            f"{text!r} fits {len(found)} runs in {root}: {', '.join(run.path.name for run in found)}. "
+            "Give more of the name, or 'latest'."
+        )
+    if not runs:
+        return f"no run at {text!r} (it has no {_CONFIG}) and none in {root}. Make one with: dba run"
+    close = nearest(name, names) or names[-3:]
+    return (
+        f"no run at {text!r} and no run in {root} with that in its name. Nearest: {', '.join(close)}. "
+        "Give a run's folder, a part of its name, or 'latest'."
+    )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all; the document must be finite."""
+    write_whole(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

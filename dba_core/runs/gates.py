@@ -1,0 +1,55 @@
+"""The mean of the gate g over held-out tokens, per layer and head: what a trained model made of it.
+
+    mean[layer][head] = average over tokens t of g_head(x_t)          0 geometric only, 0.5 neutral, 1 semantic only
+
+Called by the job for the picture of the gates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dba_core.data.batches import held_out_windows
+from dba_core.data.tokenizers import Tokens
+from dba_core.generation.inference import inference
+from dba_core.model.language_model import LanguageModel
+
+
+class _Mean:
+    """Collects the output of one gate, [B,H,T,1] -> the mean of each head."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], gate: Tensor) -> None:
+        sums = gate.double().sum(dim=(0, 2, 3))  # [H]
+        self.total = sums if self.total is None else self.total + sums
+        self.count += gate.shape[0] * gate.shape[2]
+
+    @property
+    def heads(self) -> list[float]:
+        assert self.total is not None
+        means: list[float] = (self.total / self.count).tolist()
+        return means
+
+
+def gate_means(
+    model: LanguageModel, tokens: Tokens, *, context: int, limit_tokens: int, batch_size: int
+) -> list[list[float]] | None:
+    """Mean gate [n_layers][n_heads]; None for a model without gates."""
+    gates = [attention.gate for attention in model.attentions]
+    modules = [gate for gate in gates if isinstance(gate, nn.Module)]
+    if len(modules) < len(gates):
+        return None
+    means = [_Mean() for _ in modules]
+    hooks = [gate.register_forward_hook(mean) for gate, mean in zip(modules, means, strict=True)]
+    try:
+        with inference(model):
+            for x, _ in held_out_windows(tokens, context, limit_tokens=limit_tokens, batch_size=batch_size):
+                model(x.to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [mean.heads for mean in means]

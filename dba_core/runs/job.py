@@ -1,0 +1,239 @@
+"""The main job, `dba run`: configuration -> plugins -> data -> model -> training -> evaluation -> a run's folder.
+
+Under torchrun every process trains; the main one alone writes, evaluates and reports. A run that fails or is
+interrupted leaves its folder with what there is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar
+
+import attrs
+import torch
+
+from dba_core.config.loading import LoadedConfig
+from dba_core.config.run import RunConfig
+from dba_core.errors import DBAError
+from dba_core.evaluation.throughput import measure_throughput
+from dba_core.registry import Registry
+from dba_core.runs.device import resolve_device
+from dba_core.runs.evaluate import evaluate_fidelity, evaluate_loss, null_attention
+from dba_core.runs.folder import DEFAULT_ROOT, RunFolder, new_folder, write_json, write_whole
+from dba_core.runs.load import read_resolved
+from dba_core.runs.outcome import Measured, summarize
+from dba_core.runs.pictures import draw_plots
+from dba_core.runs.prepare import Prepared, prepare
+from dba_core.runs.report import Reporter, SilentReporter
+from dba_core.runs.sample import sample_run, samples_text
+from dba_core.runs.summary_text import markdown
+from dba_core.training.checkpoint import load_model_weights
+from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
+from dba_core.training.distributed import World
+from dba_core.training.loop import TrainingResult, train
+from dba_core.training.memory import peak_memory_bytes
+from dba_core.training.metrics_log import read_metrics
+
+#: Longest prompt of the speed measurement.
+_SPEED_CONTEXT = 512
+
+
+class RunInterrupted(DBAError):
+    """The user stopped the run; its checkpoint is saved."""
+
+    exit_code: ClassVar[int] = 130
+
+
+def run_job(
+    loaded: LoadedConfig,
+    *,
+    root: Path = DEFAULT_ROOT,
+    registry: Registry | None = None,
+    reporter: Reporter | None = None,
+    allow_drift: bool = False,
+) -> Path:
+    """Do a new run and return its folder, `root/<time>-<name>`. See `dba_core.errors` for what it raises."""
+    config = loaded.config
+    with _joined(config) as world:
+        job = _Job(world, registry, reporter)
+        with job.phase("prepare", "Reading the data and building the model ..."):
+            prepared = job.prepare(config, allow_drift=allow_drift)
+        folder = _agree_on_folder(world, root, config.name)
+        if world.is_main:
+            write_json(folder.config_file, prepared.config.to_dict())
+        return job.train_and_evaluate(prepared, folder, resume=False)
+
+
+def resume_job(
+    folder: RunFolder,
+    *,
+    device: str | None = None,
+    registry: Registry | None = None,
+    reporter: Reporter | None = None,
+    allow_drift: bool = False,
+) -> Path:
+    """Go on with a run in its own folder, from its last checkpoint and with the configuration that it recorded.
+
+    A run whose training is complete is evaluated again. device: another than the recorded one.
+    """
+    config = read_resolved(folder)
+    if device is not None:
+        config = attrs.evolve(config, device=device)
+    with _joined(config) as world:
+        job = _Job(world, registry, reporter)
+        with job.phase("prepare", f"Going on with {folder.path} ..."):
+            prepared = job.prepare(config, allow_drift=allow_drift)
+        return job.train_and_evaluate(prepared, folder, resume=True)
+
+
+class _Job:
+    """The phases of a run and the time that each took."""
+
+    def __init__(self, world: World, registry: Registry | None, reporter: Reporter | None) -> None:
+        self.world = world
+        self.registry = Registry.default() if registry is None else registry
+        self.reporter: Reporter = SilentReporter() if reporter is None or not world.is_main else reporter
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str, text: str) -> Iterator[None]:
+        """Announce a phase and record its seconds."""
+        self.reporter.phase(text)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def prepare(self, config: RunConfig, *, allow_drift: bool) -> Prepared:
+        settled = attrs.evolve(config, device=resolve_device(config.device))
+        prepared = prepare(settled, self.registry, device=str(self.world.device), allow_drift=allow_drift)
+        for warning in prepared.warnings:
+            self.reporter.warning(warning)
+        return prepared
+
+    def train_and_evaluate(self, prepared: Prepared, folder: RunFolder, *, resume: bool) -> Path:
+        """Everything after the folder is there."""
+        with _WhatIsLeft(folder, self.reporter):
+            result = self._train(prepared, folder, resume=resume)
+            if self.world.is_main:
+                self._evaluate(prepared, folder, result)
+        return folder.path
+
+    def _train(self, prepared: Prepared, folder: RunFolder, *, resume: bool) -> TrainingResult | None:
+        """None when an earlier part of the run has finished the training."""
+        config = prepared.config
+        if resume and _is_trained(folder, config):
+            self.reporter.note("The training is complete; evaluating.")
+            return None
+        with self.phase(
+            "train", f"Training {config.name} for {config.training.steps} steps into {folder.path} ..."
+        ):
+            result = train(
+                prepared.model,
+                prepared.corpus,
+                config,
+                checkpoint_dir=folder.checkpoint,
+                metrics_path=folder.metrics_file,
+                resume=resume,
+                world=self.world,
+                on_event=self.reporter.training,
+            )
+        if result.interrupted:
+            raise RunInterrupted(
+                f"Interrupted after step {result.last_step} of {config.training.steps}; the checkpoint is saved. "
+                f"Go on with: dba run --resume {folder.path}"
+            )
+        return result
+
+    def _evaluate(self, prepared: Prepared, folder: RunFolder, result: TrainingResult | None) -> None:
+        """Measure the best weights and write everything down."""
+        config, model, corpus = prepared.config, prepared.model, prepared.corpus
+        stored = load_model_weights(model, folder.checkpoint, which="best")
+        step = stored.state["step"]
+        with self.phase("evaluate", f"Evaluating the best weights (step {step}) on held-out text ..."):
+            held_out = evaluate_loss(model, corpus.held_out, corpus.tokenizer, config)
+        with self.phase(
+            "fidelity", f"Comparing the KV policy {config.kv_policy.short} with an fp32 cache ..."
+        ):
+            fidelity = evaluate_fidelity(model, corpus.held_out, config.kv_policy, config)
+        with self.phase("speed", "Measuring prefill and decode ..."):
+            context = min(config.model.context, _SPEED_CONTEXT)
+            throughput = measure_throughput(model, batch=1, context=context, policy=config.kv_policy)
+        with self.phase("sample", "Sampling ..."):
+            sample = sample_run(prepared)
+        metrics = read_metrics(folder.metrics_file)
+        with self.phase("plots", "Drawing ..."):
+            drawn = draw_plots(prepared, folder, metrics)
+        measured = Measured(
+            held_out=held_out,
+            checkpoint="best",
+            checkpoint_step=step,
+            last_step=config.training.steps,
+            fidelity=fidelity,
+            throughput=throughput,
+            training_rate=result.tokens_per_second
+            if result is not None and result.tokens_per_second
+            else None,
+            peak_memory_bytes=peak_memory_bytes(self.world.device),
+            null_attention=null_attention(model, prepared.selections["decode_backend"]),
+            sample=sample,
+            plots=drawn,
+            seconds=self.seconds,
+            training_seconds=result.seconds if result is not None else 0.0,
+            processes=self.world.size,
+        )
+        summary = summarize(prepared, folder, measured, metrics)
+        write_json(folder.summary_json, summary.to_dict())
+        write_whole(folder.summary_md, markdown(summary))
+        write_whole(folder.samples_file, samples_text(sample, policy=config.kv_policy.short))
+        self.reporter.finished(summary)
+
+
+class _WhatIsLeft:
+    """When the run ends early, says where what there is lies and how to go on."""
+
+    def __init__(self, folder: RunFolder, reporter: Reporter) -> None:
+        self._folder = folder
+        self._reporter = reporter
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or issubclass(kind, RunInterrupted):
+            return
+        text = f"The run did not finish; what there is lies in {self._folder.path}."
+        if has_checkpoint(self._folder.checkpoint, "last"):
+            text += f" Go on with: dba run --resume {self._folder.path}"
+        self._reporter.warning(text)
+
+
+def _joined(config: RunConfig) -> World:
+    return World.from_environment(resolve_device(config.device))
+
+
+def _is_trained(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the last checkpoint is that of the last step."""
+    if not has_checkpoint(folder.checkpoint, "last"):
+        return False
+    step: int = read_checkpoint(folder.checkpoint, "last").state["step"]
+    return step >= config.training.steps
+
+
+def _agree_on_folder(world: World, root: Path, name: str) -> RunFolder:
+    """The main process makes the folder, the others learn its path."""
+    encoded = b""
+    if world.is_main:
+        encoded = str(new_folder(root, name, now=datetime.now()).path).encode()
+    length = torch.tensor([len(encoded)], device=world.device)
+    world.broadcast([length])
+    text = torch.zeros(int(length), dtype=torch.uint8, device=world.device)
+    if world.is_main:
+        text.copy_(torch.frombuffer(bytearray(encoded), dtype=torch.uint8))
+    world.broadcast([text])
+    return RunFolder(Path(bytes(text.tolist()).decode()))

@@ -1,0 +1,92 @@
+"""A finished (or interrupted) run, loaded: its configuration, its model with trained weights, its tokenizer.
+
+Called by `dba sample`, `dba eval` and users: `run = load_run("runs/20250101-120000-default")`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from dba_core.config.plugins import PluginChoice
+from dba_core.config.run import RunConfig
+from dba_core.contracts import Kind
+from dba_core.data.tokenizers import Tokenizer, load_tokenizer
+from dba_core.errors import CheckpointError, ConfigError
+from dba_core.model.language_model import LanguageModel
+from dba_core.registry import Registry, check_records
+from dba_core.runs.device import resolve_device
+from dba_core.runs.folder import RunFolder, find_run
+from dba_core.training.checkpoint import load_model_weights
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Run:
+    """config: as recorded, but for what `load_run` was told otherwise. step: of the loaded checkpoint `which`."""
+
+    config: RunConfig
+    model: LanguageModel
+    tokenizer: Tokenizer
+    folder: RunFolder
+    which: str
+    step: int
+    warnings: tuple[str, ...] = ()
+
+
+def load_run(
+    path: str | Path,
+    which: str = "best",
+    *,
+    device: str | None = None,
+    plugins: Mapping[Kind, PluginChoice] | None = None,
+    registry: Registry | None = None,
+    allow_drift: bool = False,
+) -> Run:
+    """Load the run that `path` means: its folder, a unique part of its name under `runs/`, or `latest`.
+
+    which: the `best` or the `last` checkpoint. device: another than the recorded one. plugins: choices that
+    replace recorded ones. Raises UsageError for no such run, RecordMismatchError for other plugin versions,
+    CheckpointError for a checkpoint that is missing, damaged or of another model.
+    """
+    folder = find_run(path)
+    registry = Registry.default() if registry is None else registry
+    config = read_resolved(folder)
+    config = attrs.evolve(
+        config,
+        device=resolve_device(device or config.device),
+        plugins=attrs.evolve(config.plugins, **dict(plugins or {})),
+    )
+    warnings = check_records(config.plugins, registry, allow_drift)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    model = LanguageModel(
+        config.model, plugins=config.plugins, registry=registry, seed=config.seed, device=config.device
+    )
+    stored = load_model_weights(model, folder.checkpoint, which=which)
+    return Run(
+        config=config,
+        model=model.eval(),
+        tokenizer=tokenizer,
+        folder=folder,
+        which=which,
+        step=stored.state["step"],
+        warnings=tuple(warnings),
+    )
+
+
+def read_resolved(folder: RunFolder) -> RunConfig:
+    """The configuration that a run recorded. Raises ConfigError with the file's name."""
+    try:
+        data = json.loads(folder.config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder.config_file} is missing; {folder.path} is no run's folder") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{folder.config_file} is not valid JSON ({error}); restore it or start a new run"
+        ) from None
+    try:
+        return RunConfig.from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{error.message} (in {folder.config_file})", path=error.path) from None

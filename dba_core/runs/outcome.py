@@ -1,0 +1,229 @@
+"""From what a job measured to its summary. Called by the job when everything has been measured."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+import attrs
+import torch
+
+from dba_core.contracts import KINDS
+from dba_core.evaluation.fidelity import PolicyFidelity
+from dba_core.evaluation.held_out import HeldOut
+from dba_core.evaluation.throughput import Throughput
+from dba_core.registry import Selection
+from dba_core.runs.cost import Cost, model_cost
+from dba_core.runs.device import device_name
+from dba_core.runs.folder import RunFolder
+from dba_core.runs.kv_memory import KvMemory, kv_memory
+from dba_core.runs.prepare import Prepared
+from dba_core.runs.summary import (
+    Commands,
+    Environment,
+    FidelityFacts,
+    LongSequenceFacts,
+    LossFacts,
+    ModelFacts,
+    PluginFacts,
+    SampleFacts,
+    SpeedFacts,
+    Summary,
+    TrainingFacts,
+)
+
+#: The training loss of the summary is the mean over this many logged steps at the end.
+_LOGGED_STEPS = 10
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    """Everything that a job measured, in the units of the summary. training_rate: None where nothing was trained."""
+
+    held_out: HeldOut
+    checkpoint: str
+    checkpoint_step: int
+    last_step: int
+    fidelity: PolicyFidelity | None
+    throughput: Throughput
+    training_rate: float | None
+    peak_memory_bytes: int
+    null_attention: str
+    sample: SampleFacts
+    plots: dict[str, str]
+    seconds: dict[str, float]
+    training_seconds: float
+    processes: int
+
+
+def summarize(
+    prepared: Prepared, folder: RunFolder, measured: Measured, metrics: Sequence[Mapping[str, Any]]
+) -> Summary:
+    """The summary of a run. metrics: the lines of its metrics.jsonl."""
+    config = prepared.config
+    path = shlex.quote(str(folder.path))
+    return Summary(
+        name=config.name,
+        folder=str(folder.path),
+        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+        model=model_facts(prepared),
+        data=prepared.corpus.describe(),
+        plugins=plugin_facts(prepared),
+        kv=cache_facts(prepared),
+        null_attention=measured.null_attention,
+        long_sequence=long_sequence_facts(prepared),
+        training=TrainingFacts(
+            steps=measured.last_step,
+            batch_size=config.training.batch_size,
+            tokens=measured.last_step * config.training.batch_size * config.model.context,
+            seconds=measured.training_seconds,
+            processes=measured.processes,
+        ),
+        losses=_losses(measured, metrics),
+        fidelity=_fidelity(measured.fidelity),
+        speed=_speed(measured),
+        sample=measured.sample,
+        environment=_environment(prepared),
+        seconds=measured.seconds,
+        plots=measured.plots,
+        warnings=prepared.warnings,
+        commands=Commands(
+            sample=f"dba sample {path} --prompt {shlex.quote('The ')}",
+            evaluate=f"dba eval {path}",
+            repeat=f"dba run --config {shlex.quote(str(folder.config_file))}",
+        ),
+    )
+
+
+def model_facts(prepared: Prepared) -> ModelFacts:
+    model = prepared.config.model
+    shape = model.attention.shape
+    assert model.d_ff is not None
+    assert model.vocab_size is not None
+    return ModelFacts(
+        layout=model.attention.mode,
+        cost=parameter_cost(prepared),
+        n_layers=model.n_layers,
+        d_model=model.d_model,
+        d_ff=model.d_ff,
+        context=model.context,
+        vocab_size=model.vocab_size,
+        n_heads=shape.n_heads,
+        n_kv_heads=shape.n_kv_heads,
+        sem_head_dim=shape.sem_head_dim,
+        geo_head_dim=shape.geo_head_dim,
+        v_head_dim=shape.v_head_dim,
+    )
+
+
+def parameter_cost(prepared: Prepared) -> Cost:
+    model = prepared.config.model
+    return model_cost(
+        ((name, tuple(parameter.shape)) for name, parameter in prepared.model.named_parameters()),
+        shape=model.attention.shape,
+        n_layers=model.n_layers,
+        context=model.context,
+        tied_embeddings=model.tie_embeddings,
+    )
+
+
+def cache_facts(prepared: Prepared) -> KvMemory:
+    model = prepared.config.model
+    return kv_memory(model.attention.shape, model.n_layers, prepared.config.kv_policy)
+
+
+def plugin_facts(prepared: Prepared) -> dict[str, PluginFacts]:
+    return {kind: _plugin(prepared.selections[kind]) for kind in KINDS if kind in prepared.selections}
+
+
+def _plugin(selection: Selection) -> PluginFacts:
+    choice = selection.choice()
+    assert choice.record is not None
+    return PluginFacts(
+        name=choice.name,
+        distribution=choice.record.distribution,
+        version=choice.record.version,
+        contract=choice.record.contract,
+        options=choice.options,
+        why=choice.record.why,
+        passed_over=tuple(map(str, selection.passed_over)),
+    )
+
+
+def _losses(measured: Measured, metrics: Sequence[Mapping[str, Any]]) -> LossFacts:
+    logged = [row["loss"] for row in metrics if row["kind"] == "train" and row["loss"] is not None]
+    newest = logged[-_LOGGED_STEPS:]
+    return LossFacts(
+        train=sum(newest) / len(newest) if newest else None,
+        held_out=measured.held_out.loss,
+        perplexity=measured.held_out.perplexity,
+        bits_per_byte=measured.held_out.bits_per_byte,
+        held_out_tokens=measured.held_out.tokens,
+        checkpoint=measured.checkpoint,
+        checkpoint_step=measured.checkpoint_step,
+    )
+
+
+def _fidelity(fidelity: PolicyFidelity | None) -> FidelityFacts | None:
+    return None if fidelity is None else FidelityFacts(**attrs.asdict(fidelity))
+
+
+def _speed(measured: Measured) -> SpeedFacts:
+    return SpeedFacts(
+        training=measured.training_rate,
+        prefill=measured.throughput.prefill,
+        decode=measured.throughput.decode,
+        prefill_tokens=measured.throughput.context,
+        decode_tokens=measured.throughput.decode_tokens,
+        peak_memory_bytes=measured.peak_memory_bytes,
+    )
+
+
+def long_sequence_facts(prepared: Prepared) -> LongSequenceFacts:
+    """What the long-sequence training path is set to, and whether training at this context takes it."""
+    config = prepared.config
+    knobs = config.model.train_long_seq
+    assert knobs.threshold is not None
+    assert knobs.mem_block is not None
+    assert knobs.local_window is not None
+    assert knobs.q_chunk is not None
+    numbers = f"mem_block {knobs.mem_block}, local_window {knobs.local_window}, q_chunk {knobs.q_chunk}"
+    semantic = config.model.attention.mode == "decoupled"
+    active = knobs.enabled and semantic and config.model.context >= knobs.threshold
+    if active:
+        text = (
+            f"active from {knobs.threshold} tokens on: {numbers}, summarizer {config.plugins.summarizer.name}"
+        )
+    elif not knobs.enabled:
+        text = "off (model.train_long_seq.enabled = false)"
+    elif not semantic:
+        text = f"inactive: layout {config.model.attention.mode!r} has no semantic path"
+    else:
+        text = f"inactive: the context of {config.model.context} is below the threshold of {knobs.threshold} tokens"
+    return LongSequenceFacts(
+        text=text,
+        enabled=knobs.enabled,
+        active=active,
+        threshold=knobs.threshold,
+        mem_block=knobs.mem_block,
+        local_window=knobs.local_window,
+        q_chunk=knobs.q_chunk,
+        mem_summarizer=config.plugins.summarizer.name,
+    )
+
+
+def _environment(prepared: Prepared) -> Environment:
+    device = prepared.model.device
+    return Environment(
+        device=str(device),
+        device_name=device_name(device),
+        dtype=prepared.config.dtype,
+        seed=prepared.config.seed,
+        threads=torch.get_num_threads(),
+        platform=platform.platform(),
+        versions={"dba": version("dba"), "torch": torch.__version__, "python": platform.python_version()},
+    )

@@ -1,0 +1,170 @@
+"""The pictures of a run, as PNG files: losses over steps, mean gate per layer and head, KV memory over context.
+
+Drawn with matplotlib's Agg canvas, without pyplot and its global state. Called by the job; imported only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from dba_core.cache.bytes import LONG_CONTEXT, memory_table
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.contracts import AttentionShape
+from dba_core.runs.kv_memory import FP16_POLICY, human_bytes
+
+_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
+_DPI = 150
+
+
+def loss_curves(path: Path, metrics: Sequence[Mapping[str, Any]], *, name: str) -> None:
+    """Training loss of the logged steps and held-out loss of the evaluations. metrics: lines of metrics.jsonl."""
+    figure, axes = _figure()
+    train = _points(metrics, "train")
+    held_out = _points(metrics, "eval")
+    if train:
+        axes.plot(*zip(*train, strict=True), color=_BLUE, linewidth=1.2, label="training batch")
+    if held_out:
+        axes.plot(
+            *zip(*held_out, strict=True),
+            color=_ORANGE,
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+            label="held-out text",
+        )
+        step, loss = min(held_out, key=lambda point: point[1])
+        axes.annotate(
+            f"lowest {loss:.3f} at step {step}",
+            (step, loss),
+            xytext=(-4, 18),
+            textcoords="offset points",
+            ha="right",
+            color=_ORANGE,
+            arrowprops={"arrowstyle": "-", "color": _ORANGE, "linewidth": 0.8},
+        )
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("cross entropy (nats per token)")
+    axes.set_title(f"Loss while training {name}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if train or held_out:
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def gate_map(path: Path, means: Sequence[Sequence[float]], *, tokens: int, name: str) -> None:
+    """Mean gate of every layer (row) and head (column) over held-out tokens, with its number."""
+    n_layers, n_heads = len(means), len(means[0])
+    figure, axes = _figure(
+        width=max(5.0, 2.2 + 0.62 * n_heads), height=max(2.8, 1.7 + 0.42 * n_layers), grid=False
+    )
+    spread = _gate_spread(means)
+    image = axes.imshow(means, vmin=0.5 - spread, vmax=0.5 + spread, cmap="RdBu_r", aspect="auto")
+    for layer, row in enumerate(means):
+        for head, value in enumerate(row):
+            color = "white" if abs(value - 0.5) > 0.6 * spread else "black"
+            axes.text(head, layer, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(n_heads))
+    axes.set_yticks(range(n_layers))
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    axes.set_title(f"Mean gate of {name} over {tokens:,} held-out tokens", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, ticks=[0.5 - spread, 0.5, 0.5 + spread])
+    bar.ax.set_yticklabels([f"{0.5 - spread:g} geometric", "0.5 neutral", f"{0.5 + spread:g} semantic"])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    _save(figure, path)
+
+
+def memory_curves(
+    path: Path, shape: AttentionShape, n_layers: int, policy: KVCachePolicy, *, name: str
+) -> None:
+    """KV bytes of one sequence against its length: the policy, fp16 in the same layout, fp16 standard attention."""
+    contexts = [1 << power for power in range(7, LONG_CONTEXT.bit_length())]
+    chosen = memory_table(shape, n_layers, policy, contexts)
+    fp16 = memory_table(shape, n_layers, FP16_POLICY, contexts)
+    figure, axes = _figure(width=7.6)
+    curves = (
+        ("standard attention, fp16", [row.standard_bytes for row in chosen], _GREY),
+        ("this layout, fp16", [row.kv_bytes for row in fp16], _ORANGE),
+        ("this layout, KV policy of the run", [row.kv_bytes for row in chosen], _BLUE),
+    )
+    for label, values, color in curves:
+        axes.plot(contexts, values, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
+    for (_, values, color), height in zip(
+        curves, _apart([values[-1] for _, values, _ in curves]), strict=True
+    ):
+        axes.annotate(
+            human_bytes(values[-1]),
+            (contexts[-1], height),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+        )
+    _log_axes(axes, contexts)
+    axes.set_xlabel("context (tokens)")
+    axes.set_ylabel("KV cache of one sequence, all layers")
+    ratio = chosen[-1].ratio
+    axes.set_title(
+        f"KV memory of {name}: {ratio:.1f}x smaller than fp16 standard attention at 128k\n{policy.short}"
+    )
+    axes.title.set_fontsize(10.5)
+    axes.legend(frameon=False, loc="upper left")
+    _save(figure, path)
+
+
+def _figure(*, width: float = 7.0, height: float = 4.3, grid: bool = True) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _points(metrics: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[int, float]]:
+    """(step, loss) of the lines of one kind whose loss is a number."""
+    return [(row["step"], row["loss"]) for row in metrics if row["kind"] == kind and row["loss"] is not None]
+
+
+def _log_axes(axes: Axes, contexts: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(contexts))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0 ", " ")))
+    axes.set_xlim(contexts[0] * 0.85, contexts[-1] * 3.2)
+
+
+def _short(context: float) -> str:
+    """131072 -> "128k"."""
+    return f"{context / 1024:g}k" if context >= 1024 else f"{context:g}"
+
+
+def _gate_spread(means: Sequence[Sequence[float]]) -> float:
+    """Half the colour range around 0.5: wide enough for the values, narrow enough to tell them apart."""
+    farthest = max(abs(value - 0.5) for row in means for value in row)
+    return next(spread for spread in (0.1, 0.25, 0.5) if farthest <= spread or spread == 0.5)
+
+
+def _apart(values: Sequence[float], *, factor: float = 1.45) -> list[float]:
+    """The heights of labels for curve ends given from the top down: at least `factor` between neighbours."""
+    placed: list[float] = []
+    for value in values:
+        placed.append(min(value, placed[-1] / factor) if placed else value)
+    return placed

@@ -1,0 +1,84 @@
+"""Everything that a run needs before it may leave a trace: plugins, data and model, checked and resolved.
+
+A wrong configuration, a missing plugin or an unreadable corpus stops here, and no folder has been made.
+Called by the job and by `dba run --dry-run`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+from dba_core.config.data import DataConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoices
+from dba_core.config.run import RunConfig
+from dba_core.contracts import KINDS, Kind
+from dba_core.data.corpus import Corpus, load_corpus
+from dba_core.errors import ConfigError
+from dba_core.model.language_model import LanguageModel
+from dba_core.registry import Registry, Selection, check_records
+from dba_core.runs.selection import select_plugins
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Prepared:
+    """config: with every derived value and every plugin's record. warnings: of drift that was allowed."""
+
+    config: RunConfig
+    corpus: Corpus
+    model: LanguageModel
+    selections: dict[Kind, Selection]
+    warnings: tuple[str, ...]
+
+
+def prepare(config: RunConfig, registry: Registry, *, device: str, allow_drift: bool = False) -> Prepared:
+    """Check the records, read the data, choose the plugins, build the model.
+
+    device: where the model goes, `cuda:1` say; the configuration keeps its kind, `cuda`.
+    Raises RecordMismatchError, DataError, ConfigError, PluginError or UnsupportedError.
+    """
+    warnings = check_records(config.plugins, registry, allow_drift)
+    corpus = load_corpus(config.data, context=config.model.context)
+    resolved = attrs.evolve(
+        config,
+        data=_resolved_data(config.data),
+        model=_resolved_model(config.model, vocab_size=corpus.tokenizer.vocab_size, device=device),
+        generation=attrs.evolve(
+            config.generation,
+            seed=config.generation.seed if config.generation.seed is not None else config.seed,
+        ),
+    )
+    selections = select_plugins(resolved, registry, device=device)
+    resolved = attrs.evolve(resolved, plugins=_recorded(resolved.plugins, selections))
+    model = LanguageModel(
+        resolved.model, plugins=resolved.plugins, registry=registry, seed=resolved.seed, device=device
+    )
+    return Prepared(
+        config=resolved, corpus=corpus, model=model, selections=selections, warnings=tuple(warnings)
+    )
+
+
+def _resolved_data(data: DataConfig) -> DataConfig:
+    """Paths as absolute ones, so that the run can be evaluated from anywhere."""
+    source = data.source if data.source == "pydoc" else str(Path(data.source).resolve())
+    tokenizer = Path(data.tokenizer)
+    return attrs.evolve(
+        data, source=source, tokenizer=str(tokenizer.resolve()) if tokenizer.is_file() else data.tokenizer
+    )
+
+
+def _resolved_model(model: ModelConfig, *, vocab_size: int, device: str) -> ModelConfig:
+    try:
+        resolved = model.resolved(vocab_size=vocab_size)
+    except ConfigError as error:
+        raise error.under("model") from None
+    long_sequence = resolved.train_long_seq.resolved(context=resolved.context, device=device)
+    return attrs.evolve(resolved, train_long_seq=long_sequence)
+
+
+def _recorded(choices: PluginChoices, selections: dict[Kind, Selection]) -> PluginChoices:
+    """The choices by name, with options and record."""
+    recorded = {kind: selections[kind].choice() if kind in selections else choices.of(kind) for kind in KINDS}
+    return PluginChoices(**recorded)

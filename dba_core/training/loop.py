@@ -1,0 +1,213 @@
+"""The training loop: batches -> steps -> evaluations -> checkpoints, resumable to the same bits.
+
+Step n uses the n-th batch of the sampler and the learning rate of `schedule`. After it come, in this order
+and where due: its metrics line, the evaluation, the answer to a request to stop, the checkpoint. Called by
+the run job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import torch
+
+from dba_core.config.run import RunConfig
+from dba_core.data.corpus import Corpus
+from dba_core.errors import ConfigError
+from dba_core.model.language_model import LanguageModel
+from dba_core.training.distributed import World
+from dba_core.training.events import (
+    CheckpointSaved,
+    Evaluated,
+    Interrupted,
+    StepFinished,
+    TrainEvent,
+    TrainingStarted,
+)
+from dba_core.training.interrupt import StopRequest
+from dba_core.training.memory import peak_memory_bytes, reset_peak_memory
+from dba_core.training.metrics_log import MetricsLog
+from dba_core.training.session import Session
+from dba_core.training.step import Gradients
+
+OnEvent = Callable[[TrainEvent], None]
+
+
+@attrs.frozen(kw_only=True)
+class TrainingResult:
+    """What one call of `train` did.
+
+    first_step, last_step: finished steps before and after it. best_loss, best_step: the lowest held-out
+    loss of the run; final_loss: of its newest evaluation; None where there was none. seconds: this call,
+    all included. tokens_per_second: of the global batch, evaluations and checkpoints left out; 0 without a
+    step. peak_memory_bytes: see training.memory. interrupted: stopped before config.training.steps.
+    """
+
+    first_step: int
+    last_step: int
+    best_step: int | None
+    best_loss: float | None
+    final_loss: float | None
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    interrupted: bool
+
+
+def train(
+    model: LanguageModel,
+    corpus: Corpus,
+    config: RunConfig,
+    *,
+    checkpoint_dir: Path,
+    metrics_path: Path,
+    resume: bool = False,
+    world: World | None = None,
+    on_event: OnEvent | None = None,
+) -> TrainingResult:
+    """Train `model` in place up to `config.training.steps`.
+
+    resume: go on from `checkpoint_dir`'s `last` to the same bits as without the stop; all processes must
+    see that folder. world: None is this process alone, on the model's device. on_event: called on the main
+    process, between steps. Ctrl-C and SIGTERM finish the step, save `last` and return with
+    interrupted=True. Raises ConfigError, CheckpointError, DataError, and TrainingError for a loss or
+    gradient that is not finite. The caller's random state and the model's mode are left as they were.
+    """
+    world = World(0, 1, model.device) if world is None else world
+    _check(model, config, world)
+    started = time.perf_counter()
+    reset_peak_memory(world.device)
+    cuda = [world.device] if world.device.type == "cuda" else []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        stack.callback(model.train, model.training)
+        session = Session(model, corpus, config, checkpoint_dir=checkpoint_dir, world=world)
+        session.restore() if resume else session.start_new()
+        first_step = session.progress.step
+        log: MetricsLog | None = None
+        if world.is_main:
+            log = stack.enter_context(MetricsLog(metrics_path, resume_step=first_step if resume else None))
+        loop = _Loop(session, stack.enter_context(StopRequest()), log, on_event if world.is_main else None)
+        interrupted = loop.run()
+    return TrainingResult(
+        first_step=first_step,
+        last_step=session.progress.step,
+        best_step=session.progress.best_step,
+        best_loss=session.progress.best_loss,
+        final_loss=session.progress.eval_loss,
+        seconds=time.perf_counter() - started,
+        tokens_per_second=loop.tokens_per_second,
+        peak_memory_bytes=peak_memory_bytes(world.device),
+        interrupted=interrupted,
+    )
+
+
+def _check(model: LanguageModel, config: RunConfig, world: World) -> None:
+    """Refuse what cannot be trained here before anything is written."""
+    shares = world.size * config.training.grad_accum
+    if config.training.batch_size % shares:
+        raise ConfigError(
+            f"{config.training.batch_size} sequences cannot be shared by {world.size} process(es) x "
+            f"grad_accum={config.training.grad_accum}; give a multiple of {shares}",
+            path="training.batch_size",
+        )
+    if model.device != world.device:
+        raise ConfigError(
+            f"the model is on {model.device}, training on {world.device}; build it there", path="device"
+        )
+
+
+class _Loop:
+    """What happens at each step, in which order, and who is told."""
+
+    def __init__(
+        self, session: Session, stop: StopRequest, log: MetricsLog | None, on_event: OnEvent | None
+    ) -> None:
+        self._session = session
+        self._stop = stop
+        self._log = log
+        self._on_event = on_event
+        self._settings = session.config.training
+        self._tokens_per_step = self._settings.batch_size * session.model.config.context
+        self._seconds = 0.0
+        self._steps = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._steps * self._tokens_per_step / self._seconds if self._steps else 0.0
+
+    def run(self) -> bool:
+        """All remaining steps. Returns whether a request to stop ended them early."""
+        world_size, first_step = self._session.world.size, self._session.progress.step
+        self._emit(TrainingStarted(first_step=first_step, steps=self._settings.steps, world_size=world_size))
+        if self._settings.steps == 0:
+            self._save(self._evaluate())
+        stopping = False
+        while self._session.progress.step < self._settings.steps and not stopping:
+            stopping = self._one_step()
+        return stopping
+
+    def _one_step(self) -> bool:
+        """One optimizer step and what is due after it. Returns whether to stop before the last step."""
+        settings = self._settings
+        begun = time.perf_counter()
+        gradients, lr = self._session.optimize(stop=self._stop.requested)
+        self._seconds += time.perf_counter() - begun
+        self._steps += 1
+        step = self._session.progress.step
+        self._report(gradients, lr)
+        pointers: tuple[str, ...] = ()
+        if step % settings.eval_every == 0 or step == settings.steps:
+            pointers = self._evaluate()
+        elif settings.checkpoint_every and step % settings.checkpoint_every == 0:
+            pointers = ("last",)
+        alone = self._session.world.size == 1
+        stopping = (self._stop.requested if alone else gradients.stop) and step < settings.steps
+        if stopping:
+            self._emit(Interrupted(step=step))
+        if pointers or stopping:
+            self._save(pointers or ("last",))
+        return stopping
+
+    def _report(self, gradients: Gradients, lr: float) -> None:
+        step, steps = self._session.progress.step, self._settings.steps
+        event = StepFinished(
+            step=step,
+            steps=steps,
+            loss=gradients.loss,
+            lr=lr,
+            grad_norm=gradients.grad_norm,
+            tokens=step * self._tokens_per_step,
+            tokens_per_second=self.tokens_per_second,
+            seconds=self._seconds,
+            remaining_seconds=self._seconds / self._steps * (steps - step),
+        )
+        if self._log and (step == 1 or step % self._settings.log_every == 0 or step == steps):
+            row = attrs.asdict(event, filter=attrs.filters.exclude("steps", "remaining_seconds"))
+            self._log.write({"kind": "train", **row})
+        self._emit(event)
+
+    def _evaluate(self) -> tuple[str, ...]:
+        """Returns the pointers that a checkpoint of this step deserves."""
+        event: Evaluated = self._session.evaluate()
+        if self._log:
+            self._log.write({"kind": "eval", **attrs.asdict(event)})
+        self._emit(event)
+        return ("best", "last") if event.is_best else ("last",)
+
+    def _save(self, pointers: tuple[str, ...]) -> None:
+        path = self._session.save(pointers)
+        if path is not None:
+            self._emit(CheckpointSaved(step=self._session.progress.step, which=pointers, path=path))
+
+    def _emit(self, event: TrainEvent) -> None:
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except KeyboardInterrupt:
+            self._stop.request()

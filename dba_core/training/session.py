@@ -1,0 +1,176 @@
+"""Everything that training changes: the model, its optimizer, the data position, the random state, the
+progress.
+
+A checkpoint is this, written down; a resumed run is this, read back. The loop decides when each part is
+called. All processes call the same methods in the same order. Called by training.loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import attrs
+import torch
+
+from dba_core.config.run import RunConfig
+from dba_core.data.batches import BatchSampler
+from dba_core.data.corpus import Corpus
+from dba_core.errors import CheckpointError, ConfigError, TrainingError
+from dba_core.evaluation.held_out import held_out_loss
+from dba_core.model.init import seed_of
+from dba_core.model.language_model import LanguageModel
+from dba_core.training.checkpoint import (
+    Progress,
+    collect_random_states,
+    restore_optimizer,
+    restore_random_states,
+    restore_weights,
+    save_checkpoint,
+)
+from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
+from dba_core.training.distributed import World
+from dba_core.training.events import Evaluated
+from dba_core.training.fingerprint import differences, fingerprint
+from dba_core.training.optimizer import build_optimizer
+from dba_core.training.schedule import learning_rate
+from dba_core.training.step import Gradients, TrainingStep, autocast
+
+
+class Session:
+    """One run's training state, in memory and in `checkpoint_dir`."""
+
+    def __init__(
+        self, model: LanguageModel, corpus: Corpus, config: RunConfig, *, checkpoint_dir: Path, world: World
+    ) -> None:
+        self.model = model
+        self.corpus = corpus
+        self.config = config
+        self.checkpoint_dir = checkpoint_dir
+        self.world = world
+        self.progress = Progress()
+        self._fingerprint = fingerprint(model, corpus, config, world)
+        self._optimizer = build_optimizer(model, config.training)
+        self._step = TrainingStep(model, self._optimizer, config, world)
+        self._sampler = BatchSampler(
+            corpus.train,
+            batch_size=config.training.batch_size,
+            context=model.config.context,
+            seed=config.seed,
+            rank=world.rank,
+            world_size=world.size,
+        )
+
+    def start_new(self) -> None:
+        """Seed the random state (of dropout) and take the main process's weights."""
+        if self.world.is_main and has_checkpoint(self.checkpoint_dir, "last"):
+            raise CheckpointError(
+                f"{self.checkpoint_dir} already holds a run; resume it or choose another folder"
+            )
+        torch.manual_seed(seed_of(self.config.seed, f"training.{self.world.rank}"))
+        self.world.broadcast([parameter.data for parameter in self.model.parameters()])
+
+    def restore(self) -> None:
+        """Everything as the checkpoint `last` holds it.
+
+        Raises ConfigError when a setting that changes numbers is another one, CheckpointError when the run is
+        finished or the checkpoint is damaged; nothing is changed then.
+        """
+        stored = read_checkpoint(self.checkpoint_dir, "last")
+        changed = list(differences(stored.state["fingerprint"], self._fingerprint))
+        if changed:
+            raise ConfigError(
+                f"the run in {self.checkpoint_dir} cannot go on with other numbers: {'; '.join(changed)}. "
+                "Resume with the configuration that it recorded, or start a new run"
+            )
+        if stored.state["step"] >= self.config.training.steps:
+            raise CheckpointError(
+                f"the run in {self.checkpoint_dir} has finished its {self.config.training.steps} steps; "
+                "there is nothing to resume. Start a new run to train longer"
+            )
+        restore_weights(self.model, stored)
+        restore_optimizer(self.model, self._optimizer, stored)
+        self._sampler.load_state_dict(stored.state["sampler"])
+        restore_random_states(self.world, stored)
+        self.progress = Progress(**{field.name: stored.state[field.name] for field in attrs.fields(Progress)})
+
+    def optimize(self, *, stop: bool) -> tuple[Gradients, float]:
+        """One optimizer step on the next batch. Returns its gradients' numbers and its learning rate.
+
+        stop: this process wants to stop; `Gradients.stop` is what all agree on. Raises TrainingError for a
+        loss or gradient that is not finite, before it reaches the weights.
+        """
+        self.model.train()
+        lr = learning_rate(self.progress.step, self.config.training)
+        tokens, targets = self._sampler.next()
+        gradients = self._step.gradients(tokens, targets, stop=stop)
+        if not (math.isfinite(gradients.loss) and math.isfinite(gradients.grad_norm)):
+            raise self._not_finite(
+                f"step {self.progress.step + 1} at learning rate {lr:g} has loss {gradients.loss:g} and "
+                f"gradient norm {gradients.grad_norm:g}"
+            )
+        self._step.apply(lr=lr)
+        self.progress.step += 1
+        return gradients, lr
+
+    def evaluate(self) -> Evaluated:
+        """The held-out loss, computed by the main process and told to all. Updates the progress."""
+        begun = time.perf_counter()
+        told = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # loss, tokens
+        if self.world.is_main:
+            self.model.eval()
+            with autocast(self.world.device, self.config.dtype):
+                result = held_out_loss(
+                    self.model,
+                    self.corpus.held_out,
+                    context=self.model.config.context,
+                    batch_size=self.config.training.batch_size,
+                    limit_tokens=self.config.training.eval_tokens,
+                )
+            told += torch.tensor([result.loss, result.tokens], dtype=torch.float64, device=told.device)
+        self.world.broadcast([told])
+        loss, tokens = told.tolist()
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the evaluation after step {self.progress.step} has loss {loss:g}")
+        is_best = self.progress.best_loss is None or loss < self.progress.best_loss
+        self.progress.eval_loss = loss
+        if is_best:
+            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
+        return Evaluated(
+            step=self.progress.step,
+            loss=loss,
+            perplexity=math.exp(loss) if loss < 700 else math.inf,
+            tokens=int(tokens),
+            seconds=time.perf_counter() - begun,
+            is_best=is_best,
+        )
+
+    def save(self, pointers: tuple[str, ...]) -> Path | None:
+        """Write a checkpoint that `pointers` ("best", "last") name. Returns its folder on the main
+        process.
+        """
+        random_states = collect_random_states(self.world)
+        if not self.world.is_main:
+            return None
+        return save_checkpoint(
+            self.checkpoint_dir,
+            model=self.model,
+            optimizer=self._optimizer,
+            random_states=random_states,
+            sampler=self._sampler.state_dict(),
+            progress=self.progress,
+            fingerprint=self._fingerprint,
+            pointers=pointers,
+        )
+
+    def _not_finite(self, what: str) -> TrainingError:
+        good = (
+            f"The last good checkpoint is {self.checkpoint_dir / 'last'}"
+            if has_checkpoint(self.checkpoint_dir, "last")
+            else "No checkpoint was saved yet"
+        )
+        return TrainingError(
+            f"{what}; training stopped before saving or applying it. {good}. Lower training.lr, lengthen "
+            "training.warmup_steps or lower training.grad_clip, and start a new run"
+        )

@@ -1,0 +1,101 @@
+"""One optimizer step: gradients of the global batch, checked, clipped, applied.
+
+    gradient = mean over processes and accumulation parts of d loss / d w
+
+Gradients and their application are two calls, so that the loop can refuse a loss that is not finite before it
+reaches the weights. Called by training.loop and training.step_time.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from dba_core.config.run import RunConfig
+from dba_core.model.language_model import LanguageModel
+from dba_core.training.distributed import World
+
+
+@attrs.frozen(kw_only=True)
+class Gradients:
+    """loss: mean over the global batch. grad_norm: L2 before clipping. stop: a process asked to stop."""
+
+    loss: float
+    grad_norm: float
+    stop: bool
+
+
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """The forward pass's number format: autocast for `bfloat16` over float32 weights, none for `float32`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+class TrainingStep:
+    """The model, its optimizer and how a batch becomes a step."""
+
+    def __init__(
+        self, model: LanguageModel, optimizer: torch.optim.Optimizer, config: RunConfig, world: World
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.world = world
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._loss = torch.compile(model.loss) if config.training.compile else model.loss
+        self._norm = torch.zeros(())
+
+    def gradients(self, tokens: Tensor, targets: Tensor, *, stop: bool = False) -> Gradients:
+        """tokens, targets [B / processes, T]: this process's part of the global batch, on the CPU.
+
+        Leaves the global mean gradient in `.grad`. stop: this process wants to stop; the answer says whether
+        any does, the same on all.
+        """
+        self.model.check_tokens(tokens)
+        accumulate = self.config.training.grad_accum
+        total = torch.zeros((), device=self.world.device)
+        for part, wanted in zip(
+            self._on_device(tokens).chunk(accumulate), self._on_device(targets).chunk(accumulate), strict=True
+        ):
+            with autocast(self.world.device, self.config.dtype):
+                loss = self._loss(part, wanted) / accumulate
+            torch.autograd.backward(loss)
+            total += loss.detach()
+        total, stopping = self._over_processes(total, stop)
+        self._norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        loss_value, norm_value = torch.stack([total, self._norm]).tolist()
+        return Gradients(loss=loss_value, grad_norm=norm_value, stop=stopping)
+
+    def apply(self, *, lr: float) -> None:
+        """Clip the gradients and take the step at this learning rate."""
+        limit = self.config.training.grad_clip
+        if limit > 0:
+            clip_grads_with_norm_(self._parameters, limit, self._norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _on_device(self, tokens: Tensor) -> Tensor:
+        if self.world.device.type != "cuda":
+            return tokens.to(self.world.device)
+        return tokens.pin_memory().to(self.world.device, non_blocking=True)
+
+    def _over_processes(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        """Mean loss, whether any process stops, and mean gradients in place.
+
+        A parameter that had no gradient on one process gets zeros there; one that had none anywhere keeps
+        none, as in a single process, so that the optimizer leaves it alone.
+        """
+        if self.world.size == 1:
+            return loss, stop
+        told = [float(stop), *(float(p.grad is not None) for p in self._parameters)]
+        sums = self.world.sum(torch.cat([loss.view(1), torch.tensor(told, device=loss.device)]))
+        used = (sums[2:] > 0).tolist()
+        shared = [p for p, is_used in zip(self._parameters, used, strict=True) if is_used]
+        for p in shared:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self.world.all_reduce_mean([p.grad for p in shared])
+        return sums[0] / self.world.size, bool(sums[1] > 0)

@@ -1,0 +1,171 @@
+"""The time of one training step of each attention layout beside a plain GPT of the same shape.
+
+All models live in one process and take turns, one step each per round, so that whatever slows the machine
+slows all of them. A step is forward, backward, clipping and AdamW on the batch of the configuration; the
+library's models take it as the training loop does, the plain one in the usual six lines. The median over
+the rounds counts.
+
+    python -m dba_core.training.step_time
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.run import RunConfig
+from dba_core.config.training import TrainingConfig
+from dba_core.errors import ConfigError
+from dba_core.model.language_model import LanguageModel
+from dba_core.training.distributed import World
+from dba_core.training.optimizer import build_optimizer
+from dba_core.training.plain_gpt import PlainGPT
+from dba_core.training.step import TrainingStep, autocast
+
+PLAIN = "plain GPT"
+WARMUP_ROUNDS = 3
+#: Bytes, where the configuration leaves the vocabulary to the tokenizer.
+DEFAULT_VOCAB_SIZE = 256
+
+Step = Callable[[Tensor, Tensor], None]
+
+
+@attrs.frozen(kw_only=True)
+class StepTime:
+    """Milliseconds per step: the median of `repeats`, and the quarter and three-quarter points.
+
+    ratio: the median by that of the plain GPT, which is the first row.
+    """
+
+    name: str
+    parameters: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    ratio: float
+    repeats: int
+
+
+def measure_step_times(
+    config: RunConfig, *, modes: Sequence[str] = ("standard", "decoupled"), repeats: int = 30
+) -> list[StepTime]:
+    """Train the plain GPT and the model of `config` with each attention mode on random tokens, interleaved.
+
+    The mode that `config` has keeps its attention settings; the others take the mode's own widths. Weights
+    and results are thrown away. `config.training.compile` compiles the library's models only.
+    """
+    if repeats < 2:
+        raise ConfigError(f"repeats={repeats} gives no median with a spread; give at least 2")
+    device = _device(config.device)
+    vocab_size = config.model.vocab_size or DEFAULT_VOCAB_SIZE
+    base = config.model.resolved(vocab_size=vocab_size)
+    plain = PlainGPT(base, seed=config.seed).to(device)
+    models: dict[str, nn.Module] = {PLAIN: plain}
+    steps: dict[str, Step] = {PLAIN: _plain_step(plain, config, device)}
+    for mode in modes:
+        model = LanguageModel(
+            _with_mode(config.model, mode).resolved(vocab_size=vocab_size),
+            plugins=config.plugins,
+            seed=config.seed,
+            device=str(device),
+        )
+        models[mode], steps[mode] = model, _library_step(model, config, World(0, 1, device))
+    seconds = _interleaved(steps, config, vocab_size=vocab_size, device=device, repeats=repeats)
+    reference = statistics.median(seconds[PLAIN])
+    return [_row(name, models[name], times, reference) for name, times in seconds.items()]
+
+
+def _interleaved(
+    steps: dict[str, Step], config: RunConfig, *, vocab_size: int, device: torch.device, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of every timed step, by name."""
+    generator = torch.Generator().manual_seed(config.seed)
+    shape = (config.training.batch_size, config.model.context + 1)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(WARMUP_ROUNDS + repeats):
+        tokens = torch.randint(vocab_size, shape, generator=generator)  # [B, T + 1]
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step(tokens[:, :-1], tokens[:, 1:])
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_ >= WARMUP_ROUNDS:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def _library_step(model: LanguageModel, config: RunConfig, world: World) -> Step:
+    step = TrainingStep(model, build_optimizer(model, config.training), config, world)
+
+    def run(tokens: Tensor, targets: Tensor) -> None:
+        step.gradients(tokens, targets)
+        step.apply(lr=config.training.lr)
+
+    return run
+
+
+def _plain_step(model: PlainGPT, config: RunConfig, device: torch.device) -> Step:
+    optimizer = build_optimizer(model, config.training)
+
+    def run(tokens: Tensor, targets: Tensor) -> None:
+        with autocast(device, config.dtype):
+            loss = model.loss(tokens.to(device), targets.to(device))
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def _with_mode(model: ModelConfig, mode: str) -> ModelConfig:
+    attention = model.attention
+    if attention.mode == mode:
+        return model
+    return attrs.evolve(
+        model,
+        attention=AttentionConfig(
+            mode=mode, n_heads=attention.n_heads, rope_theta=attention.rope_theta, dropout=attention.dropout
+        ),
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return World(0, 1, name).device
+
+
+def _row(name: str, model: nn.Module, times: list[float], reference: float) -> StepTime:
+    low, median, high = statistics.quantiles(times, n=4)
+    return StepTime(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        median_ms=median * 1e3,
+        low_ms=low * 1e3,
+        high_ms=high * 1e3,
+        ratio=median / reference,
+        repeats=len(times),
+    )
+
+
+def _main() -> None:
+    """The shape of the preset `shakespeare-cpu`, as text."""
+    model = ModelConfig(context=64, n_layers=4, d_model=128, attention=AttentionConfig(n_heads=4))
+    config = RunConfig(device="cpu", model=model, training=TrainingConfig(batch_size=12, lr=1e-3))
+    for row in measure_step_times(config):
+        print(
+            f"{row.name:12} {row.parameters:>10,} parameters  {row.median_ms:7.2f} ms  "
+            f"({row.low_ms:.2f} to {row.high_ms:.2f})  {row.ratio:.2f}x"
+        )
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,1 @@
+"""dba_plugins/gates"""

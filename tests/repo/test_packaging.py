@@ -1,0 +1,101 @@
+"""What the packaging files say about each other and about the source: entry points, data, dependencies."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from source_tree import PACKAGES, PYPROJECT, ROOT, imports, module_name, parse, python_files
+
+SOURCE = python_files(*PACKAGES)
+
+# What is imported under another name than it is installed under.
+DISTRIBUTION_OF = {"tomllib": "tomli", "mpl_toolkits": "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *PYPROJECT["project"]["scripts"].values(),
+        *(value for group in PYPROJECT["project"]["entry-points"].values() for value in group.values()),
+    ],
+)
+def test_entry_points_name_existing_modules(target: str) -> None:
+    module, _, name = target.partition(":")
+    path = ROOT / Path(*module.split("."))
+    file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+    assert file.exists(), f"{target}: no such module"
+    assert not name or re.search(rf"^(def {name}\b|{name}\b)", file.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_plugin_module_has_an_entry_point() -> None:
+    named = {value for group in PYPROJECT["project"]["entry-points"].values() for value in group.values()}
+    hooked = {
+        module_name(path)
+        for path in python_files("dba_plugins")
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef) and "hookimpl" in map(ast.unparse, node.decorator_list)
+    }
+    assert hooked == {value for value in named if ":" not in value}
+
+
+def test_package_data_covers_every_file_that_is_no_code() -> None:
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
+    for package in PACKAGES:
+        packed = {path for pattern in patterns[package] for path in (ROOT / package).glob(pattern)}
+        rest = {path for path in (ROOT / package).rglob("*") if path.is_file()} - packed
+        assert ROOT / package / "py.typed" in packed
+        assert {path.suffix for path in rest} <= {".py", ".pyc"}
+
+
+def requirement_names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0].lower() for requirement in requirements}
+
+
+def declared() -> set[str]:
+    return requirement_names(PYPROJECT["project"]["dependencies"])
+
+
+def test_imports_and_declared_dependencies_agree() -> None:
+    optional = {"triton", "tokenizers", "tiktoken"}
+    used = {
+        DISTRIBUTION_OF.get(name, name)
+        for path in SOURCE
+        for found in imports(path)
+        if (name := found.target.split(".")[0]) not in PACKAGES
+        and (name not in sys.stdlib_module_names or name in DISTRIBUTION_OF)
+    }
+    assert used - optional == declared()
+
+
+def test_constraints_pin_what_is_named() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0] for line in lines if line and not line.startswith("#")}
+    extras = {name for group in PYPROJECT["project"]["optional-dependencies"].values() for name in group}
+    unpinned = (declared() | requirement_names(sorted(extras))) - pinned - {"triton", "dba"}
+    assert not unpinned
+
+
+def test_tox_installs_the_declared_dependencies_without_torch() -> None:
+    tox = ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    extras = PYPROJECT["project"]["optional-dependencies"]
+
+    def deps(section: str) -> set[str]:
+        lines = [line for line in tox[section]["deps"].split("\n") if line.strip() and "{[" not in line]
+        return requirement_names([line.strip() for line in lines])
+
+    assert deps("without_torch") == declared() - {"torch"}
+    assert deps("testenv:py3{10,12,13}") == requirement_names(extras["test"])
+    assert deps("testenv:docs") == requirement_names(extras["docs"])
+    assert deps("testenv:lint") == requirement_names(extras["lint"])
+
+
+def test_every_dependency_has_its_reason_in_the_docs() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    missing = {name for name in declared() if f"| `{name}` |" not in page}
+    assert not missing
