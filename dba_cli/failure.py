@@ -12,6 +12,8 @@ from types import TracebackType
 
 import click
 
+from dba_cli.legacy import LEGACY_FLAGS
+
 
 def wants_traceback() -> bool:
     return os.environ.get("DBA_TRACEBACK", "0") not in ("", "0")
@@ -27,10 +29,19 @@ def explain(error: Exception) -> None:
 
 def explain_click(error: click.ClickException) -> None:
     """Print a usage error with the place where help is found."""
-    text = error.format_message()
+    text = _without_legacy_hints(error)
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text = f"{text} See '{error.ctx.command_path} --help'."
     _echo(text)
+
+
+def _without_legacy_hints(error: click.ClickException) -> str:
+    """The message; the flags that are only there to be refused are no suggestion."""
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        close = [name for name in error.possibilities if name not in LEGACY_FLAGS]
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        return f"{error.message}{hint}"
+    return error.format_message()
 
 
 def install_excepthook() -> None:

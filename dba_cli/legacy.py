@@ -1,4 +1,4 @@
-"""The cache flags of the origin system, refused: one `--kv-policy` replaced them all. Used by run, sample, eval."""
+"""The cache flags of the origin system, refused: `--kv-policy` replaced them. Used by run, sample, eval."""
 
 from __future__ import annotations
 

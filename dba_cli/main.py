@@ -38,8 +38,8 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
     cls=LazyGroup,
     lazy=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 ok, 1 the run failed, 2 usage, 3 configuration or data, 4 plugin missing or broken, "
-    "5 a recorded configuration does not match what is installed, 130 interrupted. "
+    epilog="Exit codes: 0 ok, 1 the run failed, 2 usage, 3 configuration or data, 4 plugin missing or "
+    "broken, 5 a recorded configuration does not match what is installed, 130 interrupted. "
     "DBA_TRACEBACK=1 shows the Python traceback of an error.",
 )
 @click.option(
@@ -56,7 +56,8 @@ def cli() -> None:
     \b
     Examples:
       dba run
-      dba run --plugin gate=static --plugin null_token=learned --kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=64"
+      dba run --plugin gate=static --plugin null_token=learned
+      dba run --kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=64"
       dba sample latest --prompt "The "
     """
 

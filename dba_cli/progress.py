@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class TerminalReporter:
-    """Reports to stderr. quiet: warnings only."""
+    """Reports to stderr (or `on`). quiet: warnings only. `summary` is there once the run is complete."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, on: Console | None = None) -> None:
         self.summary: Summary | None = None
-        self._console = console(stderr=True)
+        self._console = console(stderr=True) if on is None else on
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 KV_POLICY_HELP = (
-    "Every KV-cache setting at once: a format for semantic keys, geometric keys and values, and how many of the "
-    "newest tokens are read in fp16."
+    "Every KV-cache setting at once: a format for semantic keys, geometric keys and values, and how many of "
+    "the newest tokens are read in fp16."
 )
 
 
@@ -61,8 +61,8 @@ def _decode_backend(text: str) -> tuple[Kind, PluginChoice]:
     kind, name, options = parse_plugin(text)
     if kind != "decode_backend":
         raise UsageError(
-            f"--plugin {text!r}: a trained model keeps its {kind}; only decode_backend can be chosen here, as in "
-            "--plugin decode_backend=streaming"
+            f"--plugin {text!r}: a trained model keeps its {kind}; only decode_backend can be chosen here, "
+            "as in --plugin decode_backend=streaming"
         )
     return kind, PluginChoice(name, options=options)
 
@@ -84,7 +84,7 @@ _OPTIONS = (
         help="Another decode backend than the run's.",
     ),
     click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Without it: the run's."),
-    click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from the installed."),
+    click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from installed."),
 )
 
 

@@ -1,9 +1,14 @@
-"""The order in which `auto` tries the built-in plugins of each kind: the first that supports the request is taken."""
+"""The order in which `auto` tries the built-in plugins of each kind; the first that supports the request is taken.
+
+Where the order depends on the device it is a mapping from device type ("*": all others).
+"""
 
 from __future__ import annotations
 
-AUTO_ORDER: dict[str, tuple[str, ...]] = {
-    "summarizer": ("conv", "linear", "mean"),
+from collections.abc import Mapping
+
+AUTO_ORDER: dict[str, tuple[str, ...] | Mapping[str, tuple[str, ...]]] = {
+    "summarizer": {"cuda": ("conv", "linear", "mean"), "*": ("linear", "mean")},
     "gate": ("causal", "none"),
     "null_token": ("none",),
     "decode_backend": ("streaming",),

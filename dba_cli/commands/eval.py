@@ -1,4 +1,4 @@
-"""`dba eval`: held-out loss of a run's model and fidelity of a KV policy, on the run's own data or on other data."""
+"""`dba eval`: held-out loss of a run's model and fidelity of a KV policy, on its own data or other data."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def evaluate(run_flags: RunFlags, data: str | None, kv_policy: str | None, as_js
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
     run = run_flags.load()
     from dba_core.runs.evaluate import evaluate_run
+    from dba_core.runs.summary_text import evaluation_sections
 
     result = evaluate_run(run, data=data, policy=policy)
     if as_json:
         echo_json(result.to_dict())
         return
-    sections(f"Evaluation of {run.folder.path}", [result.section()])
+    sections(f"Evaluation of {run.folder.path}", evaluation_sections(result))

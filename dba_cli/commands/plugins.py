@@ -120,7 +120,7 @@ def why(kind: Kind, flags: ConfigFlags, as_json: bool) -> None:
 
 
 def _kinds_with(registry: Registry, name: str, kind: Kind | None) -> list[Kind]:
-    """The kinds that have a plugin of this name. Raises PluginError with the nearest names when there is none."""
+    """The kinds that have a plugin of this name. Raises PluginError when there is none."""
     from dba_core.errors import PluginError, unknown
 
     if kind is not None:

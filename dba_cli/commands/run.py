@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run, in its own folder.")
 @click.option("--print-config", is_flag=True, help="Show every value and where it came from, and stop.")
 @click.option("--dry-run", is_flag=True, help="Show sizes, costs and plugins; train nothing, write nothing.")
-@click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from the installed ones.")
+@click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from installed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")
 def run(
@@ -85,8 +85,8 @@ def _resume(text: str, flags: ConfigFlags, *, allow_drift: bool, as_json: bool, 
     refused = [flag for flag in flags.given if flag != "--device"]
     if refused:
         raise UsageError(
-            f"--resume goes on with the configuration that the run recorded, so {', '.join(refused)} cannot change it; "
-            "leave them out, or start a new run with --config RUN/resolved_config.json"
+            f"--resume goes on with the configuration that the run recorded; {', '.join(refused)} cannot "
+            "change it. Leave that out, or start a new run with --config RUN/resolved_config.json"
         )
     from dba_cli.progress import TerminalReporter
     from dba_core.runs.folder import find_run
@@ -116,13 +116,14 @@ def _show(summary: Summary | None, *, as_json: bool) -> None:
     if summary is None:
         return
     from dba_cli.rendering import echo_json, sections
+    from dba_core.runs.rows import printable
     from dba_core.runs.summary_text import summary_sections
 
     if as_json:
         echo_json(summary.to_dict())
         return
     sections(f"Run {summary.name}", summary_sections(summary))
-    click.echo(f"\nSample: {summary.sample.prompt}{summary.sample.text}\n")
+    click.echo(f"\nSample: {printable(summary.sample.prompt + summary.sample.text)}\n")
     click.echo(f"Everything is in {summary.folder}. Go on with:")
     for command in (summary.commands.sample, summary.commands.evaluate, summary.commands.repeat):
         click.echo(f"  {command}")

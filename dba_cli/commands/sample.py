@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @refuse_legacy_flags
 @click.command()
 @run_options
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="The text to continue; may be given again.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What to continue; may be repeated.")
 @click.option(
     "--prompt-file",
     type=click.Path(path_type=Path),
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=int, help="Sample from the K likeliest tokens; 0 is off.")
 @click.option("--top-p", type=float, help="Sample from the likeliest tokens that hold this share; 1 is off.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given again.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
 @click.option("--kv-policy", metavar="TEXT", help=f"{KV_POLICY_HELP} Without it: the run's own.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def sample(
@@ -61,8 +61,6 @@ def sample(
     generation = _generation(loaded.config.generation, settings)
     chosen = policy or loaded.config.kv_policy
     streamed = len(texts) == 1 and not as_json
-    if streamed:
-        click.echo(texts[0], nl=False)
     results = _generate(loaded, texts, generation, chosen, streamed=streamed)
     if as_json:
         _echo_document(loaded, texts, results, generation, chosen.short)
@@ -70,7 +68,7 @@ def sample(
         click.echo()
     else:
         for number, (text, result) in enumerate(zip(texts, results, strict=True), 1):
-            click.echo(f"--- {number}\n{text}{result['text']}")
+            click.echo(f"--- {number}\n{text}{_shown(result['text'])}")
 
 
 def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:
@@ -119,9 +117,10 @@ def _generate(
     pieces: list[list[str]] = [[] for _ in prompts]
 
     def take(row: int, piece: str) -> None:
+        if streamed:
+            before = "" if pieces[row] else texts[row]
+            click.echo(before + _shown(piece), nl=False)
         pieces[row].append(piece)
-        if streamed and piece:
-            click.echo(piece, nl=False)
 
     new = generate(
         run.model,
@@ -135,6 +134,13 @@ def _generate(
     for row, stream in enumerate(streams):
         take(row, stream.finish())
     return [{"text": "".join(text), "tokens": tokens} for text, tokens in zip(pieces, new, strict=True)]
+
+
+def _shown(text: str) -> str:
+    """On a terminal a sampled control character must do nothing."""
+    from dba_core.runs.rows import printable
+
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def _echo_document(

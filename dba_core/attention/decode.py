@@ -1,14 +1,13 @@
 """Which decode backend serves a cache, chosen once for each kind of cache and kept.
 
-A backend is chosen by what the cache is (formats, residual window, batch, capacity, device), whether there is a
-null token, and the queries' dtype: the `DecodeRequest`. Called by attention.module, once per decoded token.
+A backend is chosen by what the cache is (formats, residual window, batch, capacity, device), whether there is
+a null token, and the queries' dtype: the `DecodeRequest`. Called by attention.module, once per decoded token.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
-import attrs
 import torch
 
 from dba_core.cache.layer import LayerCache
@@ -42,35 +41,48 @@ def decode_request(
     )
 
 
-@attrs.define(kw_only=True, eq=False)
 class DecodeBackends:
-    """The backends of one attention layer. `fixed` is an instance that the caller gave; nothing is chosen then."""
+    """The backends of one attention layer. One given as an instance serves every cache, nothing is chosen."""
 
-    shape: AttentionShape
-    has_null: bool
-    choice: PluginChoice
-    registry: Registry | None
-    fixed: DecodeBackend | None = None
-    _chosen: dict[_Key, tuple[Selection, DecodeBackend]] = attrs.field(factory=dict, init=False)
+    def __init__(
+        self,
+        *,
+        given: str | PluginChoice | DecodeBackend,
+        shape: AttentionShape,
+        has_null: bool,
+        registry: Registry | None,
+    ) -> None:
+        choice = PluginChoice(given) if isinstance(given, str) else given
+        self._choice = choice if isinstance(choice, PluginChoice) else None
+        self._fixed = None if isinstance(choice, PluginChoice) else choice
+        self._shape = shape
+        self._has_null = has_null
+        self._registry = registry
+        self._selected: dict[_Key, tuple[Selection, DecodeBackend]] = {}
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the registry chooses, rather than the caller having given an instance."""
+        return self._choice is not None
 
     def selection(self, cache: LayerCache, dtype: torch.dtype) -> Selection:
         """What the registry chose for this cache and why. Raises UnsupportedError for an instance."""
-        if self.fixed is not None:
-            raise UnsupportedError(
-                f"decode backend {self.fixed.name!r} was given as an instance, so the registry chose nothing; "
-                "give its name to have it selected and explained"
-            )
         return self._select(cache, dtype)[0]
 
     def backend(self, cache: LayerCache, dtype: torch.dtype) -> DecodeBackend:
         """The backend that decodes over this cache."""
-        return self.fixed if self.fixed is not None else self._select(cache, dtype)[1]
+        return self._fixed if self._fixed is not None else self._select(cache, dtype)[1]
 
     def _select(self, cache: LayerCache, dtype: torch.dtype) -> tuple[Selection, DecodeBackend]:
+        if self._choice is None:
+            raise UnsupportedError(
+                "the decode backend was given as an instance, so the registry chose nothing; give its name "
+                "to have it selected and explained"
+            )
         key = (cache.policy, cache.batch, cache.capacity, cache.lengths_device.device, dtype)
-        if key not in self._chosen:
-            registry = self.registry if self.registry is not None else Registry.default()
-            request = decode_request(self.shape, cache, has_null=self.has_null, dtype=dtype)
-            selection = registry.select("decode_backend", self.choice, request)
-            self._chosen[key] = selection, cast("DecodeBackend", selection.build())
-        return self._chosen[key]
+        if key not in self._selected:
+            registry = self._registry if self._registry is not None else Registry.default()
+            request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
+            selection = registry.select("decode_backend", self._choice, request)
+            self._selected[key] = selection, cast("DecodeBackend", selection.build())
+        return self._selected[key]

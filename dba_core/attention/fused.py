@@ -1,4 +1,4 @@
-"""Causal attention over one sequence through scaled_dot_product_attention: training, and prefill without a cache.
+"""Causal attention of a sequence through scaled_dot_product_attention: training, prefill without a cache.
 
     out[t] = softmax(q_t . [k_null, k_0 .. k_t]) [v_null, v_0 .. v_t]
 
@@ -25,8 +25,8 @@ def fused_attention(
 ) -> Tensor:
     """heads: q [B,T,H,W], k and v [B,T,G,W]; null: packed key and value [G,W] each -> [B,T,H,W].
 
-    mask: bool, broadcastable to [B,H,T,T], True may be seen; causality holds in any case, and the null key is
-    always visible. A query that sees nothing gives zeros. A mask costs a T x T mask; without one there is none.
+    mask: bool [B or 1,H or 1,T or 1,T or 1], True may be seen; causality holds in any case, and the null key
+    is always visible. A query that sees nothing gives zeros. Only with a mask is there a T x T mask.
     """
     if mask is not None:
         return _masked(heads, null, mask, dropout_p)
@@ -42,10 +42,9 @@ def _masked(heads: PackedHeads, null: tuple[Tensor, Tensor] | None, mask: Tensor
     if null is not None:
         k, v = _prepend(null[0], heads.k), _prepend(null[1], heads.v)
         return _sdpa(heads.q, k, v, mask=F.pad(visible, (1, 0), value=True), dropout_p=dropout_p)
-    sees = visible.any(dim=-1, keepdim=True)  # [.., T, 1]
+    sees = visible.any(dim=-1, keepdim=True)  # [B or 1, H or 1, T, 1]
     out = _sdpa(heads.q, heads.k, heads.v, mask=visible | ~sees, dropout_p=dropout_p)
-    rows = sees.expand(*torch.broadcast_shapes(sees.shape, (1, 1, q_len, 1)))  # [B or 1, H or 1, T, 1]
-    return torch.where(rows.transpose(1, 2), out, 0.0)
+    return torch.where(sees.transpose(1, 2), out, 0.0)
 
 
 def _prepend(null: Tensor, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Keys and values of a layer's cache as prefill reads them: side by side in one width, as stored or as recent.
+"""Keys and values of a layer's cache as prefill reads them: side by side, one width, as stored or as recent.
 
     k = [k_sem | k_geo | zeros], v = [v | zeros]
 
@@ -83,7 +83,9 @@ class KeptKeys:
     def _side_by_side(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> Keys:
         missing = self.width - k_sem.shape[-1] - k_geo.shape[-1]
         parts = [k_sem, k_geo, k_geo.new_zeros(*k_geo.shape[:3], missing)]
-        return Keys(torch.cat([p for p in parts if p.shape[-1]], dim=-1), F.pad(v, (0, self.width - v.shape[-1])))
+        return Keys(
+            torch.cat([p for p in parts if p.shape[-1]], dim=-1), F.pad(v, (0, self.width - v.shape[-1]))
+        )
 
 
 def _newest(store: TensorStore, positions: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,10 +1,10 @@
 """Decoupled bottleneck attention as a module, for training, prefill and decode:
 
-    y = out_proj(softmax(g(x) q_sem . k_sem / sqrt(Ds) + (1 - g(x)) R q_geo . R k_geo / sqrt(Dg)) v)
+    y = out_proj(softmax(2g q_sem . k_sem / sqrt(Ds) + 2(1-g) R q_geo . R k_geo / sqrt(Dg)) v),   g = gate(x)
 
-with g doubled so that 0.5 is neutral, an optional null key/value, and one projection at the end whatever the
-path. The path follows from the arguments: no cache, several tokens into a cache, one token. Called by
-model.block, and usable without the rest of the library.
+with an optional null key/value, and one projection at the end whatever the path. The path follows from the
+arguments: no cache, several tokens into a cache, one token into a cache. Called by model.block, and usable
+without the rest of the library.
 """
 
 from __future__ import annotations
@@ -15,17 +15,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dba_core.attention.checks import check_inputs
 from dba_core.attention.decode import DecodeBackends
 from dba_core.attention.fused import fused_attention
-from dba_core.attention.parts import chosen_or_given, plugin_choice, summarizer_choice
+from dba_core.attention.long_sequence import long_sequence_attention
+from dba_core.attention.parts import build_part, build_summarizer
 from dba_core.attention.prefill import prefill_attention
-from dba_core.attention.projections import (
-    Heads,
-    ProjectionWeights,
-    pack_null,
-    project,
-    project_packed,
-)
+from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
 from dba_core.attention.rope import shared_rope_table
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
@@ -34,11 +30,251 @@ from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import (
     DecodeBackend,
+    Gate,
     GateRequest,
     Kind,
     NullKV,
+    NullToken,
     NullTokenRequest,
-    SummarizerRequest,
+    Summarizer,
 )
-from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
+
+
+class DecoupledAttention(nn.Module):
+    """One attention layer of any layout (`config.mode`).
+
+    gate, null_token, summarizer: a plugin's name, a `PluginChoice` or a module; decode_backend: a name, a
+    choice or a backend. train_long_seq: None is off. context: the longest training sequence, where it is
+    known. device: where the layer will run, which plugins are chosen for; the weights are made on the CPU,
+    move them with `.to(device)`.
+
+    `config` is resolved; `selections` holds what the registry chose per kind (the decode backend from the
+    first cache on); `long_sequence` is the resolved configuration of the long-sequence path, None where it is
+    off or the layout has no semantic path to summarize.
+    """
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        *,
+        gate: str | PluginChoice | nn.Module = "auto",
+        null_token: str | PluginChoice | nn.Module = "auto",
+        summarizer: str | PluginChoice | nn.Module = "auto",
+        decode_backend: str | PluginChoice | DecodeBackend = "auto",
+        train_long_seq: LongSequenceConfig | None = None,
+        registry: Registry | None = None,
+        layer: int = 0,
+        context: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.config = config.resolved()
+        self.shape = shape = config.shape
+        self.layer = layer
+        self.selections: dict[Kind, Selection] = {}
+        self._rope = shared_rope_table(shape.geo_head_dim, config.rope_theta)
+        self._make_projections()
+
+        gate_part = build_part("gate", gate, GateRequest(shape=shape, device=device), registry)
+        null_part = build_part(
+            "null_token", null_token, NullTokenRequest(shape=shape, device=device), registry
+        )
+        self.gate, self.null_token = gate_part.module, null_part.module
+        self._note("gate", gate_part.selection)
+        self._note("null_token", null_part.selection)
+
+        self.summarizer: nn.Module | None = None
+        self.long_sequence: LongSequenceConfig | None = None
+        if train_long_seq is not None and train_long_seq.enabled and shape.sem_head_dim:
+            self.long_sequence = train_long_seq.resolved(context=context or 0, device=device)
+            part = build_summarizer(
+                summarizer, self.long_sequence, shape=shape, context=context, device=device, registry=registry
+            )
+            self.summarizer = part.module
+            self._note("summarizer", part.selection)
+
+        self._backends = DecodeBackends(
+            given=decode_backend, shape=shape, has_null=self.null_token is not None, registry=registry
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        cache: LayerCache | None = None,
+        mask: Tensor | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Tensor:
+        """x [B,T,d_model] -> [B,T,d_model]; token t attends to the tokens up to itself.
+
+        cache: the tokens continue the cached ones and are appended (no gradients). counts, with a cache only:
+        row b takes its first counts[b] tokens, the attention of the others is zero. mask, without a cache
+        only: bool, broadcastable to [B,H,T,T], True may be seen, on top of causality; the null token is
+        always visible, and a token that sees nothing gets zeros. Raises CacheError as `LayerCache.append`.
+        """
+        check_inputs(x, self.shape, cache=cache, mask=mask, counts=counts)
+        if cache is not None:
+            out = self._cached(x, cache, counts)
+        elif self._takes_long_path(x.shape[1], mask, cache):
+            out = self._long(x)
+        else:
+            out = self._uncached(x, mask)
+        y: Tensor = self.out_proj(out.flatten(2))  # [B, T, H*Dv] -> [B, T, d_model]
+        return y
+
+    def new_cache(
+        self, *, batch: int, capacity: int, policy: KVCachePolicy | str, rollback: int | None = None
+    ) -> LayerCache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens, on the weights' device.
+
+        The decode backend is chosen for it at once: UnsupportedError says why one chosen by name cannot
+        serve it.
+        """
+        shape = self.shape
+        cache = LayerCache(
+            k_sem=(shape.n_kv_heads, shape.sem_head_dim),
+            k_geo=(shape.n_kv_heads, shape.geo_head_dim),
+            v=(shape.n_kv_heads, shape.v_head_dim),
+            batch=batch,
+            capacity=capacity,
+            policy=KVCachePolicy.parse(policy) if isinstance(policy, str) else policy,
+            device=self.out_proj.weight.device,
+            layer=self.layer,
+            rollback=rollback,
+        )
+        self.decode_backend(cache)
+        return cache
+
+    def decode_selection(self, cache: LayerCache) -> Selection:
+        """The decode backend that the registry chose for this cache, and why."""
+        return self._backends.selection(cache, self.out_proj.weight.dtype)
+
+    def decode_backend(self, cache: LayerCache, dtype: torch.dtype | None = None) -> DecodeBackend:
+        """The decode backend that serves this cache for queries of this dtype (the weights' by default)."""
+        dtype = self.out_proj.weight.dtype if dtype is None else dtype
+        backend = self._backends.backend(cache, dtype)
+        if self._backends.chosen:
+            self._note("decode_backend", self._backends.selection(cache, dtype))
+        return backend
+
+    def _make_projections(self) -> None:
+        shape, tied = self.shape, self.config.tie_qk
+        n_heads, kv_heads, sem, geo = shape.n_heads, shape.n_kv_heads, shape.sem_head_dim, shape.geo_head_dim
+        self.q_sem = _linear(shape.d_model, n_heads * sem) if sem else None
+        self.k_sem = _linear(shape.d_model, kv_heads * sem) if sem and not tied else None
+        self.q_geo = _linear(shape.d_model, n_heads * geo)
+        self.k_geo = None if tied else _linear(shape.d_model, kv_heads * geo)
+        self.v_proj = _linear(shape.d_model, kv_heads * shape.v_head_dim)
+        self.out_proj = _linear(n_heads * shape.v_head_dim, shape.d_model)
+        temperature = nn.Parameter(torch.zeros(n_heads)) if self.config.learned_temperature else None
+        self.register_parameter("logit_scale", temperature)
+        self.logit_scale: nn.Parameter | None
+
+    def _weights(self) -> ProjectionWeights:
+        q_sem = None if self.q_sem is None else self.q_sem.weight
+        return ProjectionWeights(
+            shape=self.shape,
+            q_sem=q_sem,
+            k_sem=q_sem if self.k_sem is None else self.k_sem.weight,
+            q_geo=self.q_geo.weight,
+            k_geo=self.q_geo.weight if self.k_geo is None else self.k_geo.weight,
+            v=self.v_proj.weight,
+            logit_scale=self.logit_scale,
+        )
+
+    def _uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The whole sequence at once, fused: [B, T, H, Dv]."""
+        cos, sin = self._rope.span(0, x.shape[1], x)
+        gate = None if self.gate is None else cast("Gate", self.gate)(x)
+        heads = project_packed(x, self._weights(), cos, sin, gate=gate)
+        null = self._null()
+        out = fused_attention(
+            heads,
+            null=None if null is None else pack_null(null, self.shape),
+            mask=mask,
+            dropout_p=self._dropout_p,
+        )
+        return out[..., : self.shape.v_head_dim]
+
+    def _takes_long_path(self, q_len: int, mask: Tensor | None, cache: LayerCache | None) -> bool:
+        """Training only, from the threshold on, where nothing but causality restricts what is seen."""
+        if not self.training or mask is not None or cache is not None:
+            return False
+        if self.long_sequence is None or self.summarizer is None:
+            return False
+        assert self.long_sequence.threshold is not None
+        return q_len >= self.long_sequence.threshold
+
+    def _long(self, x: Tensor) -> Tensor:
+        """The long-sequence path: memory tokens for the far past: [B, T, H, Dv]."""
+        config = self.long_sequence
+        assert config is not None
+        assert config.mem_block is not None
+        assert config.local_window is not None
+        assert config.q_chunk is not None
+        heads = self._heads(x, *self._rope.span(0, x.shape[1], x))
+        out = long_sequence_attention(
+            heads.q_sem,
+            heads.q_geo,
+            heads.k_sem,
+            heads.k_geo,
+            heads.v,
+            summarizer=cast("Summarizer", self.summarizer),
+            null=self._null(),
+            mem_block=config.mem_block,
+            local_window=config.local_window,
+            q_chunk=config.q_chunk,
+            mass_correction=config.mass_correction,
+            dropout_p=self._dropout_p,
+        )
+        return out.transpose(1, 2)
+
+    @torch.no_grad()
+    def _cached(self, x: Tensor, cache: LayerCache, counts: Sequence[int] | None) -> Tensor:
+        """Append the tokens and attend to what the cache then holds: [B, T, H, Dv]."""
+        batch, q_len, _ = x.shape
+        if q_len == 0:
+            return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
+        heads = self._heads(x, *self._positions(cache, q_len, x))
+        with torch.autocast(x.device.type, enabled=False):
+            if q_len > 1:
+                return prefill_attention(heads, cache, null=self._null(), counts=counts).transpose(1, 2)
+            return self._decode(heads, cache, counts).unsqueeze(1)
+
+    def _decode(self, heads: Heads, cache: LayerCache, counts: Sequence[int] | None) -> Tensor:
+        """One token per row: [B, H, Dv]."""
+        backend = self.decode_backend(cache, heads.q_geo.dtype)
+        cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts)
+        out = backend.decode(heads.q_sem[:, :, 0], heads.q_geo[:, :, 0], cache, null=self._null()).out
+        if counts is None or all(counts):
+            return out
+        took = torch.tensor(list(counts), device=out.device, dtype=torch.bool)
+        return torch.where(took[:, None, None], out, 0.0)
+
+    def _heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
+        heads = project(x, self._weights(), cos, sin)
+        return heads if self.gate is None else heads.gated(cast("Gate", self.gate)(x))
+
+    def _positions(self, cache: LayerCache, q_len: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards."""
+        start = cache.length
+        if min(cache.lengths) == start:
+            return self._rope.span(start, start + q_len, x)
+        positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
+        return self._rope.at(positions, start + q_len, x)
+
+    def _null(self) -> NullKV | None:
+        return None if self.null_token is None else cast("NullToken", self.null_token)()
+
+    @property
+    def _dropout_p(self) -> float:
+        return self.config.dropout if self.training else 0.0
+
+    def _note(self, kind: Kind, selection: Selection | None) -> None:
+        if selection is not None:
+            self.selections[kind] = selection
+
+
+def _linear(d_in: int, d_out: int) -> nn.Linear:
+    return nn.Linear(d_in, d_out, bias=False)

@@ -1,12 +1,13 @@
 """Attention over a part of the keys, with the log-sum-exp that lets parts be merged:
 
-    out_p = softmax(s_p) v_p,  lse_p = log sum exp(s_p);     lse = log sum_p e^lse_p,  out = sum_p e^(lse_p - lse) out_p
+    out_p = softmax(s_p) v_p                   lse_p = log sum exp(s_p)
+    out   = sum_p e^(lse_p - lse) out_p        lse   = log sum_p e^lse_p
 
-Merging is associative; the neutral element is out = 0 with lse = NOTHING, a finite number so low that its weight
-beside any real score is exactly 0 (no -inf - -inf). How a part is computed depends on the device alone:
+Merging is associative; the neutral element is out = 0 with lse = NOTHING, a finite number so low that its
+weight beside any real score is exactly 0 (no -inf - -inf). How a part is computed is up to the device alone:
 
     cpu            torch's flash kernel (the one behind scaled_dot_product_attention, which hides the lse)
-    cuda           torch's memory-efficient kernel; float32 products where there is a mask (masked parts are small)
+    cuda           torch's memory-efficient kernel; float32 products for parts with a mask, which are small
     anything else  float32 products in blocks of queries
 
 Called by attention.prefill; no gradients.
@@ -25,7 +26,7 @@ _QUERY_BLOCK = 256
 
 @attrs.frozen(eq=False)
 class Partial:
-    """out [B,H,T,D], normalized over its own keys; lse [B,H,T], natural logarithm; float32 (float64 for float64)."""
+    """out [B,H,T,D], normalized over its own keys; lse [B,H,T], natural; float32 (float64 for float64)."""
 
     out: Tensor
     lse: Tensor
@@ -53,7 +54,7 @@ def nothing(q: Tensor, *, width: int) -> Partial:
 def one_key(q: Tensor, key: Tensor, value: Tensor) -> Partial:
     """The part that is a single key [G,D] with value [G,Dv], seen by all queries [B,H,T,D]."""
     kv_heads, dtype = len(key), _state_dtype(q)
-    grouped = q.to(dtype).unflatten(1, (kv_heads, -1))  # [B, G, H/G, T, D]
+    grouped = torch.unflatten(q.to(dtype), 1, (kv_heads, -1))  # [B, G, H/G, T, D]
     lse = torch.einsum("bgrtd,gd->bgrt", grouped, key.to(dtype)).flatten(1, 2)
     value = value.to(dtype).repeat_interleave(q.shape[1] // kv_heads, dim=0)  # [H, Dv]
     return Partial(value[None, :, None].expand(*q.shape[:3], -1).contiguous(), lse)
@@ -64,7 +65,7 @@ def partial_attention(
 ) -> Partial:
     """q [B,H,T,W], k and v [B,G,S,W] of one dtype, T and S at least 1; scores are q.k.
 
-    mask: bool [B or 1,1,T or 1,S], True is seen (a query that sees nothing here gets a weight of 0 in a merge);
+    mask: bool [B or 1,1,T or 1,S], True is seen (a query that sees nothing here has no weight in a merge);
     causal: T = S, query t sees keys 0..t. float32 or float64 on the CPU; on CUDA half precision too.
     """
     device = q.device.type
@@ -86,7 +87,7 @@ def _cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> 
 
 
 def _cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Partial:
-    """Without causality the query heads of a group become rows of one KV head; with it K and V are repeated."""
+    """Without causality the query heads of a group are rows of one KV head; with it K and V are repeated."""
     n_heads, q_len, width = q.shape[1:]
     share = n_heads // k.shape[1]
     if share > 1 and causal:
@@ -106,7 +107,8 @@ def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     outs, lses = [], []
     for start in range(0, q_len, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, q_len)
-        scores = q[:, :, start:stop].to(dtype).unflatten(1, (kv_heads, -1)) @ k.mT  # [B, G, H/G, n, S]
+        grouped = torch.unflatten(q[:, :, start:stop].to(dtype), 1, (kv_heads, -1))
+        scores = grouped @ k.mT  # [B, G, H/G, n, S]
         if causal:
             scores = scores.masked_fill(_future(start, stop, k.shape[-2], q.device), NOTHING)
         if mask is not None:

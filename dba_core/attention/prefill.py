@@ -1,16 +1,17 @@
 """Prefill: T tokens enter a cache and attend to it. The same numbers whatever the chunking.
 
-The query at position t reads positions (t - R, t] as the residual window of R tokens holds them and older ones
-as stored; with R = 0 it reads even itself as stored. In keys, with n the row's length before the chunk:
+The query at position t reads positions (t - R, t] as the residual window of R tokens holds them and older
+ones as stored; with R = 0 it reads even itself as stored. In keys, with n the row's length before the chunk:
 
     past, stored      p < n and p <= t - R        blocks of keys, each dequantized once for all queries
     past, recent      p < n and p >  t - R        at most R - 1 keys, read before the chunk is appended
     chunk, stored     p >= n and p <= t - R
     chunk, recent     p >= n and t - R < p <= t
 
-The parts are merged by their log-sum-exp (attention.partial). Only parts of constant size have a mask: no T x S
-matrix, no whole prefix in floating point, no loop over tokens. Rows may have different lengths; the chunk's own
-keys sit at the same place relative to every row's queries, and only blocks where lengths differ need a mask.
+The parts are merged by their log-sum-exp (attention.partial). Only parts of constant size have a mask: no
+T x S matrix, no whole prefix in floating point, no loop over tokens. Rows may have different lengths: the
+chunk's own keys sit at the same place relative to every row's queries, and only blocks in which the lengths
+differ need a mask.
 Called by attention.module.
 """
 
@@ -56,7 +57,9 @@ def prefill_attention(
     q = F.pad(q, (0, width - q.shape[-1])).to(reader.dtype)  # [B, H, T, W]
     state = nothing(q, width=width) if null is None else _null_state(q, null, width)
     _add_past(state, q, past, reader)
-    _add_chunk(state, q, past, _own_stored(heads, past, reader, ragged=real is not None), newest, heads, reader)
+    _add_chunk(
+        state, q, past, _own_stored(heads, past, reader, ragged=real is not None), newest, heads, reader
+    )
     out = state.out[..., :v_width].to(heads.v.dtype)
     return out if real is None else torch.where(real[:, None, :, None], out, 0.0)
 
@@ -83,12 +86,12 @@ class _Past:
         return min(max(self.window - 1, 0), max(self.lengths))
 
     def stored_for(self, query: int) -> int:
-        """Positions below this are past and read as stored, in every row, by this query of the chunk and later ones."""
+        """Positions below this are past and read as stored, in every row, by this query and later ones."""
         shortest = min(self.lengths)
         return shortest if not self.window else max(0, min(shortest, shortest + query - self.window + 1))
 
     def stored_until(self, query: int) -> int:
-        """Positions from here on are past and read as stored by this query of the chunk in no row."""
+        """Positions from here on are in no row past and read as stored by this query or earlier ones."""
         longest = max(self.lengths)
         return longest if not self.window else min(longest, longest + query - self.window + 1)
 
@@ -130,7 +133,7 @@ def _past_mask(past: _Past, start: int, stop: int, first: int, last: int) -> Ten
 
 
 def _own_stored(heads: Heads, past: _Past, reader: KeptKeys, *, ragged: bool) -> Keys:
-    """The chunk's tokens as stored: read back where all rows have them at the same place, else computed again."""
+    """The chunk as stored: read back where all rows have it at the same place, else computed again."""
     if past.equal and not ragged:
         start = past.lengths[0]
         return reader.stored(start, start + heads.v.shape[2])
@@ -146,7 +149,7 @@ def _add_chunk(
     heads: Heads,
     reader: KeptKeys,
 ) -> None:
-    """What is read of the chunk itself, and of the past as recent. Positions are relative to the chunk's start."""
+    """What is read of the chunk, and of the past as recent. Positions are relative to the chunk's start."""
     q_len, window = q.shape[2], past.window
     if not window:
         state.absorb(partial_attention(q, stored.k, stored.v, causal=True))
@@ -163,7 +166,9 @@ def _add_chunk(
             rows.absorb(partial_attention(queries, keys.k, keys.v))
         oldest = max(-n_recent, first - window + 1)
         turning = range(settled, max(settled, last - window))
-        keys = stored.part(turning.start, turning.stop).joined(recent.part(oldest + n_recent, last + n_recent))
+        keys = stored.part(turning.start, turning.stop).joined(
+            recent.part(oldest + n_recent, last + n_recent)
+        )
         mask = _chunk_mask(past, turning, range(oldest, last), range(first, last))
         rows.absorb(partial_attention(queries, keys.k, keys.v, mask=mask))
 

@@ -73,7 +73,9 @@ def project(x: Tensor, weights: ProjectionWeights, cos: Tensor, sin: Tensor) -> 
         k_sem = _heads(x, weights.k_sem, kv_heads)
     return Heads(
         q_sem=q_sem.to(k_sem.dtype),
-        q_geo=rotate_halves(q_geo, per_head(cos, n_heads=n_heads), per_head(sin, n_heads=n_heads)).to(k_geo.dtype),
+        q_geo=rotate_halves(q_geo, per_head(cos, n_heads=n_heads), per_head(sin, n_heads=n_heads)).to(
+            k_geo.dtype
+        ),
         k_sem=k_sem,
         k_geo=rotate_halves(k_geo, per_head(cos, n_heads=kv_heads), per_head(sin, n_heads=kv_heads)),
         v=_heads(x, weights.v, kv_heads),
@@ -82,14 +84,14 @@ def project(x: Tensor, weights: ProjectionWeights, cos: Tensor, sin: Tensor) -> 
 
 def _heads(x: Tensor, weight: Tensor, n_heads: int) -> Tensor:
     """[B, T, d_model] -> [B, n_heads, T, D]."""
-    return F.linear(x, weight).unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    return torch.unflatten(F.linear(x, weight), -1, (n_heads, -1)).transpose(1, 2)
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class PackedHeads:
     """q [B,T,H,W], k [B,T,G,W], v [B,T,G,W]: one width W for all, the rest of each head zero.
 
-    A query or key head is [geometric, channel i beside i + Dg/2 | semantic | zeros], a value head [v | zeros].
+    A query or key head is [geometric, i beside i + Dg/2 | semantic | zeros], a value head [v | zeros].
     """
 
     q: Tensor
@@ -109,11 +111,12 @@ def project_packed(
     """x [B,T,d_model], cos and sin [T, G or 1, Dg/2], gate [B,H,T,1] -> PackedHeads."""
     shape = weights.shape
     n_heads, kv_heads = shape.n_heads, shape.n_kv_heads
-    y = F.linear(x, _packed_weight(weights)).unflatten(-1, (n_heads + 2 * kv_heads, packed_width(shape)))
+    y = F.linear(x, _packed_weight(weights))
+    y = torch.unflatten(y, -1, (n_heads + 2 * kv_heads, packed_width(shape)))
     if cos.shape[-2] > 1:
         cos, sin = (torch.cat([t.repeat_interleave(n_heads // kv_heads, -2), t], -2) for t in (cos, sin))
     y = rotate_pairs(y, cos, sin, n_heads=n_heads + kv_heads)  # [B, T, H+2G, W]
-    q, k, v = y.split([n_heads, kv_heads, kv_heads], dim=2)
+    q, k, v = torch.split(y, [n_heads, kv_heads, kv_heads], dim=2)
     if gate is not None:
         q = q * _gate_factor(gate, shape).to(q.dtype)
     return PackedHeads(q=q, k=k, v=v)
@@ -122,7 +125,7 @@ def project_packed(
 def pack_null(null: NullKV, shape: AttentionShape) -> tuple[Tensor, Tensor]:
     """The null key and value in the packed layout: [G,W] each."""
     width = packed_width(shape)
-    geo = null.k_geo.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)  # [G, Dg]
+    geo = torch.unflatten(null.k_geo, -1, (2, -1)).transpose(-1, -2).flatten(-2)  # [G, Dg]
     key = torch.cat([geo, null.k_sem], dim=-1)
     return F.pad(key, (0, width - key.shape[-1])), F.pad(null.v, (0, width - null.v.shape[-1]))
 
@@ -132,7 +135,9 @@ def _packed_weight(weights: ProjectionWeights) -> Tensor:
     shape = weights.shape
     heads, width = shape.n_heads + shape.n_kv_heads, packed_width(shape)
     geo = torch.cat([_scaled(weights.q_geo, weights, shape.geo_head_dim), weights.k_geo])
-    rows = [geo.view(heads, 2, shape.geo_head_dim // 2, -1).transpose(1, 2).flatten(1, 2)]  # [H+G, Dg, d_model]
+    rows = [
+        geo.view(heads, 2, shape.geo_head_dim // 2, -1).transpose(1, 2).flatten(1, 2)
+    ]  # [H+G, Dg, d_model]
     if weights.q_sem is not None and weights.k_sem is not None:
         sem = torch.cat([_scaled(weights.q_sem, weights, shape.sem_head_dim), weights.k_sem])
         rows.append(sem.view(heads, shape.sem_head_dim, -1))

@@ -50,7 +50,9 @@ def reference_attention(
     if q_offset is None:
         offset = held - q_len
     else:
-        offset = torch.tensor([q_offset] * batch if isinstance(q_offset, int) else list(q_offset), device=device)
+        offset = torch.tensor(
+            [q_offset] * batch if isinstance(q_offset, int) else list(q_offset), device=device
+        )
     query_at = offset[:, None, None, None] + torch.arange(q_len, device=device)[:, None]  # [B, 1, T, 1]
     key_at = torch.arange(kv_len, device=device)  # [S]
     visible = (key_at < held[:, None, None, None]).expand(batch, n_heads, q_len, kv_len)
@@ -65,7 +67,9 @@ def reference_attention(
             torch.einsum("bhtd,hd->bht", q.double(), k.double().repeat_interleave(share, dim=0))
             for q, k in ((q_sem, null.k_sem), (q_geo, null.k_geo))
         ]
-        scores = torch.cat([(null_scores[0] + null_scores[1]).unsqueeze(-1), scores], dim=-1)  # [B, H, T, 1+S]
+        scores = torch.cat(
+            [(null_scores[0] + null_scores[1]).unsqueeze(-1), scores], dim=-1
+        )  # [B, H, T, 1+S]
         visible = torch.cat([visible.new_ones(batch, n_heads, q_len, 1), visible], dim=-1)
         null_value = null.v.double().repeat_interleave(share, dim=0)  # [H, Dv]
         null_value = null_value[None, :, None].expand(batch, -1, -1, -1)

@@ -8,6 +8,8 @@ frequencies may differ by KV head. Called by attention.projections.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def apply_rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
-    """x [B,H,T,D] rotated to positions [T] or [B,T] (tokens) by frequencies [D/2] or [G,D/2] (radians per token).
+    """x [B,H,T,D] rotated to positions [T] or [B,T] by frequencies [D/2] or [G,D/2] in radians per token.
 
     With a table per KV head, query head h takes row h // (H/G). Same shape and dtype as x.
     """
@@ -36,7 +38,7 @@ def apply_rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def per_head(table: Tensor, *, n_heads: int) -> Tensor:
-    """[(B,) T, G or 1, D/2] -> [(B,) 1 or n_heads, T, D/2]: the table as it broadcasts against [B,H,T,D/2]."""
+    """[(B,) T, G or 1, D/2] -> [(B,) 1 or n_heads, T, D/2], as it broadcasts against [B,H,T,D/2]."""
     kv_heads = table.shape[-2]
     if kv_heads > 1:
         table = table.repeat_interleave(n_heads // kv_heads, dim=-2)
@@ -58,7 +60,7 @@ class RopeTable:
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, length: int, like: Tensor) -> Tensor:
-        """[2, n, G or 1, D/2] with n >= length: cos and sin on `like`'s device, float32 (float64 for float64)."""
+        """[2, n, G or 1, D/2], n >= length: cos and sin on `like`'s device, float32 (float64 for float64)."""
         key = (like.device, _table_dtype(like))
         table = self._tables.get(key)
         if table is None or table.shape[1] < length:
@@ -78,6 +80,15 @@ class RopeTable:
 
     def _make(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         rows = 1 << max(6, (length - 1).bit_length())
-        with torch.inference_mode(False), torch.no_grad():  # a table made while sampling must serve training too
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # a table made while sampling must serve training too
             angles = torch.arange(rows, dtype=torch.float64)[:, None, None] * self.frequencies
             return torch.stack([angles.cos(), angles.sin()]).to(device=device, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def shared_rope_table(head_dim: int, theta: float) -> RopeTable:
+    """The table of the usual frequencies; layers of the same width and base share it."""
+    return RopeTable(rope_frequencies(head_dim, theta))

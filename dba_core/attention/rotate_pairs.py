@@ -33,7 +33,7 @@ class _RotatePairs(torch.autograd.Function):
         ctx.save_for_backward(cos, sin)
         ctx.n_heads = n_heads
         ctx.mark_dirty(y)
-        pairs = torch.view_as_complex(y.unflatten(-1, (-1, 2)))  # [B, T, N, W/2]
+        pairs = torch.view_as_complex(torch.unflatten(y, -1, (-1, 2)))  # [B, T, N, W/2]
         pairs[:, :, :n_heads, : cos.shape[-1]].mul_(torch.complex(cos, sin))
         return y
 
@@ -46,7 +46,7 @@ class _RotatePairs(torch.autograd.Function):
         back = torch.complex(cos, -sin)
         n_heads, half = ctx.n_heads, cos.shape[-1]
         result = torch.empty_like(grad)
-        given, turned = (torch.view_as_complex(t.unflatten(-1, (-1, 2))) for t in (grad, result))
+        given, turned = (torch.view_as_complex(torch.unflatten(t, -1, (-1, 2))) for t in (grad, result))
         torch.mul(given[:, :, :n_heads, :half], back, out=turned[:, :, :n_heads, :half])
         result[:, :, :n_heads, 2 * half :] = grad[:, :, :n_heads, 2 * half :]
         result[:, :, n_heads:] = grad[:, :, n_heads:]
@@ -56,7 +56,7 @@ class _RotatePairs(torch.autograd.Function):
 def _rotate_out_of_place(y: Tensor, cos: Tensor, sin: Tensor, n_heads: int) -> Tensor:
     """The same in real arithmetic, for compiled code, half precision and second derivatives."""
     width = 2 * cos.shape[-1]
-    even, odd = y[:, :, :n_heads, :width].unflatten(-1, (-1, 2)).unbind(-1)  # [B, T, n_heads, Dg/2]
+    even, odd = torch.unflatten(y[:, :, :n_heads, :width], -1, (-1, 2)).unbind(-1)  # [B, T, n_heads, Dg/2]
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(y.dtype)
     heads = torch.cat([turned, y[:, :, :n_heads, width:]], dim=-1)
     return torch.cat([heads, y[:, :, n_heads:]], dim=2)

@@ -82,16 +82,12 @@ class LanguageModel(nn.Module):
         out of the vocabulary and CacheError for a cache of another model.
         """
         self.check_tokens(tokens)
-        x = F.embedding(tokens, self.tok_emb.weight)  # [B, T, embed_dim]
-        if self.emb_in is not None:
-            x = self.emb_in(x)  # [B, T, d_model]
-        x = self.dropout(x)
-        x = self._blocks(x) if cache is None else self._cached_blocks(x, cache, counts)
-        x = self.ln_f(x)
-        if self.emb_out is not None:
-            x = self.emb_out(x)  # [B, T, embed_dim]
-        head = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(x, head)  # [B, T, V]
+        if cache is not None:
+            return self._cached(tokens, cache, counts)
+        x = self._embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self._logits(x)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy of targets [B, T] given tokens [B, T], a float32 scalar in nats."""
@@ -147,23 +143,35 @@ class LanguageModel(nn.Module):
         """Trainable numbers; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _blocks(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> [B, T, d_model]."""
+        x = F.embedding(tokens.long(), self.tok_emb.weight)  # [B, T, embed_dim]
+        if self.emb_in is not None:
+            x = self.emb_in(x)
+        dropped: Tensor = self.dropout(x)
+        return dropped
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """[B, T, d_model] -> [B, T, V]."""
+        x = self.ln_f(x)
+        if self.emb_out is not None:
+            x = self.emb_out(x)  # [B, T, embed_dim]
+        return F.linear(x, self.tok_emb.weight if self.lm_head is None else self.lm_head.weight)
 
     @torch.no_grad()
-    def _cached_blocks(self, x: Tensor, cache: KVCache, counts: Sequence[int] | None) -> Tensor:
+    def _cached(self, tokens: Tensor, cache: KVCache, counts: Sequence[int] | None) -> Tensor:
+        """The same through every layer's cache; without gradients, since a cache holds none."""
         if len(cache.layers) != len(self.blocks):
             raise CacheError(
                 f"the cache has {len(cache.layers)} layers and the model {len(self.blocks)}; make it with "
                 "new_cache of the same model"
             )
         cache.check_in_step()
+        x = self._embed(tokens)
         with _all_or_nothing(cache):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, cache=layer, counts=counts)
-        return x
+        return self._logits(x)
 
 
 @contextlib.contextmanager

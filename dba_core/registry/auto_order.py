@@ -1,6 +1,7 @@
 """The order in which `auto` tries plugins, from the entry-point group `dba.auto_order`.
 
-An entry point names a mapping kind -> names, best first. Ours comes first, then other distributions' by name.
+An entry point names a mapping kind -> names, best first, or kind -> {device type: names} where the best one
+depends on the device ("*" stands for all others). Ours comes first, then other distributions' by name.
 Called by `Registry.select` for `auto` only, because it imports the modules that hold the mappings.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -20,31 +21,41 @@ from dba_core.registry.discovery import canonical
 
 #: The distribution whose order comes first.
 OUR_DISTRIBUTION = "dba"
+#: Stands for every device that has no order of its own.
+ANY_DEVICE = "*"
+
+#: kind -> device type -> names, best first.
+_Mapping: TypeAlias = dict[Kind, dict[str, tuple[str, ...]]]
 
 
 @attrs.frozen(kw_only=True)
 class AutoOrder:
-    """For each kind the plugins to try, as (name, distribution that lists it), and what could not be read."""
+    """What each distribution lists, ours first, and what could not be read."""
 
-    names: dict[Kind, tuple[tuple[str, str], ...]]
+    listed: tuple[tuple[str, _Mapping], ...]
     problems: tuple[str, ...] = ()
 
-    def of(self, kind: Kind) -> tuple[tuple[str, str], ...]:
-        return self.names[kind]
+    def of(self, kind: Kind, *, device: str) -> tuple[tuple[str, str], ...]:
+        """The plugins to try on this device ("cuda:0"), as (name, distribution that lists it)."""
+        found: dict[tuple[str, str], None] = {}
+        for distribution, mapping in self.listed:
+            by_device = mapping.get(kind, {})
+            names = by_device.get(device.partition(":")[0], by_device.get(ANY_DEVICE, ()))
+            found.update({(name, distribution): None for name in names})
+        return tuple(found)
 
 
 def read_auto_order(orders: Iterable[tuple[str, str]]) -> AutoOrder:
     """Import the mappings of `orders` (distribution, reference); a broken one is a problem, not an error."""
-    names: dict[Kind, dict[tuple[str, str], None]] = {kind: {} for kind in KINDS}
+    listed: list[tuple[str, _Mapping]] = []
     problems: list[str] = []
     for distribution, reference in sorted(orders, key=_rank):
         mapping = _read(reference)
         if isinstance(mapping, str):
             problems.append(f"the order {reference!r} of {distribution} cannot be used: {mapping}")
             continue
-        for kind, listed in mapping.items():
-            names[kind].update({(name, distribution): None for name in listed})
-    return AutoOrder(names={kind: tuple(found) for kind, found in names.items()}, problems=tuple(problems))
+        listed.append((distribution, mapping))
+    return AutoOrder(listed=tuple(listed), problems=tuple(problems))
 
 
 def _rank(order: tuple[str, str]) -> tuple[bool, str, str]:
@@ -52,15 +63,23 @@ def _rank(order: tuple[str, str]) -> tuple[bool, str, str]:
     return canonical(distribution) != OUR_DISTRIBUTION, canonical(distribution), reference
 
 
-def _read(reference: str) -> dict[Kind, list[str]] | str:
+def _read(reference: str) -> _Mapping | str:
     """The mapping that `reference` names, or why it cannot be used."""
     mapping = contain(lambda: _import(reference))
     if isinstance(mapping, Failure):
         return str(mapping)
     problem = _form_problem(mapping)
-    return (
-        problem if problem is not None else {kind: list(mapping[kind]) for kind in KINDS if kind in mapping}
-    )
+    if problem is not None:
+        return problem
+    return {
+        kind: {device: tuple(names) for device, names in _by_device(mapping[kind]).items()}
+        for kind in KINDS
+        if kind in mapping
+    }
+
+
+def _by_device(listed: Any) -> Mapping[Any, Any]:
+    return listed if isinstance(listed, Mapping) else {ANY_DEVICE: listed}
 
 
 def _import(reference: str) -> Any:
@@ -71,9 +90,11 @@ def _import(reference: str) -> Any:
 def _form_problem(mapping: Any) -> str | None:
     if not isinstance(mapping, Mapping):
         return f"it is {mapping!r}, no mapping of kinds to names"
-    for kind, names in mapping.items():
+    for kind, listed in mapping.items():
         if kind not in KINDS:
             return unknown("plugin kind", str(kind), KINDS)
-        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-            return f"{kind} has {names!r}; allowed: a list of plugin names"
+        for device, names in _by_device(listed).items():
+            named = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+            if not named or not isinstance(device, str):
+                return f"{kind} has {listed!r}; allowed: a list of plugin names, or one per device type"
     return None

@@ -5,6 +5,7 @@ Called by the selection. The converter is the configuration's, so types are exac
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,4 +56,5 @@ def describe_options(options_class: type[Any]) -> list[tuple[str, str, Any]]:
 
 
 def _type_text(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint)
+    simple = isinstance(hint, type) and not typing.get_args(hint)
+    return hint.__name__ if simple else str(hint)

@@ -123,7 +123,7 @@ class Registry:
 
     def _first_supporting(self, kind: Kind, request: Request) -> Selection:
         passed = [PassedOver(name="auto order", problem=problem) for problem in self._auto_order.problems]
-        for name, distribution in self._auto_order.of(kind):
+        for name, distribution in self._auto_order.of(kind, device=request.device):
             outcome = self._try(kind, name, distribution, request)
             if isinstance(outcome, PassedOver):
                 passed.append(outcome)

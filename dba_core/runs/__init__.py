@@ -1,1 +1,1 @@
-"""A run from configuration to folder: preparation, the job, its summary and plots, and how it is loaded again."""
+"""A run from configuration to folder: preparation, job, summary, plots, and how it is loaded again."""

@@ -1,4 +1,4 @@
-"""From the configuration's device text to a device that is there. Called by the preparation and `load_run`."""
+"""From the configuration's device text to a device that is there. Called by the job and `load_run`."""
 
 from __future__ import annotations
 

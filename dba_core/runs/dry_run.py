@@ -10,7 +10,7 @@ from dba_core.config.loading import LoadedConfig
 from dba_core.registry import Registry
 from dba_core.runs.device import resolve_device
 from dba_core.runs.kv_memory import KvMemory
-from dba_core.runs.outcome import cache_facts, long_sequence_facts, model_facts, plugin_facts
+from dba_core.runs.outcome import long_sequence_facts, memory_facts, model_facts, plugin_facts
 from dba_core.runs.prepare import prepare
 from dba_core.runs.summary import LongSequenceFacts, ModelFacts, PluginFacts, as_plain
 
@@ -24,7 +24,8 @@ class DryRun:
     model: ModelFacts
     data: dict[str, Any]
     plugins: dict[str, PluginFacts]
-    kv: KvMemory
+    kv_policy: str
+    kv_memory: KvMemory
     long_sequence: LongSequenceFacts
     steps: int
     training_tokens: int
@@ -50,7 +51,8 @@ def dry_run(loaded: LoadedConfig, *, registry: Registry | None = None, allow_dri
         model=model,
         data=prepared.corpus.describe(),
         plugins=plugin_facts(prepared),
-        kv=cache_facts(prepared),
+        kv_policy=config.kv_policy.short,
+        kv_memory=memory_facts(prepared),
         long_sequence=long_sequence_facts(prepared),
         steps=config.training.steps,
         training_tokens=tokens,

@@ -70,7 +70,8 @@ class RunEvaluation:
     checkpoint_step: int
     data: dict[str, Any]
     held_out: HeldOut
-    kv: KvMemory
+    kv_policy: str
+    kv_memory: KvMemory
     null_attention: str
     fidelity: PolicyFidelity | None
     schema: int = SCHEMA
@@ -82,7 +83,7 @@ class RunEvaluation:
 
 
 def evaluate_run(run: Run, *, data: str | None = None, policy: KVCachePolicy | None = None) -> RunEvaluation:
-    """Evaluate a loaded run on its held-out text, or on all of the corpus at `data`, under its KV policy or `policy`.
+    """Evaluate a run on its held-out text or on all of the corpus at `data`, under its policy or `policy`.
 
     Raises DataError for a corpus that cannot be read with the run's tokenizer.
     """
@@ -101,7 +102,8 @@ def evaluate_run(run: Run, *, data: str | None = None, policy: KVCachePolicy | N
         checkpoint_step=run.step,
         data=corpus.describe(),
         held_out=evaluate_loss(model, tokens, run.tokenizer, config),
-        kv=kv_memory(config.model.attention.shape, config.model.n_layers, config.kv_policy),
+        kv_policy=config.kv_policy.short,
+        kv_memory=kv_memory(config.model.attention.shape, config.model.n_layers, config.kv_policy),
         null_attention=null_attention(model, model.attentions[0].decode_selection(cache.layers[0])),
         fidelity=evaluate_fidelity(model, tokens, config.kv_policy, config),
     )

@@ -1,4 +1,4 @@
-"""The folder that a run leaves, `runs/<YYYYmmdd-HHMMSS>-<name>/`, and how a run is found again by a short text.
+"""The folder that a run leaves, `runs/<YYYYmmdd-HHMMSS>-<name>/`, and how a run is found again.
 
 Never overwrites: a name that is taken gets -2, -3 ... Called by the job, `load_run` and the command line.
 """
@@ -80,7 +80,7 @@ def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
 def find_run(text: str | Path) -> RunFolder:
     """The run that `text` means: its folder, a unique part of its folder's name, or `latest`.
 
-    A text without a folder is looked for under `runs/`; `some/where/latest` is the newest run in `some/where`.
+    A text without a folder is looked for under `runs/`; `some/where/latest` is the newest in `some/where`.
     Raises UsageError that lists the runs there are.
     """
     given = Path(text)

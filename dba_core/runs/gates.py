@@ -1,13 +1,12 @@
 """The mean of the gate g over held-out tokens, per layer and head: what a trained model made of it.
 
-    mean[layer][head] = average over tokens t of g_head(x_t)          0 geometric only, 0.5 neutral, 1 semantic only
+    mean[layer][head] = average over tokens t of g_head(x_t)     0 geometric, 0.5 neutral, 1 semantic
 
 Called by the job for the picture of the gates.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from dba_core.data.batches import held_out_windows

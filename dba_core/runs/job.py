@@ -1,4 +1,4 @@
-"""The main job, `dba run`: configuration -> plugins -> data -> model -> training -> evaluation -> a run's folder.
+"""The main job, `dba run`: configuration -> plugins -> data -> model -> training -> evaluation -> folder.
 
 Under torchrun every process trains; the main one alone writes, evaluates and reports. A run that fails or is
 interrupted leaves its folder with what there is.
@@ -31,7 +31,7 @@ from dba_core.runs.pictures import draw_plots
 from dba_core.runs.prepare import Prepared, prepare
 from dba_core.runs.report import Reporter, SilentReporter
 from dba_core.runs.sample import sample_run, samples_text
-from dba_core.runs.summary_text import markdown
+from dba_core.runs.summary_markdown import markdown
 from dba_core.training.checkpoint import load_model_weights
 from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
 from dba_core.training.distributed import World
@@ -43,7 +43,7 @@ from dba_core.training.metrics_log import read_metrics
 _SPEED_CONTEXT = 512
 
 
-class RunInterrupted(DBAError):
+class RunInterruptedError(DBAError):
     """The user stopped the run; its checkpoint is saved."""
 
     exit_code: ClassVar[int] = 130
@@ -77,7 +77,7 @@ def resume_job(
     reporter: Reporter | None = None,
     allow_drift: bool = False,
 ) -> Path:
-    """Go on with a run in its own folder, from its last checkpoint and with the configuration that it recorded.
+    """Go on with a run in its own folder, from its last checkpoint, with the configuration that it recorded.
 
     A run whose training is complete is evaluated again. device: another than the recorded one.
     """
@@ -143,9 +143,9 @@ class _Job:
                 on_event=self.reporter.training,
             )
         if result.interrupted:
-            raise RunInterrupted(
-                f"Interrupted after step {result.last_step} of {config.training.steps}; the checkpoint is saved. "
-                f"Go on with: dba run --resume {folder.path}"
+            raise RunInterruptedError(
+                f"Interrupted after step {result.last_step} of {config.training.steps}; the checkpoint is "
+                f"saved. Go on with: dba run --resume {folder.path}"
             )
         return result
 
@@ -168,6 +168,7 @@ class _Job:
         metrics = read_metrics(folder.metrics_file)
         with self.phase("plots", "Drawing ..."):
             drawn = draw_plots(prepared, folder, metrics)
+        peak = result.peak_memory_bytes if result is not None else peak_memory_bytes(self.world.device)
         measured = Measured(
             held_out=held_out,
             checkpoint="best",
@@ -178,7 +179,7 @@ class _Job:
             training_rate=result.tokens_per_second
             if result is not None and result.tokens_per_second
             else None,
-            peak_memory_bytes=peak_memory_bytes(self.world.device),
+            peak_memory_bytes=peak,
             null_attention=null_attention(model, prepared.selections["decode_backend"]),
             sample=sample,
             plots=drawn,
@@ -205,7 +206,7 @@ class _WhatIsLeft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or issubclass(kind, RunInterrupted):
+        if kind is None or issubclass(kind, RunInterruptedError):
             return
         text = f"The run did not finish; what there is lies in {self._folder.path}."
         if has_checkpoint(self._folder.checkpoint, "last"):

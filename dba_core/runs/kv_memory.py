@@ -1,6 +1,6 @@
-"""The KV cache of a run in bytes: per token, at 128k, and against fp16 standard attention of the same model. No torch.
+"""The KV cache of a run in bytes: per token, at 128k, against fp16 standard attention of the same model.
 
-Called by the summary, the memory plot and `dba run --dry-run`.
+Called by the summary, the memory plot and `dba run --dry-run`. No torch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ FP16_POLICY = KVCachePolicy()
 class KvMemory:
     """Bytes of one sequence's cache. `residual_bytes` (the fp16 window) does not grow with the length.
 
-    long_context: the length that `bytes_long` and `standard_bytes_long` are for (131072, "128k"). ratio: how many
-    times smaller than standard attention's fp16 cache at that length.
+    long_context: the length that `bytes_long` and `standard_bytes_long` are for (131072, "128k"). ratio: how
+    many times smaller than standard attention's fp16 cache at that length.
     """
 
-    policy: str
     bytes_per_token_per_layer: int
     bytes_per_token: int
     residual_bytes: int
@@ -46,7 +45,6 @@ def kv_memory(shape: AttentionShape, n_layers: int, policy: KVCachePolicy) -> Kv
     (long,) = memory_table(shape, n_layers, policy, (LONG_CONTEXT,))
     layer = bytes_per_token(shape, policy)
     return KvMemory(
-        policy=policy.short,
         bytes_per_token_per_layer=layer,
         bytes_per_token=n_layers * layer,
         residual_bytes=n_layers * residual_bytes(shape, policy),

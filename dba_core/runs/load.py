@@ -20,12 +20,13 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.runs.device import resolve_device
 from dba_core.runs.folder import RunFolder, find_run
+from dba_core.runs.selection import model_choices
 from dba_core.training.checkpoint import load_model_weights
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Run:
-    """config: as recorded, but for what `load_run` was told otherwise. step: of the loaded checkpoint `which`."""
+    """config: as recorded, but for what `load_run` was told otherwise. step: of the checkpoint `which`."""
 
     config: RunConfig
     model: LanguageModel
@@ -62,7 +63,11 @@ def load_run(
     warnings = check_records(config.plugins, registry, allow_drift)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(
-        config.model, plugins=config.plugins, registry=registry, seed=config.seed, device=config.device
+        config.model,
+        plugins=model_choices(config.plugins),
+        registry=registry,
+        seed=config.seed,
+        device=config.device,
     )
     stored = load_model_weights(model, folder.checkpoint, which=which)
     return Run(

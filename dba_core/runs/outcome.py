@@ -42,7 +42,7 @@ _LOGGED_STEPS = 10
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """Everything that a job measured, in the units of the summary. training_rate: None where nothing was trained."""
+    """Everything that a job measured, in the units of the summary; None where nothing was trained."""
 
     held_out: HeldOut
     checkpoint: str
@@ -73,7 +73,8 @@ def summarize(
         model=model_facts(prepared),
         data=prepared.corpus.describe(),
         plugins=plugin_facts(prepared),
-        kv=cache_facts(prepared),
+        kv_policy=config.kv_policy.short,
+        kv_memory=memory_facts(prepared),
         null_attention=measured.null_attention,
         long_sequence=long_sequence_facts(prepared),
         training=TrainingFacts(
@@ -131,7 +132,7 @@ def parameter_cost(prepared: Prepared) -> Cost:
     )
 
 
-def cache_facts(prepared: Prepared) -> KvMemory:
+def memory_facts(prepared: Prepared) -> KvMemory:
     model = prepared.config.model
     return kv_memory(model.attention.shape, model.n_layers, prepared.config.kv_policy)
 
@@ -169,7 +170,15 @@ def _losses(measured: Measured, metrics: Sequence[Mapping[str, Any]]) -> LossFac
 
 
 def _fidelity(fidelity: PolicyFidelity | None) -> FidelityFacts | None:
-    return None if fidelity is None else FidelityFacts(**attrs.asdict(fidelity))
+    if fidelity is None:
+        return None
+    return FidelityFacts(
+        delta_nll=fidelity.delta_nll,
+        ppl_ratio=fidelity.ppl_ratio,
+        max_abs_logit=fidelity.max_abs_logit,
+        kl=fidelity.kl,
+        tokens=fidelity.tokens,
+    )
 
 
 def _speed(measured: Measured) -> SpeedFacts:
@@ -185,25 +194,26 @@ def _speed(measured: Measured) -> SpeedFacts:
 
 def long_sequence_facts(prepared: Prepared) -> LongSequenceFacts:
     """What the long-sequence training path is set to, and whether training at this context takes it."""
-    config = prepared.config
-    knobs = config.model.train_long_seq
+    model = prepared.config.model
+    attention = prepared.model.attentions[0]
+    knobs = model.train_long_seq
     assert knobs.threshold is not None
     assert knobs.mem_block is not None
     assert knobs.local_window is not None
     assert knobs.q_chunk is not None
-    numbers = f"mem_block {knobs.mem_block}, local_window {knobs.local_window}, q_chunk {knobs.q_chunk}"
-    semantic = config.model.attention.mode == "decoupled"
-    active = knobs.enabled and semantic and config.model.context >= knobs.threshold
+    active = attention.summarizer is not None
     if active:
         text = (
-            f"active from {knobs.threshold} tokens on: {numbers}, summarizer {config.plugins.summarizer.name}"
+            f"active from {knobs.threshold} tokens on: mem_block {knobs.mem_block}, local_window "
+            f"{knobs.local_window}, q_chunk {knobs.q_chunk}, summarizer {knobs.mem_summarizer}, mass "
+            f"correction {'on' if knobs.mass_correction else 'off'}"
         )
     elif not knobs.enabled:
         text = "off (model.train_long_seq.enabled = false)"
-    elif not semantic:
-        text = f"inactive: layout {config.model.attention.mode!r} has no semantic path"
+    elif attention.long_sequence is None:
+        text = f"inactive: layout {model.attention.mode!r} has no semantic path"
     else:
-        text = f"inactive: the context of {config.model.context} is below the threshold of {knobs.threshold} tokens"
+        text = f"inactive: the context of {model.context} is below the threshold of {knobs.threshold} tokens"
     return LongSequenceFacts(
         text=text,
         enabled=knobs.enabled,
@@ -212,7 +222,8 @@ def long_sequence_facts(prepared: Prepared) -> LongSequenceFacts:
         mem_block=knobs.mem_block,
         local_window=knobs.local_window,
         q_chunk=knobs.q_chunk,
-        mem_summarizer=config.plugins.summarizer.name,
+        mem_summarizer=knobs.mem_summarizer,
+        mass_correction=knobs.mass_correction,
     )
 
 

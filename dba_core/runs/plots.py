@@ -1,6 +1,6 @@
-"""The pictures of a run, as PNG files: losses over steps, mean gate per layer and head, KV memory over context.
+"""The pictures of a run, as PNG: losses over steps, mean gate per layer and head, KV memory over context.
 
-Drawn with matplotlib's Agg canvas, without pyplot and its global state. Called by the job; imported only then.
+Drawn with matplotlib's Agg canvas, without pyplot and its global state. Imported when a job draws.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DPI = 150
 
 
 def loss_curves(path: Path, metrics: Sequence[Mapping[str, Any]], *, name: str) -> None:
-    """Training loss of the logged steps and held-out loss of the evaluations. metrics: lines of metrics.jsonl."""
+    """Training loss of the logged steps, held-out loss of the evaluations: the lines of metrics.jsonl."""
     figure, axes = _figure()
     train = _points(metrics, "train")
     held_out = _points(metrics, "eval")
@@ -85,7 +85,7 @@ def gate_map(path: Path, means: Sequence[Sequence[float]], *, tokens: int, name:
 def memory_curves(
     path: Path, shape: AttentionShape, n_layers: int, policy: KVCachePolicy, *, name: str
 ) -> None:
-    """KV bytes of one sequence against its length: the policy, fp16 in the same layout, fp16 standard attention."""
+    """KV bytes of one sequence against its length: the policy, fp16, and fp16 standard attention."""
     contexts = [1 << power for power in range(7, LONG_CONTEXT.bit_length())]
     chosen = memory_table(shape, n_layers, policy, contexts)
     fp16 = memory_table(shape, n_layers, FP16_POLICY, contexts)

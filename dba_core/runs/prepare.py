@@ -6,20 +6,21 @@ Called by the job and by `dba run --dry-run`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
 from dba_core.config.data import DataConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoices
+from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.config.run import RunConfig
 from dba_core.contracts import KINDS, Kind
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.errors import ConfigError
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, Selection, check_records
-from dba_core.runs.selection import select_plugins
+from dba_core.runs.selection import model_choices, select_plugins
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -51,12 +52,20 @@ def prepare(config: RunConfig, registry: Registry, *, device: str, allow_drift: 
         ),
     )
     selections = select_plugins(resolved, registry, device=device)
-    resolved = attrs.evolve(resolved, plugins=_recorded(resolved.plugins, selections))
+    resolved = attrs.evolve(resolved, plugins=_recorded(resolved.plugins, selections, registry))
     model = LanguageModel(
-        resolved.model, plugins=resolved.plugins, registry=registry, seed=resolved.seed, device=device
+        resolved.model,
+        plugins=model_choices(resolved.plugins),
+        registry=registry,
+        seed=resolved.seed,
+        device=device,
     )
     return Prepared(
-        config=resolved, corpus=corpus, model=model, selections=selections, warnings=tuple(warnings)
+        config=resolved,
+        corpus=corpus,
+        model=model,
+        selections=selections,
+        warnings=(*warnings, *_notices(resolved)),
     )
 
 
@@ -78,7 +87,22 @@ def _resolved_model(model: ModelConfig, *, vocab_size: int, device: str) -> Mode
     return attrs.evolve(resolved, train_long_seq=long_sequence)
 
 
-def _recorded(choices: PluginChoices, selections: dict[Kind, Selection]) -> PluginChoices:
-    """The choices by name, with options and record."""
-    recorded = {kind: selections[kind].choice() if kind in selections else choices.of(kind) for kind in KINDS}
+def _notices(config: RunConfig) -> Iterator[str]:
+    """What is allowed and probably not meant."""
+    policy, context = config.kv_policy, config.model.context
+    quantized = any(tensor.qblock for tensor in (policy.k_sem, policy.k_geo, policy.v))
+    if quantized and policy.residual >= context and config.evaluation.fidelity_tokens:
+        yield (
+            f"the fp16 window of resid={policy.residual} covers the whole context of {context} tokens, so "
+            "the fidelity figures do not see the quantized formats; measure with a smaller resid."
+        )
+
+
+def _recorded(choices: PluginChoices, selections: dict[Kind, Selection], registry: Registry) -> PluginChoices:
+    """The choices by name, with options and record. A kind that the model has no place for stays as it is."""
+    recorded: dict[str, PluginChoice] = {}
+    for kind in KINDS:
+        recorded[kind] = selections[kind].choice() if kind in selections else choices.of(kind)
+        if kind not in selections and recorded[kind].name != "auto":
+            registry.load(kind, recorded[kind].name)
     return PluginChoices(**recorded)

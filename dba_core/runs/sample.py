@@ -1,4 +1,4 @@
-"""The text sample that a run leaves: a continuation of the configured prompt, or of the held-out text's beginning."""
+"""The text sample that a run leaves: it continues the configured prompt, or the held-out text's beginning."""
 
 from __future__ import annotations
 

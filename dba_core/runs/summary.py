@@ -61,7 +61,8 @@ class LongSequenceFacts:
     mem_block: int
     local_window: int
     q_chunk: int
-    mem_summarizer: str
+    mem_summarizer: str | None
+    mass_correction: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +91,7 @@ class FidelityFacts:
 
 @attrs.frozen(kw_only=True)
 class SpeedFacts:
-    """Tokens per second (training: all processes together; prefill and decode: one sequence) and peak memory."""
+    """Tokens per second (training: all processes; prefill and decode: one sequence) and peak memory."""
 
     training: float | None
     prefill: float
@@ -153,7 +154,8 @@ class Summary:
     model: ModelFacts
     data: dict[str, Any]
     plugins: dict[str, PluginFacts]
-    kv: KvMemory
+    kv_policy: str
+    kv_memory: KvMemory
     null_attention: str
     long_sequence: LongSequenceFacts
     training: TrainingFacts

@@ -77,7 +77,7 @@ def write_checkpoint(
             _write_synced(root / f"{name}.new", pointer)
             os.replace(root / f"{name}.new", root / name)
             _sync_directory(root)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {root} ({error}); the one before it is "
             "whole. Make room or repair the disk, then resume"

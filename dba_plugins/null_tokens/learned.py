@@ -1,5 +1,5 @@
-"""A learned null token: one key/value per KV head that every query sees exactly once, and may attend to instead
-of any token. It belongs to the weights, never to the cache; its geometric key is not rotated.
+"""A learned null token: one key/value per KV head that every query sees exactly once, and may attend to
+instead of any token. It belongs to the weights, never to the cache; its geometric key is not rotated.
 
     k_sem_null [G,Ds], k_geo_null [G,Dg], v_null [G,Dv], all zero at first (score 0, value 0)
 
@@ -37,7 +37,9 @@ class LearnedNullToken(nn.Module):
         self.register_parameter("k_sem_null", semantic)
 
     def forward(self) -> NullKV:
-        k_sem = self.k_geo_null.new_zeros(len(self.k_geo_null), 0) if self.k_sem_null is None else self.k_sem_null
+        k_sem = (
+            self.k_geo_null.new_zeros(len(self.k_geo_null), 0) if self.k_sem_null is None else self.k_sem_null
+        )
         return NullKV(k_sem=k_sem, k_geo=self.k_geo_null, v=self.v_null)
 
 

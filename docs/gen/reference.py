@@ -21,7 +21,7 @@ from mkdocs.exceptions import PluginError
 
 from dba_cli.main import cli
 from dba_core import errors
-from dba_core.config import KVCachePolicy, RunConfig
+from dba_core.config import KVCachePolicy, PluginChoice, PluginChoices, RunConfig
 from dba_core.contracts import CONTRACT_VERSIONS, ENTRY_POINT_GROUPS
 from dba_core.registry import Registry
 from dba_core.runs.summary import SCHEMA, Summary
@@ -67,6 +67,9 @@ def config_sections(cls: type, prefix: str) -> Iterator[str]:
     if rows:
         parts.append(table(("key", "type", "default"), rows))
     yield "\n\n".join(parts)
+    if cls is PluginChoices:  # one section for all kinds
+        yield from config_sections(PluginChoice, f"{prefix}KIND.")
+        return
     for name, section in nested.items():
         yield from config_sections(section, f"{prefix}{name}.")
 

@@ -57,7 +57,7 @@ def test_derived_widths_are_usable(heads: int, width: int) -> None:
 )
 def test_combinations_that_are_refused(kwargs: dict[str, object], path: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        AttentionConfig(**kwargs)  # type: ignore[arg-type]
+        AttentionConfig(**kwargs)
     assert caught.value.path == path
 
 

@@ -63,7 +63,7 @@ def test_a_wrong_type_is_a_config_error_both_ways(cls: type, field: str, value: 
     with pytest.raises(ConfigError, match="allowed: ") as direct:
         cls(**{field: value})
     with pytest.raises(ConfigError, match="allowed: ") as read:
-        cls.from_dict({field: value})  # type: ignore[attr-defined]
+        cls.from_dict({field: value})
     assert direct.value.path == read.value.path == field
     assert repr(value) in str(direct.value)
     assert repr(value) in str(read.value)
@@ -84,7 +84,7 @@ def test_a_whole_number_becomes_a_float_in_an_optional_field_too() -> None:
 
 
 def test_a_list_becomes_a_tuple_both_ways() -> None:
-    assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+    assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
     assert GenerationConfig.from_dict({"stop": ["a", "b"]}).stop == ("a", "b")
 
 
@@ -93,7 +93,7 @@ def test_an_item_of_a_list_is_named_by_its_index() -> None:
         RunConfig.from_dict({"generation": {"stop": ["a", 3]}})
     assert read.value.path == "generation.stop.1"
     with pytest.raises(ConfigError) as direct:
-        GenerationConfig(stop=("a", 3))  # type: ignore[arg-type]
+        GenerationConfig(stop=("a", 3))
     assert direct.value.path == "stop.1"
 
 
@@ -116,18 +116,18 @@ def test_none_in_words_is_none_for_an_optional_number_only() -> None:
     with pytest.raises(ConfigError, match="'none' is a text"):
         GenerationConfig.from_dict({"temperature": "none"})
     with pytest.raises(ConfigError, match="'none' is a text"):
-        GenerationConfig(top_p="none")  # type: ignore[arg-type]
+        GenerationConfig(top_p="none")
 
 
 def test_policies_are_exact_too() -> None:
     with pytest.raises(ConfigError, match="residual: True"):
         KVCachePolicy(residual=True)
     with pytest.raises(ConfigError, match="k_sem"):
-        KVCachePolicy(k_sem="q4_0@32")  # type: ignore[arg-type]
+        KVCachePolicy(k_sem="q4_0@32")
     with pytest.raises(ConfigError, match="qblock"):
-        TensorFormat("q4_0", "32")  # type: ignore[arg-type]
+        TensorFormat("q4_0", "32")
     with pytest.raises(ConfigError, match="None is nothing; allowed: a text"):
-        KVCachePolicy.parse(None)  # type: ignore[arg-type]
+        KVCachePolicy.parse(None)
 
 
 @pytest.mark.parametrize(

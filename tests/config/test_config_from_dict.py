@@ -170,7 +170,7 @@ def test_a_distribution_before_the_name_is_no_contradiction() -> None:
 def test_a_record_survives() -> None:
     record = {"distribution": "dba", "version": "1", "contract": 1, "why": "chosen by name"}
     config = RunConfig.from_dict({"plugins": {"gate": {"name": "causal", "record": record}}})
-    assert config.plugins.gate.record == PluginRecord(**record)  # type: ignore[arg-type]
+    assert config.plugins.gate.record == PluginRecord(**record)
     assert config.to_dict()["plugins"]["gate"]["record"] == record
 
 

@@ -122,4 +122,4 @@ def test_residual_out_of_range(residual: int) -> None:
 
 def test_a_policy_is_replaced_as_a_whole() -> None:
     with pytest.raises(AttributeError):
-        KVCachePolicy.parse(TEXT).residual = 3  # type: ignore[misc]
+        KVCachePolicy.parse(TEXT).residual = 3

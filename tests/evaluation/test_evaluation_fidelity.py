@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dba_core.config.attention import AttentionConfig  # noqa: E402
+from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
 from dba_core.config.model import ModelConfig  # noqa: E402
 from dba_core.errors import ConfigError, DataError  # noqa: E402
 from dba_core.evaluation.fidelity import policy_fidelity  # noqa: E402
@@ -31,6 +32,7 @@ def model() -> LanguageModel:
         n_layers=2,
         d_model=48,
         attention=AttentionConfig(n_heads=3, sem_head_dim=4, geo_head_dim=8, v_head_dim=8),
+        train_long_seq=LongSequenceConfig(enabled=False),
     )
     model = LanguageModel(config, seed=5)
     with torch.no_grad():

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from dba_core.config.attention import AttentionConfig  # noqa: E402
 from dba_core.config.generation import GenerationConfig  # noqa: E402
+from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
 from dba_core.config.model import ModelConfig  # noqa: E402
 from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
 from dba_core.generation import loop  # noqa: E402
@@ -26,7 +27,15 @@ ATTENTION = {
 
 
 def build(layout: str, *, null_token: str = "none") -> LanguageModel:
-    config = ModelConfig(vocab_size=50, context=8, n_layers=2, d_model=48, attention=ATTENTION[layout])
+    config = ModelConfig(
+        vocab_size=50,
+        context=8,
+        n_layers=2,
+        d_model=48,
+        tie_embeddings=False,  # tied and enlarged, every token would predict itself
+        attention=ATTENTION[layout],
+        train_long_seq=LongSequenceConfig(enabled=False),
+    )
     model = LanguageModel(config, plugins=PluginChoices(null_token=PluginChoice(null_token)), seed=2)
     with torch.no_grad():
         for parameter in model.parameters():

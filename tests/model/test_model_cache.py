@@ -78,15 +78,14 @@ def test_ragged_rows_equal_each_row_alone() -> None:
             torch.testing.assert_close(after[row], alone[0, count:], rtol=1e-5, atol=1e-5)
 
 
-def test_the_cached_pass_keeps_no_graph_and_its_head_does() -> None:
-    """No activation of a cached pass is kept for a backward pass through the blocks."""
+def test_a_cached_pass_keeps_no_graph() -> None:
     model = randomized()
     cache = model.new_cache(batch=2, capacity=13, policy=EXACT)
-    model(some_tokens(), cache=cache).sum().backward()
-    assert all(parameter.grad is None for parameter in model.blocks.parameters())
+    assert not model(some_tokens(), cache=cache).requires_grad
+    assert model(some_tokens()).requires_grad
 
 
-class LayerFailure(RuntimeError):
+class LayerError(RuntimeError):
     """Not one of ours: whatever goes wrong in a layer must be undone."""
 
 
@@ -105,12 +104,12 @@ def test_a_layer_that_fails_leaves_no_layer_ahead(
     def failing(self: DecoupledAttention, x: torch.Tensor, **given: object) -> torch.Tensor:
         out = forward(self, x, **given)
         if self is broken:
-            raise LayerFailure
+            raise LayerError
         return out
 
     with monkeypatch.context() as patched:
         patched.setattr(DecoupledAttention, "forward", failing)
-        with pytest.raises(LayerFailure):
+        with pytest.raises(LayerError):
             model(tokens[:, :3], cache=cache)
     assert [each.lengths for each in cache.layers] == [(8, 5)] * 3
     assert torch.equal(model(tokens[:, :2], cache=cache), model(tokens[:, :2], cache=twin))
@@ -133,14 +132,14 @@ def test_a_layer_that_cannot_be_rolled_back_is_named_at_the_next_use(monkeypatch
 
     def failing(self: DecoupledAttention, x: torch.Tensor, **given: object) -> torch.Tensor:
         if self is model.attentions[1]:
-            raise LayerFailure
+            raise LayerError
         return forward(self, x, **given)
 
     with monkeypatch.context() as patched:
         patched.setattr(DecoupledAttention, "forward", failing)
-        with pytest.raises(LayerFailure):
+        with pytest.raises(LayerError):
             model(some_tokens(length=3), cache=cache)
-    with pytest.raises(CacheError, match="13.*10"):
+    with pytest.raises(CacheError, match=r"10.*13|13.*10"):
         model(some_tokens(length=1), cache=cache)
     cache.reset()
     assert model(some_tokens(length=1), cache=cache).shape == (2, 1, 31)

@@ -1,4 +1,4 @@
-"""The initial weights: their spread, their independence of everything but seed and name, the neutral plugins."""
+"""The initial weights: their spread, that seed and name alone decide them, the neutral plugins."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import subprocess
 import sys
 
@@ -69,10 +68,6 @@ def test_hooks_are_the_ones_of_hookspecs() -> None:
 def test_unknown_name_is_an_attribute_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="DecoupledAttentoin"):
         _ = dba_core.DecoupledAttentoin
-
-
-def test_version_is_the_distributions() -> None:
-    assert dba_core.__version__ == importlib.metadata.version("dba")
 
 
 def test_testing_is_importable() -> None:

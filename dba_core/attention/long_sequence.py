@@ -1,0 +1,98 @@
+"""The long-sequence training path: full resolution nearby, one memory token per block of the far past.
+
+    score(memory block n) = q_sem . summarizer(k_sem of block n) + log(L)      (semantic only)
+    score(token j)        = q_sem . k_sem_j + q_geo . k_geo_j                  one softmax over both
+
+O(T (W + T/L)) work and O(T) memory instead of O(T^2) work. Which keys a query reads: long_sequence_plan; how the
+chunks run: long_sequence_chunks. Exact attention where every token lies within the window. Called by
+attention.module in training.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dba_core.attention.fused import fused_attention
+from dba_core.attention.long_sequence_chunks import chunked_attention
+from dba_core.attention.long_sequence_masks import Carrier, carrier_for
+from dba_core.attention.long_sequence_packing import Packing
+from dba_core.attention.long_sequence_plan import LongSequencePlan
+from dba_core.contracts import NullKV, Summarizer
+from dba_core.errors import PluginError
+
+
+def long_sequence_attention(
+    q_sem: Tensor,
+    q_geo: Tensor,
+    k_sem: Tensor,
+    k_geo: Tensor,
+    v: Tensor,
+    *,
+    summarizer: Summarizer,
+    null: NullKV | None,
+    mem_block: int,
+    local_window: int,
+    q_chunk: int,
+    mass_correction: bool,
+    dropout_p: float = 0.0,
+    carrier: Carrier | None = None,
+) -> Tensor:
+    """Causal attention of T tokens over memory tokens and a window, [B,H,T,Dv]; differentiable once.
+
+    q_sem [B,H,T,Ds], q_geo [B,H,T,Dg]: scaled, rotated, gated. k_sem [B,G,T,Ds], k_geo [B,G,T,Dg], v [B,G,T,Dv];
+    query head h reads KV head h // (H/G). A width Ds of 0 is an absent path: memory tokens then score the same
+    for every query. mem_block, local_window, q_chunk in tokens. mass_correction: a memory token's logit gains
+    log(mem_block). Every query sees the null key once. carrier: None is the device's own (long_sequence_masks).
+    Raises ConfigError for sizes out of range and PluginError for a summarizer that breaks its contract.
+    """
+    plan = LongSequencePlan(
+        length=q_geo.shape[2], mem_block=mem_block, local_window=local_window, q_chunk=q_chunk
+    )
+    by_columns = (carrier_for(q_geo.device) if carrier is None else carrier) == "columns"
+    log_mass = math.log(mem_block) if mass_correction else 0.0
+    packing = Packing(
+        sem=q_sem.shape[-1],
+        geo=q_geo.shape[-1],
+        v=v.shape[-1],
+        log_mass=log_mass if by_columns and not plan.exact else None,
+        dtype=_compute_dtype(v),
+    )
+    heads = packing.heads(q_sem, q_geo, k_sem, k_geo, v)
+    packed_null = None if null is None else packing.null(null)
+    if plan.exact:
+        out = fused_attention(heads, null=packed_null, dropout_p=dropout_p)
+    else:
+        out = chunked_attention(
+            heads,
+            null=packed_null,
+            memory=packing.memory(*_summaries(summarizer, k_sem, v, plan)),
+            plan=plan,
+            log_mass=0.0 if by_columns else log_mass,
+            dropout_p=dropout_p,
+        )
+    return out[..., : v.shape[-1]].transpose(1, 2)
+
+
+def _summaries(
+    summarizer: Summarizer, k_sem: Tensor, v: Tensor, plan: LongSequencePlan
+) -> tuple[Tensor, Tensor]:
+    """The memory tokens of the blocks that some query reads: [B,G,N,Ds], [B,G,N,Dv]."""
+    n_blocks, mem_block = plan.n_blocks, plan.mem_block
+    blocks = [x[:, :, : n_blocks * mem_block].unflatten(2, (n_blocks, mem_block)) for x in (k_sem, v)]
+    made = summarizer(*blocks)  # [B, G, N, L, D] -> [B, G, N, D]
+    expected = [(*x.shape[:2], n_blocks, x.shape[-1]) for x in (k_sem, v)]
+    if [tuple(x.shape) for x in made] != expected:
+        raise PluginError(
+            f"summarizer {type(summarizer).__name__} returned shapes {[tuple(x.shape) for x in made]} for blocks "
+            f"{[tuple(x.shape) for x in blocks]}; expected {expected} (batch, KV heads, blocks, width)"
+        )
+    return made
+
+
+def _compute_dtype(like: Tensor) -> torch.dtype:
+    """What attention computes in: the autocast dtype where autocast is on, else the values' own."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype

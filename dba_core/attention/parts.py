@@ -1,0 +1,76 @@
+"""The plugin-made parts of an attention layer: gate, null token, summarizer.
+
+Each is given as a name, a `PluginChoice` or a built module; the first two go through the registry, which
+keeps why. Called by attention.module.
+"""
+
+from __future__ import annotations
+
+import attrs
+from torch import nn
+
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.plugins import PluginChoice
+from dba_core.contracts import AttentionShape, Kind, Request, SummarizerRequest
+from dba_core.errors import ConfigError
+from dba_core.registry import Registry, Selection
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Part:
+    """The module (None: the plugin adds nothing) and how it was chosen (None: it was given)."""
+
+    module: nn.Module | None
+    selection: Selection | None = None
+
+
+def build_part(
+    kind: Kind, given: str | PluginChoice | nn.Module, request: Request, registry: Registry | None
+) -> Part:
+    """The part that `given` names, built for `request`; a module is taken as it is."""
+    if isinstance(given, nn.Module):
+        return Part(module=given)
+    selection = _registry(registry).select(kind, given, request)
+    return Part(module=selection.build(), selection=selection)
+
+
+def build_summarizer(
+    given: str | PluginChoice | nn.Module,
+    config: LongSequenceConfig,
+    *,
+    shape: AttentionShape,
+    context: int | None,
+    device: str,
+    registry: Registry | None,
+) -> Part:
+    """The summarizer of the long-sequence path; `config` is resolved.
+
+    It is chosen in any case, so that a wrong name is an error at once, and built where the path can be
+    reached: parameters that no step of a model of this context would use are not made.
+    """
+    if isinstance(given, nn.Module):
+        return Part(module=given)
+    assert config.mem_block is not None
+    assert config.threshold is not None
+    choice = _with_config(PluginChoice(given) if isinstance(given, str) else given, config)
+    request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device)
+    selection = _registry(registry).select("summarizer", choice, request)
+    reached = context is None or config.threshold <= context
+    return Part(module=selection.build() if reached else None, selection=selection)
+
+
+def _with_config(choice: PluginChoice, config: LongSequenceConfig) -> PluginChoice:
+    """`summarizer` and `train_long_seq.mem_summarizer` are one setting, in two places."""
+    wanted = config.mem_summarizer
+    if wanted is None or wanted == choice.name:
+        return choice
+    if choice.name == "auto":
+        return attrs.evolve(choice, name=wanted)
+    raise ConfigError(
+        f"{wanted!r} differs from summarizer={choice.name!r}; they are one setting, so give one of them",
+        path="train_long_seq.mem_summarizer",
+    )
+
+
+def _registry(registry: Registry | None) -> Registry:
+    return registry if registry is not None else Registry.default()

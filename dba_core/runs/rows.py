@@ -1,0 +1,124 @@
+"""Facts as rows of (name, value): what the terminal tables and `summary.md` show, in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dba_core.evaluation.metrics import FidelityMetrics
+from dba_core.runs.kv_memory import KvMemory, human_bytes
+from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
+
+Row = tuple[str, str]
+
+#: What the kinds of plugin are called on paper.
+_KIND_TITLES = {
+    "summarizer": "Summarizer",
+    "gate": "Gate",
+    "null_token": "Null token",
+    "decode_backend": "Decode backend",
+}
+
+
+def model_rows(model: ModelFacts) -> Iterable[Row]:
+    yield (
+        "Layout",
+        f"{model.layout}: {model.n_layers} layers, width {model.d_model}, {model.n_heads} heads "
+        f"({model.n_kv_heads} key/value), per head {model.sem_head_dim} semantic + "
+        f"{model.geo_head_dim} geometric + {model.v_head_dim} value",
+    )
+    yield "Parameters", f"{model.cost.parameters:,}"
+    yield "Context, vocabulary", f"{model.context} tokens, {model.vocab_size:,}"
+    yield (
+        "FLOPs per token",
+        f"{human_count(model.cost.forward_flops_per_token)} forward, "
+        f"{human_count(model.cost.training_flops_per_token)} training",
+    )
+
+
+def data_row(data: Mapping[str, Any]) -> Row:
+    version = f" of {data['version']}" if data["version"] else ""
+    return (
+        "Data",
+        f"{data['name']}{version}, tokenizer {data['tokenizer']}: {data['train_tokens']:,} tokens to train "
+        f"on, {data['held_out_tokens']:,} held out, sha256 {data['sha256'][:12]}",
+    )
+
+
+def plugin_rows(plugins: Mapping[str, PluginFacts]) -> Iterable[Row]:
+    for kind, plugin in plugins.items():
+        options = ", ".join(f"{name}={value}" for name, value in plugin.options.items())
+        given = f" ({options})" if options else ""
+        where = f"{plugin.distribution} {plugin.version}"
+        yield _KIND_TITLES[kind], f"{plugin.name}{given} of {where}: {plugin.why}"
+        for passed in plugin.passed_over:
+            yield "", f"passed over {passed}"
+
+
+def cache_rows(policy: str, kv: KvMemory) -> Iterable[Row]:
+    yield "KV Policy", policy
+    yield (
+        "KV bytes per token",
+        f"{kv.bytes_per_token:,} ({kv.bytes_per_token_per_layer:,} a layer); fp16 standard attention "
+        f"{kv.standard_bytes_per_token:,}",
+    )
+    yield (
+        "KV cache at 128k",
+        f"{human_bytes(kv.bytes_long)}, {kv.ratio:.1f}x smaller than fp16 standard attention "
+        f"({human_bytes(kv.standard_bytes_long)})",
+    )
+
+
+def loss_rows(losses: LossFacts) -> Iterable[Row]:
+    if losses.train is not None:
+        yield "Training loss", f"{losses.train:.4f}"
+    yield (
+        "Held-out loss",
+        f"{losses.held_out:.4f} over {losses.held_out_tokens:,} tokens ({losses.checkpoint} weights, "
+        f"step {losses.checkpoint_step})",
+    )
+    per_byte = f", {losses.bits_per_byte:.4f} bits per byte" if losses.bits_per_byte is not None else ""
+    yield "Perplexity", f"{losses.perplexity:.3f}{per_byte}"
+
+
+def fidelity_row(fidelity: FidelityFacts | FidelityMetrics | None) -> Row:
+    name = "Fidelity of the KV policy"
+    if fidelity is None:
+        return name, "not measured (evaluation.fidelity_tokens = 0)"
+    return (
+        name,
+        f"delta_nll {fidelity.delta_nll:+.5f}, ppl_ratio {fidelity.ppl_ratio:.5f}, kl {fidelity.kl:.2e}, "
+        f"max_abs_logit {fidelity.max_abs_logit:.3g} against an fp32 cache, {fidelity.tokens:,} tokens",
+    )
+
+
+def speed_rows(speed: SpeedFacts) -> Iterable[Row]:
+    if speed.training is not None:
+        yield "Training", f"{speed.training:,.0f} tokens/s"
+    yield "Prefill", f"{speed.prefill:,.0f} tokens/s ({speed.prefill_tokens} tokens, one sequence)"
+    yield "Decode", f"{speed.decode:,.0f} tokens/s ({speed.decode_tokens} tokens, one sequence)"
+    yield "Peak memory", human_bytes(speed.peak_memory_bytes)
+
+
+def environment_rows(where: Environment) -> Iterable[Row]:
+    yield (
+        "Device",
+        f"{where.device} ({where.device_name}, {where.threads} threads), {where.dtype}, seed {where.seed}",
+    )
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in where.versions.items())
+
+
+def human_count(count: float) -> str:
+    """1234567 -> "1.23M"."""
+    if count < 1000:
+        return f"{count:.0f}"
+    for unit in ("k", "M", "G", "T", "P"):
+        count /= 1000
+        if count < 999.5 or unit == "P":
+            break
+    return f"{count:.3g}{unit}"
+
+
+def printable(text: str) -> str:
+    """The text with every control character but line end and tab as U+FFFD: a model may sample any byte."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)

@@ -1,0 +1,99 @@
+"""Ctrl-C and SIGTERM: the step is finished, the run saved, the handlers put back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiny_run import Trained, events_of, run, tiny_config  # noqa: E402
+
+from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint  # noqa: E402
+from dba_core.training.events import CheckpointSaved, Interrupted, StepFinished  # noqa: E402
+from dba_core.training.interrupt import StopRequest  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+CONFIG = tiny_config(steps=8, eval_every=8)
+
+
+def signal_at(step: int, number: signal.Signals, *, times: int = 1):
+    def listen(event: object) -> None:
+        if isinstance(event, StepFinished) and event.step == step:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+    return listen
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    trained = run(tmp_path, CONFIG, on_event=signal_at(3, number))
+    assert trained.result.interrupted
+    assert trained.result.last_step == 3
+    assert trained.result.best_loss is None
+    assert trained.result.final_loss is None
+    assert [type(event) for event in trained.events[-2:]] == [Interrupted, CheckpointSaved]
+    assert read_checkpoint(tmp_path / "checkpoint", "last").state["step"] == 3
+    assert not has_checkpoint(tmp_path / "checkpoint", "best")
+    assert {each: signal.getsignal(each) for each in before} == before
+
+
+def test_the_last_step_is_no_interruption(tmp_path: Path) -> None:
+    trained = run(tmp_path, CONFIG, on_event=signal_at(8, signal.SIGINT))
+    assert not trained.result.interrupted
+    assert trained.result.final_loss is not None
+    assert not events_of(trained, Interrupted)
+
+
+def test_a_second_ctrl_c_acts_at_once(tmp_path: Path) -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def fail_in_training(mine: object) -> None:
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) is not mine
+        raise RuntimeError("in training")
+
+
+def test_a_handler_of_the_caller_comes_back_after_an_error() -> None:
+    def mine(number: int, frame: object) -> None:
+        raise AssertionError("not called here")
+
+    previous = signal.signal(signal.SIGTERM, mine)
+    try:
+        with pytest.raises(RuntimeError, match="in training"):
+            fail_in_training(mine)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_training_off_the_main_thread_leaves_the_handlers_alone(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    done: list[Trained] = []
+
+    def work() -> None:
+        def same(event: object) -> None:
+            assert signal.getsignal(signal.SIGINT) is before
+            if isinstance(event, StepFinished) and event.step == 2:
+                raise KeyboardInterrupt
+
+        done.append(run(tmp_path, CONFIG, on_event=same))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done[0].result.interrupted
+    assert done[0].result.last_step == 2
