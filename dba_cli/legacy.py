@@ -37,9 +37,10 @@ class LegacyFlag(click.Option):
 def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value is None:
         return
+    arguments = [each.human_readable_name for each in ctx.command.params if isinstance(each, click.Argument)]
     raise UsageError(
         f"{param.opts[0]} is not an option any more. Use --kv-policy for a unified configuration. "
-        f"Example: {ctx.command_path} {_EXAMPLE}"
+        f"Example: {' '.join([ctx.command_path, *arguments, _EXAMPLE])}"
     )
 
 

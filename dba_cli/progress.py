@@ -5,18 +5,19 @@ Implements `dba_core.runs.report.Reporter`; the summary itself goes to stdout at
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from dba_cli.rendering import console
 
 if TYPE_CHECKING:
     from dba_core.runs.summary import Summary
-    from dba_core.training.events import TrainEvent
+    from dba_core.training.events import StepFinished, TrainEvent
 
 
 class TerminalReporter:
@@ -44,10 +45,10 @@ class TerminalReporter:
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(Text(text))
+            self._console.print(Text(text), soft_wrap=True)
 
     def warning(self, text: str) -> None:
-        self._console.print(Text.assemble(("warning: ", "yellow"), text))
+        self._console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
     def finished(self, summary: Summary) -> None:
         self.close()
@@ -61,7 +62,7 @@ class TerminalReporter:
         if isinstance(event, TrainingStarted):
             self._start(event.first_step, event.steps)
         elif isinstance(event, StepFinished):
-            self._step(event.step, event.loss, event.tokens_per_second)
+            self._step(event)
         elif isinstance(event, Evaluated):
             self._evaluated(event.step, event.loss, event.is_best)
         elif isinstance(event, Interrupted):
@@ -80,17 +81,18 @@ class TerminalReporter:
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(),
             TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
             console=self._console,
             transient=True,
         )
         self._task = self._bar.add_task("training", total=steps, completed=first_step, state="")
         self._bar.start()
 
-    def _step(self, step: int, loss: float, tokens_per_second: float) -> None:
+    def _step(self, event: StepFinished) -> None:
         if self._bar is not None and self._task is not None:
-            state = f"loss {loss:.3f}{self._held_out}  {tokens_per_second:,.0f} tokens/s"
-            self._bar.update(self._task, completed=step, state=state)
+            left = timedelta(seconds=round(event.remaining_seconds))
+            speed = f"{event.tokens_per_second:,.0f} tokens/s"
+            state = f"loss {event.loss:.3f}{self._held_out}  {speed}  {left} left"
+            self._bar.update(self._task, completed=event.step, state=state)
 
     def _evaluated(self, step: int, loss: float, is_best: bool) -> None:
         self._held_out = f"  held-out {loss:.3f}"

@@ -46,7 +46,7 @@ def finite(value: Any) -> Any:
 
 def two_columns(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """A table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
@@ -56,7 +56,7 @@ def two_columns(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 def sections(title: str, parts: Iterable[Section]) -> None:
     """One table of names and values in titled groups."""
-    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for part in parts:
@@ -69,7 +69,7 @@ def sections(title: str, parts: Iterable[Section]) -> None:
 
 def columns(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table with a header."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:

@@ -88,11 +88,12 @@ def _resume(text: str, flags: ConfigFlags, *, allow_drift: bool, as_json: bool, 
             f"--resume goes on with the configuration that the run recorded; {', '.join(refused)} cannot "
             "change it. Leave that out, or start a new run with --config RUN/resolved_config.json"
         )
-    from dba_cli.progress import TerminalReporter
     from dba_core.runs.folder import find_run
-    from dba_core.runs.job import resume_job
 
     folder = find_run(text)
+    from dba_cli.progress import TerminalReporter
+    from dba_core.runs.job import resume_job
+
     with TerminalReporter(quiet=quiet) as reporter:
         resume_job(folder, device=flags.device, reporter=reporter, allow_drift=allow_drift)
     _show(reporter.summary, as_json=as_json)

@@ -3,8 +3,8 @@
     score(memory block n) = q_sem . summarizer(k_sem of block n) + log(L)      (semantic only)
     score(token j)        = q_sem . k_sem_j + q_geo . k_geo_j                  one softmax over both
 
-O(T (W + T/L)) work and O(T) memory instead of O(T^2) work. Which keys a query reads: long_sequence_plan; how the
-chunks run: long_sequence_chunks. Exact attention where every token lies within the window. Called by
+O(T (W + T/L)) work instead of O(T^2), O(T) memory. Which keys a query reads: long_sequence_plan. How the
+chunks run: long_sequence_chunks. Where every token lies within the window it is exact attention. Called by
 attention.module in training.
 """
 
@@ -42,11 +42,12 @@ def long_sequence_attention(
 ) -> Tensor:
     """Causal attention of T tokens over memory tokens and a window, [B,H,T,Dv]; differentiable once.
 
-    q_sem [B,H,T,Ds], q_geo [B,H,T,Dg]: scaled, rotated, gated. k_sem [B,G,T,Ds], k_geo [B,G,T,Dg], v [B,G,T,Dv];
-    query head h reads KV head h // (H/G). A width Ds of 0 is an absent path: memory tokens then score the same
-    for every query. mem_block, local_window, q_chunk in tokens. mass_correction: a memory token's logit gains
-    log(mem_block). Every query sees the null key once. carrier: None is the device's own (long_sequence_masks).
-    Raises ConfigError for sizes out of range and PluginError for a summarizer that breaks its contract.
+    q_sem [B,H,T,Ds], q_geo [B,H,T,Dg]: scaled, rotated, gated. k_sem [B,G,T,Ds], k_geo [B,G,T,Dg],
+    v [B,G,T,Dv]; query head h reads KV head h // (H/G). Ds = 0 is an absent path: memory tokens then score
+    the same for every query. mem_block, local_window, q_chunk: tokens. mass_correction: a memory token's logit
+    gains log(mem_block). Every query sees the null key exactly once. The summarizer is called with the blocks
+    that some query reads, or not at all where none does. carrier: see long_sequence_masks, None is the
+    device's own. Raises ConfigError for sizes out of range, PluginError for summaries of a wrong shape.
     """
     plan = LongSequencePlan(
         length=q_geo.shape[2], mem_block=mem_block, local_window=local_window, q_chunk=q_chunk
@@ -81,13 +82,14 @@ def _summaries(
 ) -> tuple[Tensor, Tensor]:
     """The memory tokens of the blocks that some query reads: [B,G,N,Ds], [B,G,N,Dv]."""
     n_blocks, mem_block = plan.n_blocks, plan.mem_block
-    blocks = [x[:, :, : n_blocks * mem_block].unflatten(2, (n_blocks, mem_block)) for x in (k_sem, v)]
+    blocks = [torch.unflatten(x[:, :, : n_blocks * mem_block], 2, (n_blocks, mem_block)) for x in (k_sem, v)]
     made = summarizer(*blocks)  # [B, G, N, L, D] -> [B, G, N, D]
     expected = [(*x.shape[:2], n_blocks, x.shape[-1]) for x in (k_sem, v)]
     if [tuple(x.shape) for x in made] != expected:
         raise PluginError(
-            f"summarizer {type(summarizer).__name__} returned shapes {[tuple(x.shape) for x in made]} for blocks "
-            f"{[tuple(x.shape) for x in blocks]}; expected {expected} (batch, KV heads, blocks, width)"
+            f"summarizer {type(summarizer).__name__} returned shapes {[tuple(x.shape) for x in made]} for "
+            f"blocks {[tuple(x.shape) for x in blocks]}; allowed: {expected} (batch, KV heads, blocks, "
+            "width). Repair the summarizer or choose another one."
         )
     return made
 

@@ -4,10 +4,10 @@ The axis is [memory | null | local]; the local part ends with the chunk's own to
 bottom-right-aligned triangle (the top-left alignment of `is_causal=True` would be wrong here). A memory token
 stands for L tokens: with the mass correction its logit gains log(L). Two ways to say so, chosen by device:
 
-- "mask", on the CPU: one additive mask holds both. The fused kernel reads it at 3-5% of its time, and chunks of
-  equal geometry slice one mask. Two extra channels cost more.
-- "columns", on CUDA: two extra key channels hold log(L), rounded and the rest of the rounding, and the queries
-  hold 1 there; causality is `causal_lower_right`. FlashAttention takes no mask, so nothing else is fused there.
+- "mask", on the CPU: one additive mask holds both. The triangle needs a mask there anyway (3-5% of the fused
+  kernel's time), and chunks of equal geometry slice the same one.
+- "columns", on CUDA: two extra key channels hold log(L), its rounded value and the rest, and queries hold 1
+  there; causality is `causal_lower_right`. FlashAttention takes no mask, so nothing else stays fused there.
 
 Called by attention.long_sequence and attention.long_sequence_chunks.
 """

@@ -1,7 +1,7 @@
 """Queries, keys and values of the long-sequence path as one tensor each, of one width, tokens before heads:
 
-    query [q_sem | q_geo | 0 | 1 1]    token or null key [k_sem | k_geo | 0 | 0 0]    memory key [k_mem | 0 | 0 | log(L)]
-    value [v | 0]
+    query [q_sem | q_geo | 0 | 1 1]           value [v | 0]
+    token or null key [k_sem | k_geo | 0]     memory key [k_mem | 0 | log(L)]
 
 The last two channels exist with the "columns" carrier only (attention.long_sequence_masks). Equal widths keep
 scaled_dot_product_attention on its fused path. Called by attention.long_sequence.

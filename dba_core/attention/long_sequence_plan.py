@@ -1,4 +1,4 @@
-"""Which keys each chunk of queries reads on the long-sequence path. No torch: the drift command plans with it too.
+"""Which keys each chunk of queries reads on the long-sequence path. Numbers only, no tensor.
 
 For the query chunk [t0, t1), block length L and window W:
 
@@ -18,7 +18,7 @@ from dba_core.config.validators import at_least
 
 @attrs.frozen(kw_only=True)
 class Chunk:
-    """Queries start .. stop-1 read the first `n_mem` memory tokens and the tokens local_start .. their own."""
+    """Queries start .. stop-1 read the first n_mem memory tokens and tokens local_start .. themselves."""
 
     start: int
     stop: int

@@ -31,7 +31,7 @@ from dba_core.cache.layer import LayerCache
 from dba_core.contracts import NullKV
 
 KEY_BLOCK = 1024
-QUERY_BLOCK = 256
+QUERY_BLOCK = 128
 
 
 @torch.no_grad()
@@ -161,8 +161,8 @@ def _add_chunk(
     for first, last in _blocks(0, q_len, QUERY_BLOCK):
         rows, queries = state.rows(first, last), q[:, :, first:last]
         settled = max(0, first - window + 1)  # chunk positions below this are stored for all these queries
-        for start, stop in _blocks(0, settled, KEY_BLOCK):
-            keys = stored.part(start, stop)
+        if settled:
+            keys = stored.part(0, settled)
             rows.absorb(partial_attention(queries, keys.k, keys.v))
         oldest = max(-n_recent, first - window + 1)
         turning = range(settled, max(settled, last - window))

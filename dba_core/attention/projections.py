@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dba_core.attention.rope import per_head, rotate_halves
-from dba_core.attention.rotate_pairs import rotate_pairs
+from dba_core.attention.rotated_projection import rotated_projection
 from dba_core.contracts import AttentionShape, NullKV
 
 
@@ -111,12 +111,10 @@ def project_packed(
     """x [B,T,d_model], cos and sin [T, G or 1, Dg/2], gate [B,H,T,1] -> PackedHeads."""
     shape = weights.shape
     n_heads, kv_heads = shape.n_heads, shape.n_kv_heads
-    y = F.linear(x, _packed_weight(weights))
-    y = torch.unflatten(y, -1, (n_heads + 2 * kv_heads, packed_width(shape)))
     if cos.shape[-2] > 1:
         cos, sin = (torch.cat([t.repeat_interleave(n_heads // kv_heads, -2), t], -2) for t in (cos, sin))
-    y = rotate_pairs(y, cos, sin, n_heads=n_heads + kv_heads)  # [B, T, H+2G, W]
-    q, k, v = torch.split(y, [n_heads, kv_heads, kv_heads], dim=2)
+    sizes = n_heads, kv_heads, kv_heads
+    q, k, v = rotated_projection(x, _packed_weight(weights), cos, sin, sizes=sizes, width=packed_width(shape))
     if gate is not None:
         q = q * _gate_factor(gate, shape).to(q.dtype)
     return PackedHeads(q=q, k=k, v=v)

@@ -19,6 +19,7 @@ from dba_core.evaluation.metrics import FidelityAccumulator, FidelityMetrics
 from dba_core.generation.inference import inference
 
 if TYPE_CHECKING:
+    from dba_core.cache.kv_cache import KVCache
     from dba_core.model.language_model import LanguageModel
 
 FP32 = KVCachePolicy(k_sem=TensorFormat("fp32"), k_geo=TensorFormat("fp32"), v=TensorFormat("fp32"))
@@ -47,25 +48,25 @@ def policy_fidelity(
     """
     chosen = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
     accumulator = FidelityAccumulator()
-    backends = ("", "")
+    backend = reference_backend = ""
     with inference(model):
         for x, y in held_out_windows(tokens, context, limit_tokens=n_tokens, batch_size=batch_size):
             x, y = x.to(model.device), y.to(model.device)
             batch, length = x.shape
-            caches = [
-                model.new_cache(batch=batch, capacity=length, policy=which, rollback=0)
-                for which in (chosen, FP32)
-            ]
-            backends = tuple(model.attentions[0].decode_selection(cache.layers[0]).name for cache in caches)
+            cache = model.new_cache(batch=batch, capacity=length, policy=chosen, rollback=0)
+            exact = model.new_cache(batch=batch, capacity=length, policy=FP32, rollback=0)
+            backend, reference_backend = _backend(model, cache), _backend(model, exact)
             for t in range(length):
-                logits, reference = (
-                    model(x[:, t : t + 1], cache=cache) for cache in caches
-                )  # [B, 1, V] each
+                token = x[:, t : t + 1]
+                logits, reference = model(token, cache=cache), model(token, cache=exact)  # [B, 1, V]
                 accumulator.update(reference, logits, y[:, t : t + 1], positions=torch.tensor([t]))
-    backend, reference_backend = backends
     return PolicyFidelity(
         **attrs.asdict(accumulator.result()),
         policy=chosen.short,
         backend=backend,
         reference_backend=reference_backend,
     )
+
+
+def _backend(model: LanguageModel, cache: KVCache) -> str:
+    return model.attentions[0].decode_selection(cache.layers[0]).name

@@ -9,6 +9,7 @@ import attrs
 from dba_core.config.loading import LoadedConfig
 from dba_core.registry import Registry
 from dba_core.runs.device import resolve_device
+from dba_core.runs.evaluate import null_attention
 from dba_core.runs.kv_memory import KvMemory
 from dba_core.runs.outcome import long_sequence_facts, memory_facts, model_facts, plugin_facts
 from dba_core.runs.prepare import prepare
@@ -26,6 +27,7 @@ class DryRun:
     plugins: dict[str, PluginFacts]
     kv_policy: str
     kv_memory: KvMemory
+    null_attention: str
     long_sequence: LongSequenceFacts
     steps: int
     training_tokens: int
@@ -53,6 +55,7 @@ def dry_run(loaded: LoadedConfig, *, registry: Registry | None = None, allow_dri
         plugins=plugin_facts(prepared),
         kv_policy=config.kv_policy.short,
         kv_memory=memory_facts(prepared),
+        null_attention=null_attention(prepared.model, prepared.selections["decode_backend"]),
         long_sequence=long_sequence_facts(prepared),
         steps=config.training.steps,
         training_tokens=tokens,

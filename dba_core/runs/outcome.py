@@ -36,8 +36,8 @@ from dba_core.runs.summary import (
     TrainingFacts,
 )
 
-#: The training loss of the summary is the mean over this many logged steps at the end.
-_LOGGED_STEPS = 10
+#: The training loss of the summary is the mean over the logged steps of this last part of the run.
+_LAST_PART = 0.05
 
 
 @attrs.frozen(kw_only=True)
@@ -156,8 +156,8 @@ def _plugin(selection: Selection) -> PluginFacts:
 
 
 def _losses(measured: Measured, metrics: Sequence[Mapping[str, Any]]) -> LossFacts:
-    logged = [row["loss"] for row in metrics if row["kind"] == "train" and row["loss"] is not None]
-    newest = logged[-_LOGGED_STEPS:]
+    start = measured.last_step * (1 - _LAST_PART)
+    newest = [row["loss"] for row in metrics if row["kind"] == "train" and row["step"] >= start]
     return LossFacts(
         train=sum(newest) / len(newest) if newest else None,
         held_out=measured.held_out.loss,

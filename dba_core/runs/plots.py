@@ -40,12 +40,13 @@ def loss_curves(path: Path, metrics: Sequence[Mapping[str, Any]], *, name: str) 
             label="held-out text",
         )
         step, loss = min(held_out, key=lambda point: point[1])
+        is_late = step > max(point[0] for point in held_out) / 2
         axes.annotate(
             f"lowest {loss:.3f} at step {step}",
             (step, loss),
-            xytext=(-4, 18),
+            xytext=(-4 if is_late else 4, 18),
             textcoords="offset points",
-            ha="right",
+            ha="right" if is_late else "left",
             color=_ORANGE,
             arrowprops={"arrowstyle": "-", "color": _ORANGE, "linewidth": 0.8},
         )

@@ -11,6 +11,7 @@ from dba_core.attention.module import DecoupledAttention
 from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
+from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
 from dba_core.runs.device import resolve_device
 
@@ -46,5 +47,12 @@ def model_choices(choices: PluginChoices) -> PluginChoices:
 
 
 def explain_selection(kind: Kind, config: RunConfig, registry: Registry) -> Selection:
-    """The selection of one kind."""
-    return select_plugins(config, registry, device=resolve_device(config.device))[kind]
+    """The selection of one kind. Raises UnsupportedError where the model has no place for that kind."""
+    selections = select_plugins(config, registry, device=resolve_device(config.device))
+    if kind not in selections:
+        knobs, mode = config.model.train_long_seq, config.model.attention.mode
+        raise UnsupportedError(
+            f"this model has no {kind}: model.train_long_seq.enabled={str(knobs.enabled).lower()} and "
+            f"model.attention.mode={mode!r}; a {kind} needs the long-sequence path and semantic keys"
+        )
+    return selections[kind]

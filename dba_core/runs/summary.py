@@ -67,7 +67,11 @@ class LongSequenceFacts:
 
 @attrs.frozen(kw_only=True)
 class LossFacts:
-    """Losses in nats per token. held_out_*: of the `checkpoint` weights over `held_out_tokens` tokens."""
+    """Losses in nats per token.
+
+    train: mean of the logged steps of the last 5% of the run. held_out, perplexity, bits_per_byte: of the
+    `checkpoint` weights over `held_out_tokens` tokens.
+    """
 
     train: float | None
     held_out: float

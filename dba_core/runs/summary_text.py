@@ -60,6 +60,7 @@ def dry_run_sections(result: DryRun) -> list[Section]:
     training = (
         f"{result.steps} steps, {result.training_tokens:,} tokens, {human_count(result.training_flops)} FLOPs"
     )
+    cache = (*cache_rows(result.kv_policy, result.kv_memory), ("Null Attention", result.null_attention))
     model = (
         *model_rows(result.model),
         data_row(result.data),
@@ -70,7 +71,7 @@ def dry_run_sections(result: DryRun) -> list[Section]:
     return [
         Section("Model", model),
         Section("Plugins", tuple(plugin_rows(result.plugins))),
-        Section("KV cache", tuple(cache_rows(result.kv_policy, result.kv_memory))),
+        Section("KV cache", cache),
     ]
 
 

@@ -57,6 +57,8 @@ class World:
         rank, size = _number(environ, "RANK", 0), _number(environ, "WORLD_SIZE", 1)
         if size <= 1:
             return cls(0, 1, device)
+        if rank >= size:
+            raise ConfigError(f"environment: RANK={rank} is not below WORLD_SIZE={size}; torchrun sets both")
         local = _local_device(device, _number(environ, "LOCAL_RANK", rank))
         if local.type == "cuda":
             torch.cuda.set_device(local)

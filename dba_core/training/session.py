@@ -89,6 +89,7 @@ class Session:
                 f"the run in {self.checkpoint_dir} has finished its {self.config.training.steps} steps; "
                 "there is nothing to resume. Start a new run to train longer"
             )
+        self._check_same_step(stored.state["step"])
         restore_weights(self.model, stored)
         restore_optimizer(self.model, self._optimizer, stored)
         self._sampler.load_state_dict(stored.state["sampler"])
@@ -147,22 +148,35 @@ class Session:
         )
 
     def save(self, pointers: tuple[str, ...]) -> Path | None:
-        """Write a checkpoint that `pointers` ("best", "last") name. Returns its folder on the main
-        process.
+        """Write a checkpoint that `pointers` ("best", "last") name. Returns its folder on the main process.
+
+        No process goes on before it is written.
         """
+        path: Path | None = None
         random_states = collect_random_states(self.world)
-        if not self.world.is_main:
-            return None
-        return save_checkpoint(
-            self.checkpoint_dir,
-            model=self.model,
-            optimizer=self._optimizer,
-            random_states=random_states,
-            sampler=self._sampler.state_dict(),
-            progress=self.progress,
-            fingerprint=self._fingerprint,
-            pointers=pointers,
-        )
+        if self.world.is_main:
+            path = save_checkpoint(
+                self.checkpoint_dir,
+                model=self.model,
+                optimizer=self._optimizer,
+                random_states=random_states,
+                sampler=self._sampler.state_dict(),
+                progress=self.progress,
+                fingerprint=self._fingerprint,
+                pointers=pointers,
+            )
+        self.world.barrier()
+        return path
+
+    def _check_same_step(self, step: int) -> None:
+        """All processes read the folder that the main one reads."""
+        told = torch.tensor([step], device=self.world.device)
+        self.world.broadcast([told])
+        if told.item() != step:
+            raise CheckpointError(
+                f"this process found step {step} in {self.checkpoint_dir}, the main process step "
+                f"{told.item()}; give all processes one shared folder"
+            )
 
     def _not_finite(self, what: str) -> TrainingError:
         good = (

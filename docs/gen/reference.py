@@ -12,7 +12,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -83,7 +83,7 @@ def type_text(kind: object) -> str:
         return "policy text" if kind is KVCachePolicy else kind.__name__
     if isinstance(kind, types.UnionType):
         return " or ".join(
-            "unset" if part is type(None) else type_text(part) for part in typing.get_args(kind)
+            "none" if part is type(None) else type_text(part) for part in typing.get_args(kind)
         )
     return str(kind).replace("typing.", "")
 
@@ -96,7 +96,7 @@ def default_text(default: object) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     if default is None:
-        return "unset"
+        return "none"
     return f'"{default}"' if isinstance(default, str) else str(list(default) if default == () else default)
 
 
@@ -110,7 +110,7 @@ def presets() -> str:
 
 def cli_commands() -> str:
     """Every command with its usage, help text, arguments and options."""
-    return "\n\n".join(cli_sections(cli, click.Context(cli, info_name="dba")))
+    return "\n\n".join(cli_sections(cli, click.Context(cli, info_name="dba", **cli.context_settings)))
 
 
 def cli_sections(command: click.Command, context: click.Context) -> Iterator[str]:
@@ -162,10 +162,18 @@ def first_line(module: str) -> str:
 def plugin_kinds() -> str:
     """Kind, entry-point group, contract number and the order of `auto`."""
     rows = [
-        (f"`{kind}`", f"`{group}`", str(CONTRACT_VERSIONS[kind]), ", ".join(AUTO_ORDER[kind]))
+        (f"`{kind}`", f"`{group}`", str(CONTRACT_VERSIONS[kind]), auto_order(AUTO_ORDER[kind]))
         for kind, group in ENTRY_POINT_GROUPS.items()
     ]
     return table(("kind", "entry-point group", "contract", "order of `auto` among the built-ins"), rows)
+
+
+def auto_order(order: tuple[str, ...] | Mapping[str, tuple[str, ...]]) -> str:
+    if not isinstance(order, Mapping):
+        return ", ".join(order)
+    return "; ".join(
+        f"{'elsewhere' if device == '*' else device}: {', '.join(names)}" for device, names in order.items()
+    )
 
 
 def exit_codes() -> str:

@@ -1,0 +1,160 @@
+"""Parts of a run on their own: gate means, the null token's word, the reporter, the model's choices."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from rich.console import Console  # noqa: E402
+
+from dba_cli.progress import TerminalReporter  # noqa: E402
+from dba_core.config.attention import AttentionConfig  # noqa: E402
+from dba_core.config.model import ModelConfig  # noqa: E402
+from dba_core.config.plugins import PluginChoice, PluginChoices, PluginRecord  # noqa: E402
+from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention  # noqa: E402
+from dba_core.runs.gates import gate_means  # noqa: E402
+from dba_core.runs.rows import human_count, printable  # noqa: E402
+from dba_core.runs.selection import model_choices  # noqa: E402
+from dba_core.training.events import Evaluated, StepFinished, TrainingStarted  # noqa: E402
+
+
+def small(mode: str) -> LanguageModel:
+    attention = AttentionConfig(mode=mode, n_heads=2)
+    return LanguageModel(ModelConfig(vocab_size=20, context=8, n_layers=2, d_model=32, attention=attention))
+
+
+def test_gate_means_are_those_of_the_gates() -> None:
+    model = small("decoupled")
+    wanted = torch.tensor([[0.1, 0.5], [0.7, 0.95]])
+    with torch.no_grad():
+        for attention, share in zip(model.attentions, wanted, strict=True):
+            attention.gate.decoupled_gate_logit.copy_(share.logit())
+    tokens = torch.arange(43).remainder(20).numpy()
+    means = gate_means(model, tokens, context=8, limit_tokens=40, batch_size=2)
+    torch.testing.assert_close(torch.tensor(means), wanted, rtol=1e-6, atol=1e-6)
+    assert not any(attention.gate._forward_hooks for attention in model.attentions)
+
+
+def test_gate_means_are_an_average_over_every_token() -> None:
+    model = small("decoupled")
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        for attention in model.attentions:
+            attention.gate.decoupled_gate_proj.weight.normal_(generator=torch.Generator().manual_seed(0))
+    tokens = torch.arange(30).remainder(20).numpy()
+    means = gate_means(model, tokens, context=8, limit_tokens=29, batch_size=2)
+    hook = model.attentions[0].gate.register_forward_hook(lambda module, inputs, gate: seen.append(gate))
+    for start in (0, 8, 16, 24):
+        model.eval()(torch.tensor(tokens[start : min(start + 8, 29)].tolist())[None])
+    hook.remove()
+    gates = torch.cat(seen, dim=2)[0, :, :, 0]  # [H, tokens]
+    assert gates.shape[1] == 29
+    torch.testing.assert_close(torch.tensor(means[0]), gates.mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_without_gates_has_no_means() -> None:
+    assert (
+        gate_means(small("standard"), torch.arange(20).numpy(), context=8, limit_tokens=9, batch_size=2)
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("null_token", "fused", "word"),
+    [
+        (None, True, INACTIVE),
+        (None, False, INACTIVE),
+        ("a null token", False, UNFUSED),
+        ("a null token", True, FUSED),
+    ],
+)
+def test_null_attention_says_what_runs(null_token, fused: bool, word: str) -> None:
+    model = SimpleNamespace(attentions=[SimpleNamespace(null_token=null_token)])
+    decode = SimpleNamespace(build=lambda: SimpleNamespace(fused_null=fused))
+    assert null_attention(model, decode) == word
+
+
+@pytest.mark.parametrize(
+    ("why", "name"),
+    [
+        ("auto: first", "auto"),
+        ("as recorded (auto: first)", "auto"),
+        ("chosen by name", "streaming"),
+        (None, "streaming"),
+    ],
+)
+def test_a_backend_that_auto_chose_stays_automatic(why: str | None, name: str) -> None:
+    record = None if why is None else PluginRecord(distribution="dba", version="1", contract=1, why=why)
+    choices = PluginChoices(
+        decode_backend=PluginChoice("streaming", record=record), gate=PluginChoice("static")
+    )
+    assert model_choices(choices).decode_backend.name == name
+    assert model_choices(choices).gate == choices.gate
+
+
+def train_through(reporter: TerminalReporter) -> None:
+    with reporter:
+        reporter.phase("Training x ...")
+        reporter.training(TrainingStarted(first_step=2, steps=9, world_size=1))
+        for step in (3, 4):
+            reporter.training(
+                StepFinished(
+                    step=step,
+                    steps=9,
+                    loss=2.5,
+                    lr=1e-3,
+                    grad_norm=1.0,
+                    tokens=640,
+                    tokens_per_second=12345.6,
+                    seconds=1.0,
+                    remaining_seconds=5.0,
+                )
+            )
+            evaluated = Evaluated(
+                step=step, loss=2.25, perplexity=9.5, tokens=100, seconds=0.1, is_best=step == 3
+            )
+            reporter.training(evaluated)
+        reporter.warning("careful")
+
+
+def told(*, terminal: bool, quiet: bool = False) -> str:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=140, color_system=None)
+    train_through(TerminalReporter(quiet=quiet, on=console))
+    return file.getvalue()
+
+
+def test_on_a_terminal_a_bar_with_loss_speed_and_time() -> None:
+    text = told(terminal=True)
+    assert "step 4/9" in text
+    assert "loss 2.500" in text
+    assert "held-out 2.250" in text
+    assert "12,346 tokens/s" in text
+    assert "0:00:05 left" in text
+
+
+def test_elsewhere_plain_lines() -> None:
+    assert told(terminal=False) == (
+        "Training x ...\nstep 3: held-out loss 2.2500 (best)\nstep 4: held-out loss 2.2500\n"
+        "warning: careful\n"
+    )
+
+
+def test_quiet_keeps_the_warnings() -> None:
+    assert told(terminal=False, quiet=True) == "warning: careful\n"
+    assert told(terminal=True, quiet=True) == "warning: careful\n"
+
+
+@pytest.mark.parametrize(("count", "text"), [(7, "7"), (1234567, "1.23M"), (999_999, "1M"), (2.5e12, "2.5T")])
+def test_human_count(count: float, text: str) -> None:
+    assert human_count(count) == text
+
+
+def test_printable_keeps_text_and_hides_control_characters() -> None:
+    assert printable("a\tb\nc ü\x1b[31m\r\x00") == "a\tb\nc ü\ufffd[31m\ufffd\ufffd"
