@@ -65,12 +65,21 @@ class ConfigFlags:
 
         return load_config(
             preset=self.preset,
-            file=self.config_file,
+            file=_existing(self.config_file),
             environ=os.environ,
             sets=self.all_sets,
             plugins=self.plugins,
             kv_policy=self.kv_policy,
         )
+
+
+def _existing(file: Path | None) -> Path | None:
+    """`runs/latest/resolved_config.json` and the like mean the file of the run that `find_run` finds."""
+    from dba_core.runs.folder import RunFolder, find_run
+
+    if file is None or file.exists() or file.name != RunFolder(file.parent).config_file.name:
+        return file
+    return find_run(file.parent).config_file
 
 
 def _toml_string(text: str) -> str:

@@ -37,7 +37,7 @@ def check(file: Path, as_json: bool) -> None:
 
     \b
     Example:
-      dba config check my.toml
+      dba config show > my.toml && dba config check my.toml
     """
     from dba_cli.rendering import echo_json
     from dba_core.config.loading import DEFAULT_ORIGIN, load_config

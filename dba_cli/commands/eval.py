@@ -23,7 +23,7 @@ def evaluate(run_flags: RunFlags, data: str | None, kv_policy: str | None, as_js
     Examples:
       dba eval latest
       dba eval latest --kv-policy "ksem=q4_0@32,kgeo=q4_0@32,v=q4_0@32,resid=0"
-      dba eval latest --data other.txt --json
+      dba eval latest --data pydoc --json
     """
     from dba_cli.rendering import echo_json, sections
     from dba_core.config.kv_policy import KVCachePolicy

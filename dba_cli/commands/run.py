@@ -44,12 +44,13 @@ def run(
 ) -> None:
     """Train, evaluate and decode a model; leave a run folder.
 
+    The corpus is --data: a text file, a folder of texts, a token array, or 'pydoc', which ships with Python.
     Settings: defaults < --preset < --config < DBA__SECTION__KEY variables < --set, --plugin, --kv-policy.
 
     \b
     Examples:
       dba run
-      dba run --preset shakespeare-cpu --data input.txt
+      dba run --preset shakespeare-cpu --data pydoc
       dba run --plugin gate=static --plugin null_token=learned
       dba run --kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=64"
       dba run --set training.steps=100 --set model.n_layers=2 --name small

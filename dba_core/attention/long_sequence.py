@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dba_core.attention.fused import fused_attention
@@ -20,6 +21,7 @@ from dba_core.attention.long_sequence_chunks import chunked_attention
 from dba_core.attention.long_sequence_masks import Carrier, carrier_for
 from dba_core.attention.long_sequence_packing import Packing
 from dba_core.attention.long_sequence_plan import LongSequencePlan
+from dba_core.attention.projections import PackedHeads
 from dba_core.contracts import NullKV, Summarizer
 from dba_core.errors import PluginError
 
@@ -61,20 +63,32 @@ def long_sequence_attention(
         log_mass=log_mass if by_columns and not plan.exact else None,
         dtype=_compute_dtype(v),
     )
-    heads = packing.heads(q_sem, q_geo, k_sem, k_geo, v)
+    q = packing.queries(q_sem, q_geo)
+    k, v_packed = packing.tokens(k_sem, k_geo, v)
     packed_null = None if null is None else packing.null(null)
     if plan.exact:
-        out = fused_attention(heads, null=packed_null, dropout_p=dropout_p)
+        heads = PackedHeads(q=q.transpose(1, 2), k=k.transpose(1, 2), v=v_packed.transpose(1, 2))
+        out = fused_attention(heads, null=packed_null, dropout_p=dropout_p).transpose(1, 2)
     else:
+        if packed_null is not None:
+            q = F.pad(q, (0, 0, 1, 0))  # [B, H, 1+T, W]
+            k, v_packed = _prepend(packed_null[0], k), _prepend(packed_null[1], v_packed)
         out = chunked_attention(
-            heads,
-            null=packed_null,
-            memory=packing.memory(*_summaries(summarizer, k_sem, v, plan)),
+            q,
+            k,
+            v_packed,
+            *packing.memory(*_summaries(summarizer, k_sem, v, plan)),
             plan=plan,
+            n_null=0 if null is None else 1,
             log_mass=0.0 if by_columns else log_mass,
             dropout_p=dropout_p,
         )
-    return out[..., : v.shape[-1]].transpose(1, 2)
+    return out[..., : v.shape[-1]]
+
+
+def _prepend(null: Tensor, tokens: Tensor) -> Tensor:
+    """null [G,W] before tokens [B,G,T,W] -> [B,G,1+T,W]."""
+    return torch.cat([null[:, None].expand(len(tokens), -1, -1, -1), tokens], dim=2)
 
 
 def _summaries(

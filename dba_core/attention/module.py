@@ -192,7 +192,7 @@ class DecoupledAttention(nn.Module):
         out = fused_attention(
             heads,
             null=None if null is None else pack_null(null, self.shape),
-            mask=mask,
+            mask=None if mask is None else mask[(None,) * (4 - mask.dim())],
             dropout_p=self._dropout_p,
         )
         return out[..., : self.shape.v_head_dim]

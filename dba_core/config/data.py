@@ -15,8 +15,8 @@ class DataConfig(Serializable):
 
     source: `pydoc` (the language reference inside CPython), or the path of a text file, a folder of text
     files, a `.npy` or a `.bin` token array. tokenizer: `bytes`, the path of a Hugging Face `tokenizer.json`,
-    or `tiktoken:NAME`. held_out: the share of tokens at the end that is never trained on. bin_dtype: the
-    integer type of a `.bin` file.
+    `tiktoken:NAME`, or `ids:VOCABULARY` for token arrays without text. held_out: the share of tokens at the
+    end that is never trained on. bin_dtype: the integer type of a `.bin` file.
     """
 
     source: str = attrs.field(default="pydoc", validator=not_empty)

@@ -29,7 +29,7 @@ def select_plugins(config: RunConfig, registry: Registry, *, device: str) -> dic
         registry=registry,
         context=model.context,
         device=device,
-    )
+    ).to(device)
     cache = attention.new_cache(batch=1, capacity=model.context, policy=config.kv_policy)
     return {**attention.selections, "decode_backend": attention.decode_selection(cache)}
 

@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM during training: the current step is finished, then the loop saves and returns.
 
-The handlers are set only inside the `with` block and the previous ones put back after it. The first signal
-asks the loop to stop; it also puts the previous handlers back, so that a second one acts at once. Called by
-training.loop.
+The handlers are set only inside the `with` block and the previous ones put back after it. A signal asks the
+loop to stop and puts its own previous handler back, so that a second one of the same kind acts at once;
+torchrun and cluster managers may send one of each. Called by training.loop.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        for number in list(self._previous):
+            self._restore(number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        self._restore(signal.Signals(number))
 
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
+    def _restore(self, number: signal.Signals) -> None:
+        signal.signal(number, self._previous.pop(number))

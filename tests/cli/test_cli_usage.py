@@ -55,7 +55,7 @@ def test_every_example_in_the_help_parses(path, monkeypatch: pytest.MonkeyPatch)
     lines = examples(runner.invoke(cli, [*path, "--help"], prog_name="dba").output)
     assert lines
     for line in lines:
-        words = shlex.split(line.partition(">")[0])
+        words = shlex.split(line.rpartition("&&")[2].partition(">")[0])
         cli.main(words[1:], prog_name="dba", standalone_mode=False)
         assert reached.pop() == " ".join(["dba", *path]), line
 
@@ -208,6 +208,18 @@ def test_config_check_says_what_a_file_sets(dba, tmp_path: Path) -> None:
     bad = dba("config", "check", "bad.toml", "--json")
     assert (bad.code, bad.out) == (3, "")
     assert "model.n_layers" in bad.err
+
+
+def test_the_configuration_of_the_latest_run(dba, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "20250101-000000-a"
+    folder.mkdir(parents=True)
+    (folder / "resolved_config.json").write_text('{"seed": 77}')
+    shown = json.loads(dba("config", "show", "--json", "--config", "runs/latest/resolved_config.json").out)
+    assert shown["config"]["seed"] == 77
+    assert shown["origins"]["seed"] == f"file {Path('runs', folder.name, 'resolved_config.json')}"
+    missing = dba("config", "show", "--config", "runs/oldest/resolved_config.json")
+    assert missing.code == 2
+    assert "20250101-000000-a" in missing.err
 
 
 def test_presets_are_listed(dba) -> None:

@@ -57,6 +57,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(inputs, tmp_path: Path) -> None:
     assert state.is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_the_main_one_speaks(inputs, tiny, tmp_path: Path) -> None:
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     args = ["run", *inputs, "--out", str(tmp_path / "runs"), "--json"]

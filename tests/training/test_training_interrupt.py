@@ -55,6 +55,7 @@ def test_the_last_step_is_no_interruption(tmp_path: Path) -> None:
 def test_a_second_ctrl_c_acts_at_once(tmp_path: Path) -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # torchrun and cluster managers send one of each
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
