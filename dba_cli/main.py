@@ -19,6 +19,9 @@ _COMMANDS = {
     "run": LazyCommand("dba_cli.commands.run:run", "Train, evaluate and decode a model; leave a run folder."),
     "sample": LazyCommand("dba_cli.commands.sample:sample", "Continue a prompt with the model of a run."),
     "eval": LazyCommand("dba_cli.commands.eval:evaluate", "Held-out loss and KV-cache fidelity of a run."),
+    "drift": LazyCommand(
+        "dba_cli.commands.drift:drift", "Long-sequence attention of a run against exact attention."
+    ),
     "plugins": LazyCommand("dba_cli.commands.plugins:plugins", "List, describe and explain plugins."),
     "config": LazyCommand("dba_cli.commands.config:config", "Show and check configurations; list presets."),
     "completion": LazyCommand("dba_cli.commands.completion:completion", "Print a shell completion script."),

@@ -1,4 +1,4 @@
-"""The options that choose a run and its checkpoint, shared by `sample` and `eval`."""
+"""The options that choose a run and its checkpoint, shared by `sample`, `eval` and `drift`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class RunFlags:
 
     run: str
     checkpoint: str
-    plugins: tuple[str, ...]
     device: str | None
     allow_drift: bool
+    plugins: tuple[str, ...] = ()
 
     def load(self) -> Run:
         """Raises UsageError for no such run or a plugin that the weights depend on."""
@@ -76,25 +76,32 @@ _OPTIONS = (
         show_default=True,
         help="Which weights.",
     ),
-    click.option(
-        "--plugin",
-        "plugins",
-        multiple=True,
-        metavar="decode_backend=NAME[:K=V,...]",
-        help="Another decode backend than the run's.",
-    ),
     click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Without it: the run's."),
     click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from installed."),
 )
 
 
+_PLUGIN = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="decode_backend=NAME[:K=V,...]",
+    help="Another decode backend than the run's.",
+)
+
+
 def run_options(command: Command) -> Command:
     """Add the options; the command gets them as one `run_flags: RunFlags`."""
-    names = [field.name for field in attrs.fields(RunFlags)]
+    return weights_options(_PLUGIN(command))
+
+
+def weights_options(command: Command) -> Command:
+    """The same without `--plugin`, for a command that decodes nothing."""
+    names = {field.name for field in attrs.fields(RunFlags)}
 
     @functools.wraps(command)
     def with_flags(*args: Any, **kwargs: Any) -> Any:
-        run_flags = RunFlags(**{name: kwargs.pop(name) for name in names})
+        run_flags = RunFlags(**{name: kwargs.pop(name) for name in names & kwargs.keys()})
         return command(*args, run_flags=run_flags, **kwargs)
 
     for option in reversed(_OPTIONS):

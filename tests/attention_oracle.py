@@ -1,4 +1,4 @@
-"""One attention layer written again from its equations in float64, with nothing of the module but its parameters.
+"""One attention layer written again from its equations in float64, with nothing of it but its parameters.
 
 RoPE turns complex numbers; a cache is an explicit choice, per query and key, between two dense key sets.
 """
@@ -38,7 +38,9 @@ class Dense(NamedTuple):
     v: Tensor
 
 
-def make_layer(*, seed: int = 0, gate: str = "auto", null_token: str = "auto", **sizes: object) -> DecoupledAttention:
+def make_layer(
+    *, seed: int = 0, gate: str = "auto", null_token: str = "auto", **sizes: object
+) -> DecoupledAttention:
     """A layer of d_model 24 with 4 heads unless `sizes` say otherwise, every parameter drawn at random."""
     generator = torch.Generator().manual_seed(seed)
     config = AttentionConfig(**{"d_model": 24, "n_heads": 4, **sizes})  # type: ignore[arg-type]
@@ -102,7 +104,7 @@ def dense_null(layer: DecoupledAttention) -> NullKV | None:
 
 
 def layer_oracle(layer: DecoupledAttention, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The layer's output for a whole sequence: float64 [B,T,d_model], differentiable in the parameters and x."""
+    """The layer's output for a whole sequence: float64 [B,T,d_model], differentiable in parameters and x."""
     out = reference_attention(*dense_heads(layer, x), null=dense_null(layer), mask=mask)
     return out.transpose(1, 2).flatten(2) @ layer.out_proj.weight.double().T
 
@@ -117,7 +119,7 @@ def windowed_attention(
     start: int,
     null: NullKV | None = None,
 ) -> Tensor:
-    """Queries at positions start.. over keys at 0..: (t - window, t] as recent, older ones as stored; float64.
+    """Queries at positions start.. over keys 0..: (t - window, t] as recent, older ones as stored; float64.
 
     stored, recent: k_sem, k_geo, v [B,G,S,*] each. window 0: a query reads even itself as stored.
     """

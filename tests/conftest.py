@@ -1,5 +1,5 @@
-"""What all tests share: one thread and a fixed seed, so that a result does not depend on the machine's cores or
-on the tests before it; one hypothesis profile without a deadline (the first example of a torch test is slow).
+"""What all tests share: one thread and a fixed seed, so that a result does not depend on the machine's cores
+or on the tests before it; one hypothesis profile, without a deadline (a first torch example is slow).
 """
 
 from __future__ import annotations

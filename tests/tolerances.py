@@ -1,7 +1,7 @@
 """How close results must be to their oracle, by the dtype of the computation: one table for all tests.
 
-`TOL` is for one attention or one layer; the state of every softmax is float32, so half precision differs by the
-rounding of its inputs and outputs alone.
+`TOL` is for one attention or one layer; the state of every softmax is float32, so half precision differs by
+the rounding of its inputs and outputs alone.
 """
 
 from __future__ import annotations

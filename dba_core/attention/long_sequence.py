@@ -46,9 +46,9 @@ def long_sequence_attention(
 
     q_sem [B,H,T,Ds], q_geo [B,H,T,Dg]: scaled, rotated, gated. k_sem [B,G,T,Ds], k_geo [B,G,T,Dg],
     v [B,G,T,Dv]; query head h reads KV head h // (H/G). Ds = 0 is an absent path: memory tokens then score
-    the same for every query. mem_block, local_window, q_chunk: tokens. mass_correction: a memory token's logit
-    gains log(mem_block). Every query sees the null key exactly once. The summarizer is called with the blocks
-    that some query reads, or not at all where none does. carrier: see long_sequence_masks, None is the
+    the same for every query. mem_block, local_window, q_chunk: tokens. mass_correction: a memory token's
+    logit gains log(mem_block). Every query sees the null key exactly once. The summarizer is called with the
+    blocks that some query reads, or not at all where none does. carrier: see long_sequence_masks, None is the
     device's own. Raises ConfigError for sizes out of range, PluginError for summaries of a wrong shape.
     """
     plan = LongSequencePlan(
@@ -96,7 +96,9 @@ def _summaries(
 ) -> tuple[Tensor, Tensor]:
     """The memory tokens of the blocks that some query reads: [B,G,N,Ds], [B,G,N,Dv]."""
     n_blocks, mem_block = plan.n_blocks, plan.mem_block
-    blocks = [torch.unflatten(x[:, :, : n_blocks * mem_block], 2, (n_blocks, mem_block)) for x in (k_sem, v)]
+    sizes = [n_blocks * mem_block, plan.length - n_blocks * mem_block]
+    read = [torch.split(x, sizes, dim=2)[0] for x in (k_sem, v)]  # cheaper than slices in backward
+    blocks = [torch.unflatten(x, 2, (n_blocks, mem_block)) for x in read]
     made = summarizer(*blocks)  # [B, G, N, L, D] -> [B, G, N, D]
     expected = [(*x.shape[:2], n_blocks, x.shape[-1]) for x in (k_sem, v)]
     if [tuple(x.shape) for x in made] != expected:

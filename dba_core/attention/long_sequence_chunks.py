@@ -56,22 +56,20 @@ class KeyAxis:
     def __init__(self, tokens: Tensor, memory: Tensor, n_null: int) -> None:
         self._buffer, self._memory, self._n_null = tokens.detach(), memory.detach(), n_null
         self._null = self._buffer[:, :, :n_null].clone()
-        self._overwritten = slice(0, 0)
-        self._original = self._buffer[:, :, self._overwritten]
+        self._overwritten = self._buffer[:, :, :0]  # the slots of the last view's memory and null key
+        self._original = self._overwritten
 
     def view(self, chunk: Chunk) -> Tensor:
         """[B, G, n_mem+n_null+older+rows, W]: memory, null key, local tokens. Valid until the next call."""
-        self._buffer[:, :, self._overwritten] = self._original
-        first, null, local = (
-            chunk.local_start - chunk.n_mem,
-            chunk.local_start,
-            chunk.local_start + self._n_null,
-        )
-        self._overwritten = slice(first, local)
-        self._original = self._buffer[:, :, self._overwritten].clone()
-        self._buffer[:, :, first:null] = self._memory[:, :, : chunk.n_mem]
-        self._buffer[:, :, null:local] = self._null
-        return self._buffer[:, :, first : self._n_null + chunk.stop]
+        self._overwritten.copy_(self._original)
+        first = chunk.local_start - chunk.n_mem
+        view = self._buffer[:, :, first : self._n_null + chunk.stop]
+        self._overwritten = view[:, :, : chunk.n_mem + self._n_null]
+        self._original = self._overwritten.clone()
+        view[:, :, : chunk.n_mem] = self._memory[:, :, : chunk.n_mem]
+        if self._n_null:
+            view[:, :, chunk.n_mem : chunk.n_mem + self._n_null] = self._null
+        return view
 
     def gradient(self) -> AxisGradient:
         """Where the gradients of the views are added up."""
@@ -86,9 +84,7 @@ class AxisGradient:
 
     def __init__(self, tokens: Tensor, memory: Tensor, n_null: int) -> None:
         batch, heads, slots, width = tokens.shape
-        self.tokens = tokens.new_empty(batch, slots, heads, width).transpose(
-            1, 2
-        )  # as the views' gradients lie
+        self.tokens = tokens.new_empty(batch, slots, heads, width).transpose(1, 2)  # the layout SDPA returns
         self.tokens[:, :, :n_null] = 0.0
         self.memory = torch.zeros_like(memory)
         self._n_null, self._filled_from = n_null, slots
@@ -98,7 +94,8 @@ class AxisGradient:
         sizes = [chunk.n_mem, self._n_null, chunk.older + chunk.rows]
         of_memory, of_null, of_local = torch.split(grad, sizes, dim=2)
         self.memory[:, :, : chunk.n_mem] += of_memory
-        self.tokens[:, :, : self._n_null] += of_null
+        if self._n_null:
+            self.tokens[:, :, : self._n_null] += of_null
         first, filled = self._n_null + chunk.local_start, self._filled_from
         self.tokens[:, :, first:filled] = of_local[:, :, : filled - first]
         self.tokens[:, :, filled : self._n_null + chunk.stop] += of_local[:, :, filled - first :]

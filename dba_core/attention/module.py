@@ -9,7 +9,8 @@ without the rest of the library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from dba_core.attention.checks import check_inputs
 from dba_core.attention.decode import DecodeBackends
 from dba_core.attention.fused import fused_attention
 from dba_core.attention.long_sequence import long_sequence_attention
+from dba_core.attention.long_sequence_path import LongSequencePath, OwnSummarizer, evaluation_path
 from dba_core.attention.parts import build_part, build_summarizer
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
@@ -73,7 +75,7 @@ class DecoupledAttention(nn.Module):
         self.shape = shape = config.shape
         self.layer = layer
         self.selections: dict[Kind, Selection] = {}
-        self._rope = shared_rope_table(shape.geo_head_dim, config.rope_theta)
+        self.rope = shared_rope_table(shape.geo_head_dim, config.rope_theta)
         self._make_projections()
 
         gate_part = build_part("gate", gate, GateRequest(shape=shape, device=device), registry)
@@ -93,6 +95,7 @@ class DecoupledAttention(nn.Module):
             )
             self.summarizer = part.module
             self._note("summarizer", part.selection)
+        self._at_evaluation: LongSequencePath | None = None
 
         self._backends = DecodeBackends(
             given=decode_backend, shape=shape, has_null=self.null_token is not None, registry=registry
@@ -114,13 +117,14 @@ class DecoupledAttention(nn.Module):
         always visible, and a token that sees nothing gets zeros. Raises CacheError as `LayerCache.append`.
         """
         check_inputs(x, self.shape, cache=cache, mask=mask, counts=counts)
-        if cache is not None:
-            out = self._cached(x, cache, counts)
-        elif self._takes_long_path(x.shape[1], mask, cache):
-            out = self._long(x)
-        else:
-            out = self._uncached(x, mask)
-        y: Tensor = self.out_proj(out.flatten(2))  # [B, T, H*Dv] -> [B, T, d_model]
+        with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
+            if cache is not None:
+                out = self._cached(x, cache, counts)
+            elif self._takes_long_path(x.shape[1], mask, cache):
+                out = self._long(x)
+            else:
+                out = self._uncached(x, mask)
+            y: Tensor = self.out_proj(out.flatten(2))  # [B, T, H*Dv] -> [B, T, d_model]
         return y
 
     def new_cache(
@@ -158,6 +162,29 @@ class DecoupledAttention(nn.Module):
             self._note("decode_backend", self._backends.selection(cache, dtype))
         return backend
 
+    @contextlib.contextmanager
+    def long_sequence_at_evaluation(
+        self, config: LongSequenceConfig, *, registry: Registry | None = None
+    ) -> Iterator[LongSequencePath]:
+        """Within: in evaluation mode, without a cache and without a mask, the long-sequence path is taken.
+
+        config: its `enabled` and `threshold` play no part; `mem_summarizer` None is this layer's own, or
+        `mean` where it has none. Raises UnsupportedError for a layout without a semantic path and for a
+        summarizer whose weights this layer was not trained with.
+        """
+        path = evaluation_path(
+            config,
+            own=OwnSummarizer(self.summarizer, self.selections.get("summarizer"), self.long_sequence),
+            shape=self.shape,
+            device=self.out_proj.weight.device,
+            registry=registry,
+        )
+        before, self._at_evaluation = self._at_evaluation, path
+        try:
+            yield path
+        finally:
+            self._at_evaluation = before
+
     def _make_projections(self) -> None:
         shape, tied = self.shape, self.config.tie_qk
         n_heads, kv_heads, sem, geo = shape.n_heads, shape.n_kv_heads, shape.sem_head_dim, shape.geo_head_dim
@@ -185,7 +212,7 @@ class DecoupledAttention(nn.Module):
 
     def _uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The whole sequence at once, fused: [B, T, H, Dv]."""
-        cos, sin = self._rope.span(0, x.shape[1], x)
+        cos, sin = self.rope.span(0, x.shape[1], x)
         gate = None if self.gate is None else cast("Gate", self.gate)(x)
         heads = project_packed(x, self._weights(), cos, sin, gate=gate)
         null = self._null()
@@ -198,39 +225,44 @@ class DecoupledAttention(nn.Module):
         return out[..., : self.shape.v_head_dim]
 
     def _takes_long_path(self, q_len: int, mask: Tensor | None, cache: LayerCache | None) -> bool:
-        """Training only, from the threshold on, where nothing but causality restricts what is seen."""
-        if not self.training or mask is not None or cache is not None:
+        """Where nothing but causality restricts what is seen: in training from the threshold on, at
+        evaluation within `long_sequence_at_evaluation`; but not where it would be exact attention.
+        """
+        if mask is not None or cache is not None:
             return False
+        path = self._path()
+        return path is not None and path.applies(q_len)
+
+    def _path(self) -> LongSequencePath | None:
+        """The long-sequence path of the mode that the layer is in."""
+        if not self.training:
+            return self._at_evaluation
         if self.long_sequence is None or self.summarizer is None:
-            return False
-        assert self.long_sequence.threshold is not None
-        return q_len >= self.long_sequence.threshold
+            return None
+        return LongSequencePath(self.long_sequence, self.summarizer)
 
     def _long(self, x: Tensor) -> Tensor:
         """The long-sequence path: memory tokens for the far past: [B, T, H, Dv]."""
-        config = self.long_sequence
-        assert config is not None
-        assert config.mem_block is not None
-        assert config.local_window is not None
-        assert config.q_chunk is not None
-        heads = self._heads(x, *self._rope.span(0, x.shape[1], x))
+        path = self._path()
+        assert path is not None
+        plan = path.plan(x.shape[1])
+        heads = self._heads(x, *self.rope.span(0, x.shape[1], x))
         out = long_sequence_attention(
             heads.q_sem,
             heads.q_geo,
             heads.k_sem,
             heads.k_geo,
             heads.v,
-            summarizer=cast("Summarizer", self.summarizer),
+            summarizer=cast("Summarizer", path.summarizer),
             null=self._null(),
-            mem_block=config.mem_block,
-            local_window=config.local_window,
-            q_chunk=config.q_chunk,
-            mass_correction=config.mass_correction,
+            mem_block=plan.mem_block,
+            local_window=plan.local_window,
+            q_chunk=plan.q_chunk,
+            mass_correction=path.config.mass_correction,
             dropout_p=self._dropout_p,
         )
         return out.transpose(1, 2)
 
-    @torch.no_grad()
     def _cached(self, x: Tensor, cache: LayerCache, counts: Sequence[int] | None) -> Tensor:
         """Append the tokens and attend to what the cache then holds: [B, T, H, Dv]."""
         batch, q_len, _ = x.shape
@@ -260,9 +292,9 @@ class DecoupledAttention(nn.Module):
         """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards."""
         start = cache.length
         if min(cache.lengths) == start:
-            return self._rope.span(start, start + q_len, x)
+            return self.rope.span(start, start + q_len, x)
         positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
-        return self._rope.at(positions, start + q_len, x)
+        return self.rope.at(positions, start + q_len, x)
 
     def _null(self) -> NullKV | None:
         return None if self.null_token is None else cast("NullToken", self.null_token)()

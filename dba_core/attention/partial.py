@@ -69,36 +69,38 @@ def partial_attention(
     causal: T = S, query t sees keys 0..t. float32 or float64 on the CPU; on CUDA half precision too.
     """
     device = q.device.type
-    if device == "cpu":
-        return _cpu(q, k, v, mask, causal)
-    if device == "cuda" and mask is None:
-        return _cuda(q, k, v, causal)
-    return _products(q, k, v, mask, causal)
+    if device not in ("cpu", "cuda") or (device == "cuda" and mask is not None):
+        return _products(q, k, v, mask, causal)
+    batch, n_heads, q_len, width = q.shape
+    kv_heads = k.shape[1]
+    if kv_heads == n_heads:
+        return _kernel(q, k, v, mask, causal)
+    if causal or (mask is not None and mask.shape[2] > 1):
+        k, v = (t.repeat_interleave(n_heads // kv_heads, dim=1) for t in (k, v))
+        return _kernel(q, k, v, mask, causal)
+    # Where all queries see the same keys, the query heads of a group are just more queries of one KV head.
+    part = _kernel(q.reshape(batch, kv_heads, -1, width), k, v, mask, causal)
+    return Partial(part.out.reshape(q.shape), part.lse.reshape(batch, n_heads, q_len))
 
 
-def _cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Partial:
-    bias = None
-    if mask is not None:
-        bias = q.new_zeros(mask.shape).masked_fill_(~mask, NOTHING).expand(len(q), 1, q.shape[2], -1)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, is_causal=causal, attn_mask=bias, scale=1.0
-    )
-    return Partial(out, lse)
-
-
-def _cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Partial:
-    """Without causality the query heads of a group are rows of one KV head; with it K and V are repeated."""
-    n_heads, q_len, width = q.shape[1:]
-    share = n_heads // k.shape[1]
-    if share > 1 and causal:
-        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    rows = q if causal else q.reshape(len(q), k.shape[1], share * q_len, width)
-    q, k, v = (F.pad(t, (0, -width % 8)) for t in (rows, k, v))  # the kernel reads 16 bytes at a time
+def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Partial:
+    """As many heads in k and v as in q. Only the CPU's kernel takes a mask."""
+    # The kernels read rows without looking at their stride, and torch.cat keeps that of its inputs.
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    if q.device.type == "cpu":
+        bias = None
+        if mask is not None:
+            bias = q.new_zeros(mask.shape).masked_fill_(~mask, NOTHING).expand(len(q), 1, q.shape[2], -1)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, is_causal=causal, attn_mask=bias, scale=1.0
+        )
+        return Partial(out, lse)
+    width, q_len = q.shape[-1], q.shape[2]
+    q, k, v = (F.pad(t, (0, -width % 8)) for t in (q, k, v))  # the kernel reads 16 bytes at a time
     out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q, k, v, None, compute_log_sumexp=True, is_causal=causal, scale=1.0
     )
-    lse = lse[:, :, : q.shape[2]].reshape(-1, n_heads, q_len)  # the kernel pads T to a multiple of 32
-    return Partial(out[..., :width].float().reshape(-1, n_heads, q_len, width), lse)
+    return Partial(out[..., :width].float(), lse[:, :, :q_len])  # its lse is padded to a multiple of 32
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Partial:

@@ -11,7 +11,8 @@ run. Called by attention.module.
 
 from __future__ import annotations
 
-import attrs
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +22,7 @@ from dba_core.attention.rotated_projection import rotated_projection
 from dba_core.contracts import AttentionShape, NullKV
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class ProjectionWeights:
+class ProjectionWeights(NamedTuple):
     """The weights of one layer: q_sem [H*Ds,d_model], k_sem [G*Ds,d_model] (None: absent), and so on.
 
     logit_scale [H]: the learned temperature, None without one. Tied projections pass q's weights as k's.
@@ -44,8 +44,7 @@ class ProjectionWeights:
         return (self.logit_scale.clamp(-8.0, 8.0).exp() * scale)[:, None, None]
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class Heads:
+class Heads(NamedTuple):
     """Queries, already scaled, [B,H,T,Ds|Dg], keys [B,G,T,Ds|Dg] and values [B,G,T,Dv] of T tokens."""
 
     q_sem: Tensor
@@ -57,7 +56,7 @@ class Heads:
     def gated(self, gate: Tensor) -> Heads:
         """gate [B,H,T,1]: q_sem * 2g and q_geo * 2(1-g); keys and values untouched."""
         double = 2.0 * gate.to(self.q_geo.dtype)
-        return attrs.evolve(self, q_sem=self.q_sem * double, q_geo=self.q_geo * (2.0 - double))
+        return self._replace(q_sem=self.q_sem * double, q_geo=self.q_geo * (2.0 - double))
 
 
 def project(x: Tensor, weights: ProjectionWeights, cos: Tensor, sin: Tensor) -> Heads:
@@ -87,8 +86,7 @@ def _heads(x: Tensor, weight: Tensor, n_heads: int) -> Tensor:
     return torch.unflatten(F.linear(x, weight), -1, (n_heads, -1)).transpose(1, 2)
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class PackedHeads:
+class PackedHeads(NamedTuple):
     """q [B,T,H,W], k [B,T,G,W], v [B,T,G,W]: one width W for all, the rest of each head zero.
 
     A query or key head is [geometric, i beside i + Dg/2 | semantic | zeros], a value head [v | zeros].

@@ -1,12 +1,16 @@
 """The initial weights of a language model, each parameter from a generator of its own:
 
     generator(seed, name) = torch.Generator seeded by SHA-256(seed, name)
-    matrices                          N(0, STD^2)
-    projections back into the stream  N(0, STD^2 / (2 n_layers))        (GPT-2: one addition per branch)
+    tok_emb, lm_head           N(0, 0.02^2)
+    other matrices             N(0, (0.5 / sqrt(fan_in))^2)          0.018 at width 768, GPT-2's 0.02 at 625
+    those back into the stream the same times 1 / sqrt(2 n_layers)   (GPT-2: one addition per branch)
 
-So exchanging a gate, a null token or a summarizer changes no other parameter. Vectors (norms, biases,
-temperatures) keep what their modules set. Plugin modules initialize themselves: the neutral gate, the zero
-null token and the summarizer that equals `mean` depend on it. Called by model.language_model.
+The spread follows the width because 0.02 is too small for narrow models: preset `shakespeare-cpu`, decoupled,
+seeds 1337 and 1, ends at a held-out loss of 1.648 and 1.644, with 0.02 everywhere at 1.680 and 1.694.
+
+Names decide, so exchanging a gate, a null token or a summarizer changes no other parameter. Vectors (norms,
+biases, temperatures) keep what their modules set. Plugin modules initialize themselves: the neutral gate, the
+zero null token and the summarizer that equals `mean` depend on it. Called by model.language_model.
 """
 
 from __future__ import annotations
@@ -16,7 +20,11 @@ import hashlib
 import torch
 from torch import nn
 
-STD = 0.02
+TABLE_STD = 0.02
+#: Standard deviation of a projection times the square root of its inputs.
+GAIN = 0.5
+#: Tables of one vector per token; their first axis is the vocabulary.
+TABLES = ("tok_emb.weight", "lm_head.weight")
 #: The modules that plugins build, as parts of a dotted parameter name.
 PLUGIN_MODULES = ("attn.gate.", "attn.null_token.", "attn.summarizer.")
 #: The projections whose output is added to the residual stream.
@@ -34,12 +42,20 @@ def is_plugin_parameter(name: str) -> bool:
     return any(part in name for part in PLUGIN_MODULES)
 
 
+def initial_std(name: str, *, fan_in: int, n_layers: int) -> float:
+    """The spread of the matrix of this dotted name with `fan_in` inputs."""
+    if name in TABLES:
+        return TABLE_STD
+    std = GAIN * float(fan_in) ** -0.5
+    return std * float(2 * n_layers) ** -0.5 if name.endswith(RESIDUAL_OUTPUTS) else std
+
+
 @torch.no_grad()
 def initialize(model: nn.Module, *, seed: int, n_layers: int) -> None:
     """Draw every matrix of the model that is not a plugin's, in place, on the CPU."""
     for name, parameter in model.named_parameters():
         if is_plugin_parameter(name) or parameter.dim() < 2:
             continue
-        std = STD * (2 * n_layers) ** -0.5 if name.endswith(RESIDUAL_OUTPUTS) else STD
         generator = torch.Generator().manual_seed(seed_of(seed, name))
+        std = initial_std(name, fan_in=parameter.shape[1], n_layers=n_layers)
         parameter.normal_(0.0, std, generator=generator)

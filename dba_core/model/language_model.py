@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dba_core.attention.module import DecoupledAttention
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.contracts import Kind
@@ -81,13 +82,25 @@ class LanguageModel(nn.Module):
         first counts[b] tokens are real; the logits after them mean nothing. Raises DataError for a token
         out of the vocabulary and CacheError for a cache of another model.
         """
-        self.check_tokens(tokens)
         if cache is not None:
+            self.check_tokens(tokens)
             return self._cached(tokens, cache, counts)
+        return self.logits(self.hidden(tokens))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens [B, T] -> the last block's output [B, T, d_model]; its `logits` are what `forward` gives."""
+        self.check_tokens(tokens)
         x = self._embed(tokens)
         for block in self.blocks:
             x = block(x)
-        return self._logits(x)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The last block's output [B, T, d_model] -> logits [B, T, V]; every position for itself."""
+        x = self.ln_f(x)
+        if self.emb_out is not None:
+            x = self.emb_out(x)  # [B, T, embed_dim]
+        return F.linear(x, self.tok_emb.weight if self.lm_head is None else self.lm_head.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy of targets [B, T] given tokens [B, T], a float32 scalar in nats."""
@@ -104,6 +117,26 @@ class LanguageModel(nn.Module):
                 for attention in self.attentions
             ]
         )
+
+    @contextlib.contextmanager
+    def long_sequence(
+        self, config: LongSequenceConfig, *, registry: Registry | None = None
+    ) -> Iterator[LongSequenceConfig]:
+        """Within: evaluated, this model reads the far past as `config` says (exact attention is the rule).
+
+        Gives the configuration with every number and the summarizer's name, as it is used. Where a number is
+        None it is chosen from the device and the model's context; `mem_summarizer` None is the model's own,
+        or `mean` where it has none. `enabled` and `threshold` play no part, and neither training nor a pass
+        with a cache changes. Raises UnsupportedError as
+        `DecoupledAttention.long_sequence_at_evaluation` does.
+        """
+        resolved = config.resolved(context=self.config.context, device=self.device.type)
+        with contextlib.ExitStack() as stack:
+            paths = [
+                stack.enter_context(attention.long_sequence_at_evaluation(resolved, registry=registry))
+                for attention in self.attentions
+            ]
+            yield paths[0].config
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise DataError unless tokens is [B, T] of integers inside the vocabulary.
@@ -151,13 +184,6 @@ class LanguageModel(nn.Module):
         dropped: Tensor = self.dropout(x)
         return dropped
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """[B, T, d_model] -> [B, T, V]."""
-        x = self.ln_f(x)
-        if self.emb_out is not None:
-            x = self.emb_out(x)  # [B, T, embed_dim]
-        return F.linear(x, self.tok_emb.weight if self.lm_head is None else self.lm_head.weight)
-
     @torch.no_grad()
     def _cached(self, tokens: Tensor, cache: KVCache, counts: Sequence[int] | None) -> Tensor:
         """The same through every layer's cache; without gradients, since a cache holds none."""
@@ -171,7 +197,7 @@ class LanguageModel(nn.Module):
         with _all_or_nothing(cache):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, cache=layer, counts=counts)
-        return self._logits(x)
+        return self.logits(x)
 
 
 @contextlib.contextmanager

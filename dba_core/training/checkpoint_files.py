@@ -100,7 +100,10 @@ def read_checkpoint(root: Path, which: str) -> StoredCheckpoint:
         raise CheckpointError(unknown("checkpoint", which, POINTERS))
     if not has_checkpoint(root, which):
         there = [name for name in POINTERS if has_checkpoint(root, name)]
-        raise CheckpointError(f"{root} has no checkpoint {which!r}; it has {' and '.join(there) or 'none'}")
+        raise CheckpointError(
+            f"{root} has no checkpoint {which!r}; it has {' and '.join(there) or 'none'}. Training writes "
+            "them at its evaluations, and `last` when it is interrupted"
+        )
     try:
         pointer = json.loads((root / which).read_text(encoding="utf-8"))
         directory, digest = root / pointer["directory"], pointer["state_sha256"]

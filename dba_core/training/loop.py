@@ -85,6 +85,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=cuda))
         stack.callback(model.train, model.training)
+        model.train()
         session = Session(model, corpus, config, checkpoint_dir=checkpoint_dir, world=world)
         session.restore() if resume else session.start_new()
         first_step = session.progress.step

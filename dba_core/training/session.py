@@ -102,7 +102,6 @@ class Session:
         stop: this process wants to stop; `Gradients.stop` is what all agree on. Raises TrainingError for a
         loss or gradient that is not finite, before it reaches the weights.
         """
-        self.model.train()
         lr = learning_rate(self.progress.step, self.config.training)
         tokens, targets = self._sampler.next()
         gradients = self._step.gradients(tokens, targets, stop=stop)
@@ -120,7 +119,6 @@ class Session:
         begun = time.perf_counter()
         told = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # loss, tokens
         if self.world.is_main:
-            self.model.eval()
             with autocast(self.world.device, self.config.dtype):
                 result = held_out_loss(
                     self.model,

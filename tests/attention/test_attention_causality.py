@@ -17,11 +17,20 @@ LAYERS = {
     "standard": {"mode": "standard"},
     "gqa null": {"mode": "gqa", "null_token": "learned"},
     "bottleneck tied": {"mode": "bottleneck", "tie_qk": True},
-    "decoupled grouped null": {"mode": "decoupled", "null_token": "learned", "n_kv_heads": 2, "v_head_dim": 5},
+    "decoupled grouped null": {
+        "mode": "decoupled",
+        "null_token": "learned",
+        "n_kv_heads": 2,
+        "v_head_dim": 5,
+    },
 }
 #: How the T tokens enter: the sizes of the chunks, () for no cache at all.
 PATHS = {"training": (), "prefill": (T,), "chunks": (4, 1, 6), "decode": (1,) * T}
-POLICIES = ("ksem=fp32,kgeo=fp32,v=fp32", "ksem=q4_0@8,kgeo=q8_0@8,v=q4_0@8,resid=3", "ksem=nf4@8,kgeo=q8_0@8,v=q8_0@8")
+POLICIES = (
+    "ksem=fp32,kgeo=fp32,v=fp32",
+    "ksem=q4_0@8,kgeo=q8_0@8,v=q4_0@8,resid=3",
+    "ksem=nf4@8,kgeo=q8_0@8,v=q8_0@8",
+)
 GRID = [("training", POLICIES[0])] + [(path, policy) for path in list(PATHS)[1:] for policy in POLICIES]
 
 

@@ -37,8 +37,15 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def random_heads(sizes, *, batch=2, q_len=T) -> Heads:
     n_heads, kv_heads, sem, geo, v = sizes
-    shapes = {"q_sem": (n_heads, sem), "q_geo": (n_heads, geo), "k_sem": (kv_heads, sem), "k_geo": (kv_heads, geo)}
-    return Heads(**{n: torch.randn(batch, h, q_len, d) for n, (h, d) in ({**shapes, "v": (kv_heads, v)}).items()})
+    shapes = {
+        "q_sem": (n_heads, sem),
+        "q_geo": (n_heads, geo),
+        "k_sem": (kv_heads, sem),
+        "k_geo": (kv_heads, geo),
+    }
+    return Heads(
+        **{n: torch.randn(batch, h, q_len, d) for n, (h, d) in ({**shapes, "v": (kv_heads, v)}).items()}
+    )
 
 
 def part(heads: Heads, tokens: slice, rows: slice = slice(None)) -> Heads:
@@ -65,7 +72,9 @@ def new_cache(sizes, policy: str, *, batch=2, capacity=T + 3) -> LayerCache:
 
 def random_null(sizes) -> NullKV:
     _, kv_heads, sem, geo, v = sizes
-    return NullKV(k_sem=torch.randn(kv_heads, sem), k_geo=torch.randn(kv_heads, geo), v=torch.randn(kv_heads, v))
+    return NullKV(
+        k_sem=torch.randn(kv_heads, sem), k_geo=torch.randn(kv_heads, geo), v=torch.randn(kv_heads, v)
+    )
 
 
 def expected(heads: Heads, cache: LayerCache, null: NullKV | None = None, row: int | None = None):
@@ -113,7 +122,9 @@ def test_any_chunking_equals_the_oracle(policy: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_real_blocks_and_a_chunk_longer_than_ring_and_blocks(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_blocks_and_a_chunk_longer_than_ring_and_blocks(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     sizes = SIZES[1]
     heads = random_heads(sizes, batch=1, q_len=2 * prefill.QUERY_BLOCK + 77)
@@ -134,10 +145,12 @@ def test_ragged_rows_equal_rows_of_their_own(policy: str, with_null: bool) -> No
     first = spoiled(first, lengths)
     outs = [prefill_attention(first, cache, null=null, counts=lengths)]
     counts = tuple(min(7, T - n) for n in lengths)
-    second = Heads(**{
-        name: torch.stack([whole[b, :, n : n + 7] for b, n in enumerate(lengths)])
-        for name, whole in vars_of(heads).items()
-    })
+    second = Heads(
+        **{
+            name: torch.stack([whole[b, :, n : n + 7] for b, n in enumerate(lengths)])
+            for name, whole in vars_of(heads).items()
+        }
+    )
     outs.append(prefill_attention(spoiled(second, counts), cache, null=null, counts=counts))
     assert cache.lengths == tuple(n + c for n, c in zip(lengths, counts, strict=True))
     for row, (n, count) in enumerate(zip(lengths, counts, strict=True)):

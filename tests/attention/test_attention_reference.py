@@ -22,7 +22,10 @@ def by_loops(q_sem, q_geo, k_sem, k_geo, v, *, visible, null=None):
     for b in range(batch):
         for h in range(n_heads):
             for t in range(q_len):
-                pairs = [(k_sem[b, h // share, p], k_geo[b, h // share, p], v[b, h // share, p]) for p in visible(b, h, t)]
+                pairs = [
+                    (k_sem[b, h // share, p], k_geo[b, h // share, p], v[b, h // share, p])
+                    for p in visible(b, h, t)
+                ]
                 if null is not None:
                     pairs.append((null.k_sem[h // share], null.k_geo[h // share], null.v[h // share]))
                 scores = [float(q_sem[b, h, t] @ s + q_geo[b, h, t] @ g) for s, g, _ in pairs]
@@ -38,7 +41,9 @@ def tensors(batch=2, n_heads=4, kv_heads=2, q_len=3, kv_len=5, sem=3, geo=4, wid
 
 
 def null_of(kv_heads=2, sem=3, geo=4, width=2):
-    return NullKV(**{n: torch.randn(kv_heads, w).double() for n, w in (("k_sem", sem), ("k_geo", geo), ("v", width))})
+    return NullKV(
+        **{n: torch.randn(kv_heads, w).double() for n, w in (("k_sem", sem), ("k_geo", geo), ("v", width))}
+    )
 
 
 @pytest.mark.parametrize("with_null", [False, True])

@@ -72,7 +72,9 @@ def test_table_grows_and_keeps_its_values() -> None:
     torch.testing.assert_close(long[0][2:5], short[0], rtol=0, atol=0)
     torch.testing.assert_close(long[1][2:5], short[1], rtol=0, atol=0)
     assert table.span(0, 4, torch.zeros(1, dtype=torch.float64))[0].dtype == torch.float64
-    torch.testing.assert_close(table.span(0, 4, like)[0].double(), table.span(0, 4, like.double())[0], **TOL["float32"])
+    torch.testing.assert_close(
+        table.span(0, 4, like)[0].double(), table.span(0, 4, like.double())[0], **TOL["float32"]
+    )
 
 
 def test_layers_share_a_table_and_one_made_while_sampling_serves_training() -> None:

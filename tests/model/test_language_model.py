@@ -119,6 +119,17 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert [name for name in silent if "summarizer" not in name] == []
 
 
+def test_the_loss_compiles_to_one_graph() -> None:
+    plugins = PluginChoices(gate=PluginChoice("causal"), null_token=PluginChoice("learned"))
+    model, tokens, targets = (
+        randomized(DECOUPLED, plugins=plugins),
+        some_tokens(2, 9),
+        some_tokens(2, 9, seed=6),
+    )
+    compiled = torch.compile(model.loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tokens, targets), model.loss(tokens, targets))
+
+
 def test_dropout_acts_in_training_only() -> None:
     model, tokens = randomized(attrs.evolve(LLAMA, dropout=0.5)), some_tokens(1, 9)
     model.eval()
