@@ -19,39 +19,28 @@ if TYPE_CHECKING:
 _SWITCH = {"on": (True,), "off": (False,), "both": (True, False)}
 
 
-class _Numbers(click.ParamType):
+Callback = Callable[[click.Context, click.Parameter, "str | None"], tuple[Any, ...]]
+
+
+def _numbers(*, least: int) -> Callback:
     """Whole numbers with commas between them, each at least `least`; one that comes twice counts once."""
 
-    name = "numbers"
+    def read(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, ...]:
+        parts = [] if text is None else [part.strip() for part in text.split(",")]
+        for part in parts:
+            if not part.isdecimal() or int(part) < least:
+                raise click.BadParameter(f"{part!r} is no whole number >= {least}; write 64 or 32,64,128.")
+        return tuple(dict.fromkeys(map(int, parts)))
 
-    def __init__(self, *, least: int) -> None:
-        self.least = least
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        numbers = []
-        for part in str(value).split(","):
-            if not part.strip().isdecimal() or int(part) < self.least:
-                self.fail(
-                    f"{part.strip()!r} is no whole number >= {self.least}; write 64 or 32,64,128", param, ctx
-                )
-            numbers.append(int(part))
-        return tuple(dict.fromkeys(numbers))
+    return read
 
 
-class _Names(click.ParamType):
+def _names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[str, ...]:
     """Names with commas between them."""
-
-    name = "names"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        names = [part.strip() for part in str(value).split(",")]
-        if not all(names):
-            self.fail(f"{value!r} has an empty name; write mean or mean,linear", param, ctx)
-        return tuple(dict.fromkeys(names))
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise click.BadParameter(f"{text!r} has an empty name; write mean or mean,linear.")
+    return tuple(dict.fromkeys(parts))
 
 
 @click.command()
@@ -61,20 +50,15 @@ class _Names(click.ParamType):
 @click.option(
     "--length",
     type=click.IntRange(min=1),
-    help="Positions of a document. Without it: the training context, or where that is too short so many that "
-    "half of them read memory tokens.",
+    help="Positions of a document. Without it: the training context, or where fewer than a quarter of its "
+    "positions read memory tokens, so many that half of them do.",
 )
-@click.option(
-    "--mem-block", type=_Numbers(least=1), default=(), metavar="N,...", help="Tokens of a memory token."
-)
-@click.option(
-    "--local-window", type=_Numbers(least=0), default=(), metavar="N,...", help="Full-resolution tokens."
-)
+@click.option("--mem-block", callback=_numbers(least=1), metavar="N,...", help="Tokens of a memory token.")
+@click.option("--local-window", callback=_numbers(least=0), metavar="N,...", help="Full-resolution tokens.")
 @click.option("--q-chunk", type=click.IntRange(min=1), metavar="N", help="Query tokens of a chunk.")
 @click.option(
     "--summarizer",
-    type=_Names(),
-    default=(),
+    callback=_names,
     metavar="NAME,...",
     help="The run's own, or one without weights such as 'mean'.",
 )
@@ -84,8 +68,8 @@ class _Names(click.ParamType):
     "limits",
     multiple=True,
     metavar="METRIC=X",
-    help="Exit with 1 where a setting is above X; may be repeated. delta_nll, ppl_ratio, max_abs_logit or kl, "
-    "or beyond_window.kl and so on.",
+    help="Exit with 1 where a setting is above X; may be repeated. METRIC: delta_nll, ppl_ratio, "
+    "max_abs_logit, kl, or beyond_window.kl and so on.",
 )
 @click.option(
     "--out",

@@ -13,8 +13,13 @@ from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
 @run_options
 @click.option("--data", metavar="PATH", help="Other data, all of it. Without it: the run's held-out part.")
 @click.option("--kv-policy", metavar="TEXT", help=f"{KV_POLICY_HELP} Without it: the run's own.")
+@click.option(
+    "--long-seq", is_flag=True, help="Held-out loss with the long-sequence path and the run's own numbers."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def evaluate(run_flags: RunFlags, data: str | None, kv_policy: str | None, as_json: bool) -> None:
+def evaluate(
+    run_flags: RunFlags, data: str | None, kv_policy: str | None, long_seq: bool, as_json: bool
+) -> None:
     """Held-out loss, perplexity, bits per byte and KV-cache fidelity of RUN.
 
     RUN is a run's folder, a unique part of its name under runs/, or 'latest'.
@@ -24,6 +29,7 @@ def evaluate(run_flags: RunFlags, data: str | None, kv_policy: str | None, as_js
       dba eval latest
       dba eval latest --kv-policy "ksem=q4_0@32,kgeo=q4_0@32,v=q4_0@32,resid=0"
       dba eval latest --data pydoc --json
+      dba eval latest --long-seq
     """
     from dba_cli.rendering import echo_json, sections
     from dba_core.config.kv_policy import KVCachePolicy
@@ -33,7 +39,7 @@ def evaluate(run_flags: RunFlags, data: str | None, kv_policy: str | None, as_js
     from dba_core.runs.evaluate import evaluate_run
     from dba_core.runs.summary_text import evaluation_sections
 
-    result = evaluate_run(run, data=data, policy=policy)
+    result = evaluate_run(run, data=data, policy=policy, long_seq=long_seq)
     if as_json:
         echo_json(result.to_dict())
         return

@@ -95,7 +95,9 @@ def evaluation_path(
             "this attention has no semantic keys, which memory tokens are made of; the long-sequence path "
             "needs model.attention.mode='decoupled'"
         )
-    wanted = config.mem_summarizer or own.name or WITHOUT_WEIGHTS
+    wanted = config.mem_summarizer or "auto"
+    if wanted == "auto":
+        wanted = own.name or WITHOUT_WEIGHTS
     config = attrs.evolve(config, threshold=1, mem_summarizer=wanted)
     config = config.resolved(context=0, device=device.type)
     if own.module is not None and wanted == own.name:

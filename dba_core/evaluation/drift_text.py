@@ -40,8 +40,8 @@ def choose_stretches(
     if length < 1 or documents * length > targets:
         length = max(length, 1)
         raise DataError(
-            f"{documents} documents of {length} positions need {documents * length + 1} tokens and the text has "
-            f"{n_tokens}; ask for a length of at most {max(1, targets // documents)}, for at most "
+            f"{documents} documents of {length} positions need {documents * length + 1} tokens and the text "
+            f"has {n_tokens}; ask for a length of at most {max(1, targets // documents)}, for at most "
             f"{max(1, targets // length)} documents, or give a longer text"
         )
     step = length if documents == 1 else (targets - length) // (documents - 1)

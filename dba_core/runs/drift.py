@@ -92,8 +92,11 @@ def sweep(run: Run, request: DriftRequest) -> Iterator[LongSequenceConfig]:
 
 
 def preferred_length(settings: Sequence[LongSequenceConfig], *, context: int) -> int:
-    """The training context, or where that is too short, so long that half of all positions read memory."""
-    return max(context, 2 * max(plan_of(setting, _ENDLESS).exact_stop for setting in settings))
+    """The training context where at least a quarter of its positions reads memory tokens under every setting;
+    else so much that half of them do.
+    """
+    first = max(plan_of(setting, _ENDLESS).exact_stop for setting in settings)
+    return context if 4 * first <= 3 * context else 2 * first
 
 
 def _text(run: Run, data: str | None) -> tuple[Corpus, Tokens]:
@@ -159,10 +162,10 @@ def _notes(
             "construction; give a smaller --local-window and --q-chunk, or a larger --length"
         )
     if length > context:
-        default = "" if request.length is not None else ", so that half of the positions read memory tokens"
+        default = "" if request.length is not None else " (chosen so that half of them read memory tokens)"
         yield (
-            f"{length:,} positions{default}: more than the {context:,} that this run was trained with, where "
-            "exact attention itself extrapolates (see exact_nll along the curve)"
+            f"{length:,} positions{default} are more than the {context:,} that this run was trained with: "
+            "there exact attention itself extrapolates (see exact_nll along the curve)"
         )
     if not request.summarizer and run.model.attentions[0].summarizer is None:
         yield (

@@ -1,4 +1,4 @@
-"""The picture of a drift report, as PNG: loss difference and divergence along the positions, a line per setting.
+"""The picture of a drift report, as PNG: loss difference and divergence along the positions.
 
 Imported when it is drawn. Called by `dba drift --plot`.
 """
@@ -18,7 +18,8 @@ from dba_core.runs.drift_report import CurvePoint, DriftReport, SettingReport
 
 _DPI = 150
 _GREY = "#6b6b6b"
-_LEGEND_COLUMNS = 4
+_LEGEND_COLUMNS = 3
+_SHORT = {"local_window": "window", "mem_block": "block", "q_chunk": "chunk"}
 
 
 def drift_curves(path: Path, report: DriftReport, *, name: str) -> None:
@@ -28,17 +29,28 @@ def drift_curves(path: Path, report: DriftReport, *, name: str) -> None:
     figure = Figure(figsize=(8.6, 6.0 + 0.22 * legend_rows), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     loss, divergence = figure.subplots(2, 1, sharex=True)
-    colors = colormaps["viridis"].resampled(len(labels) + 1)
+    colors = colormaps["tab10"] if len(labels) <= 10 else colormaps["viridis"].resampled(len(labels) + 1)
     for number, (setting, label) in enumerate(zip(report.settings, labels, strict=True)):
         edges = [point.start for point in setting.curve] + [report.length]
         loss.stairs(_losses(setting.curve), edges, baseline=None, color=colors(number), label=label)
-        divergence.stairs(_divergences(setting.curve), edges, baseline=None, color=colors(number))
+        divergence.stairs(_divergences(setting), edges, baseline=None, color=colors(number))
     for axes in (loss, divergence):
         _decorate(axes, report)
+    if report.length > report.context:
+        loss.annotate(
+            "training context",
+            (report.context, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            color=_GREY,
+            fontsize=8,
+        )
     loss.set_ylabel("loss minus exact loss\n(nats per token)")
     divergence.set_ylabel("KL from the exact distribution\n(nats per token)")
     divergence.set_xlabel("position in the document")
-    if any(point.figures.kl > 0 for setting in report.settings for point in setting.curve):
+    if not all(setting.exact for setting in report.settings):
         divergence.set_yscale("log")
     figure.suptitle(_title(report, name), fontsize=10.5)
     figure.legend(
@@ -60,16 +72,19 @@ def _label(key: str, value: str | int | bool) -> str:
         return str(value)
     if isinstance(value, bool):
         return f"mass correction {'on' if value else 'off'}"
-    return f"{key} {value}"
+    return f"{_SHORT[key]} {value}"
 
 
 def _losses(curve: Sequence[CurvePoint]) -> list[float]:
     return [point.figures.delta_nll for point in curve]
 
 
-def _divergences(curve: Sequence[CurvePoint]) -> list[float]:
-    """A divergence of exactly 0, where a query reads no memory token, has no place on a log scale."""
-    return [point.figures.kl if point.figures.kl > 0 else float("nan") for point in curve]
+def _divergences(setting: SettingReport) -> list[float]:
+    """Where no query reads a memory token the divergence is 0 but for rounding: no place on a log scale."""
+    if setting.first_memory_position is None:
+        return [point.figures.kl for point in setting.curve]
+    first = setting.first_memory_position
+    return [point.figures.kl if point.stop > first else float("nan") for point in setting.curve]
 
 
 def _decorate(axes: Axes, report: DriftReport) -> None:
@@ -79,16 +94,6 @@ def _decorate(axes: Axes, report: DriftReport) -> None:
     axes.set_xlim(0, report.length)
     if report.length > report.context:
         axes.axvline(report.context, color=_GREY, linewidth=0.9, linestyle="--")
-        axes.annotate(
-            "training context",
-            (report.context, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -4),
-            textcoords="offset points",
-            va="top",
-            color=_GREY,
-            fontsize=8,
-        )
 
 
 def _title(report: DriftReport, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from dba_core.runs.drift_report import DriftFigures, DriftReport, SettingReport
@@ -27,10 +26,8 @@ def report_rows(report: DriftReport) -> Iterator[Row]:
     """What was compared with what."""
     yield "Weights", f"{report.checkpoint}, step {report.checkpoint_step}"
     yield "Trained with", f"{report.trained_with}, context {report.context:,}"
-    yield (
-        "Text",
-        f"{report.data['name']} ({report.part}): {len(report.offsets)} document(s) of {report.length:,} positions",
-    )
+    documents = f"{len(report.offsets)} document{'s' if len(report.offsets) > 1 else ''}"
+    yield "Text", f"{report.data['name']} ({report.part}): {documents} of {report.length:,} positions"
     yield (
         "Exact attention",
         f"loss {report.exact_nll:.4f} nats per token, {report.exact_keys_per_query:,.1f} keys/query",
@@ -62,8 +59,5 @@ def _setting_cells(setting: SettingReport) -> tuple[str, ...]:
 
 
 def _figure_cells(figures: DriftFigures) -> tuple[str, ...]:
-    if not math.isfinite(figures.kl):
-        kl = str(figures.kl)
-    else:
-        kl = f"{figures.kl:.3e}" if figures.kl else "0"
+    kl = f"{figures.kl:.3e}" if figures.kl else "0"
     return f"{figures.delta_nll:+.5f}", f"{figures.ppl_ratio:.5f}", kl, f"{figures.max_abs_logit:.4g}"

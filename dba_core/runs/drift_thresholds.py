@@ -60,8 +60,8 @@ def check_thresholds(report: DriftReport) -> None:
     broken = [_sentence(report, each) for each in report.thresholds if each.exceeded_by]
     if broken:
         raise DriftError(
-            f"the drift is above what --fail-above allows: {'; '.join(broken)}. Use a larger local_window or a "
-            "smaller mem_block, or allow more"
+            f"the drift is above what --fail-above allows: {'; '.join(broken)}. Use a larger local_window or "
+            "a smaller mem_block, or allow more"
         )
 
 

@@ -5,10 +5,13 @@ Called by the job at the end of a run and by `dba eval`.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 
+from dba_core.attention.long_sequence_path import plan_of
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import load_corpus
@@ -19,6 +22,7 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Selection
 from dba_core.runs.kv_memory import KvMemory, kv_memory
 from dba_core.runs.load import Run
+from dba_core.runs.long_sequence import LongSequenceUse, numbers_of
 from dba_core.runs.summary import SCHEMA, as_plain
 from dba_core.training.step import autocast
 
@@ -63,13 +67,17 @@ def null_attention(model: LanguageModel, decode: Selection) -> str:
 
 @attrs.frozen(kw_only=True)
 class RunEvaluation:
-    """What `dba eval` answers. `schema` as in the summary; losses in nats per token."""
+    """What `dba eval` answers. `schema` as in the summary; losses in nats per token.
+
+    long_sequence: the approximation under which the held-out loss was taken; None is exact attention.
+    """
 
     run: str
     checkpoint: str
     checkpoint_step: int
     data: dict[str, Any]
     held_out: HeldOut
+    long_sequence: LongSequenceUse | None
     kv_policy: str
     kv_memory: KvMemory
     null_attention: str
@@ -82,10 +90,13 @@ class RunEvaluation:
         return plain
 
 
-def evaluate_run(run: Run, *, data: str | None = None, policy: KVCachePolicy | None = None) -> RunEvaluation:
+def evaluate_run(
+    run: Run, *, data: str | None = None, policy: KVCachePolicy | None = None, long_seq: bool = False
+) -> RunEvaluation:
     """Evaluate a run on its held-out text or on all of the corpus at `data`, under its policy or `policy`.
 
-    Raises DataError for a corpus that cannot be read with the run's tokenizer.
+    long_seq: take the held-out loss with the long-sequence path and the run's numbers. Raises DataError for a
+    corpus that cannot be read with the run's tokenizer, UnsupportedError for a path that the run has not.
     """
     config = run.config if policy is None else attrs.evolve(run.config, kv_policy=policy)
     if data is None:
@@ -96,14 +107,36 @@ def evaluate_run(run: Run, *, data: str | None = None, policy: KVCachePolicy | N
         tokens = corpus.tokens
     model = run.model
     cache = model.new_cache(batch=1, capacity=config.model.context, policy=config.kv_policy)
+    with _attention(run, long_seq=long_seq) as long_sequence:
+        held_out = evaluate_loss(model, tokens, run.tokenizer, config)
     return RunEvaluation(
         run=str(run.folder.path),
         checkpoint=run.which,
         checkpoint_step=run.step,
         data=corpus.describe(),
-        held_out=evaluate_loss(model, tokens, run.tokenizer, config),
+        held_out=held_out,
+        long_sequence=long_sequence,
         kv_policy=config.kv_policy.short,
         kv_memory=kv_memory(config.model.attention.shape, config.model.n_layers, config.kv_policy),
         null_attention=null_attention(model, model.attentions[0].decode_selection(cache.layers[0])),
         fidelity=evaluate_fidelity(model, tokens, config.kv_policy, config),
     )
+
+
+@contextlib.contextmanager
+def _attention(run: Run, *, long_seq: bool) -> Iterator[LongSequenceUse | None]:
+    """Within: exact attention, or the long-sequence path with the run's numbers and its own summarizer."""
+    if not long_seq:
+        yield None
+        return
+    model, context = run.model, run.config.model.context
+    knobs = attrs.evolve(run.config.model.train_long_seq, mem_summarizer=None)
+    with model.long_sequence(knobs) as used:
+        numbers = numbers_of(used)
+        exact = plan_of(used, context).exact
+        text = f"long-sequence path: {numbers.text}"
+        if exact:
+            text += f"; exact attention, since its window covers the {context} tokens of the context"
+        elif model.attentions[0].summarizer is None:
+            text += "; trained with exact attention"
+        yield LongSequenceUse(text=text, exact=exact, numbers=numbers)

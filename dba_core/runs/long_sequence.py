@@ -28,6 +28,15 @@ class LongSequenceNumbers:
         )
 
 
+@attrs.frozen(kw_only=True)
+class LongSequenceUse:
+    """The path at evaluation. exact: no query of a window reads a memory token: it is exact attention."""
+
+    text: str
+    exact: bool
+    numbers: LongSequenceNumbers
+
+
 def numbers_of(config: LongSequenceConfig) -> LongSequenceNumbers:
     """Of a configuration as `LanguageModel.long_sequence` gives it."""
     assert config.mem_summarizer is not None

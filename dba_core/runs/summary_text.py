@@ -88,5 +88,11 @@ def evaluation_sections(result: RunEvaluation) -> list[Section]:
         checkpoint_step=result.checkpoint_step,
     )
     cache = (*cache_rows(result.kv_policy, result.kv_memory), ("Null Attention", result.null_attention))
-    results = (("Data", result.data["name"]), *loss_rows(losses), fidelity_row(result.fidelity))
+    attention = "exact" if result.long_sequence is None else result.long_sequence.text
+    results = (
+        ("Data", result.data["name"]),
+        ("Attention", attention),
+        *loss_rows(losses),
+        fidelity_row(result.fidelity),
+    )
     return [Section("Results", results), Section("KV cache", cache)]

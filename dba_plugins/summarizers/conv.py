@@ -1,6 +1,6 @@
 """Summarize each memory block by its mean plus pooled local features of its tokens:
 
-    residual(x[n]) = (1/L) sum_l silu(sum_j kernel[j] * x[n, l + j - K//2])     per channel, 0 outside the block
+    residual(x[n]) = (1/L) sum_l silu(sum_j kernel[j] * x[n, l + j - K//2])   per channel, 0 outside the block
 
 The convolution sees both sides: a block is summarized only when all of it lies in the past. Without the silu
 it would be the mean again but for the edges. The kernel starts as the average of K neighbours. Called by
