@@ -7,6 +7,7 @@ N memory blocks of L tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import attrs
@@ -136,11 +137,12 @@ class DecodeRequest:
 Request = SummarizerRequest | GateRequest | NullTokenRequest | DecodeRequest
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class NullKV:
     """One extra key/value per KV head that every query sees exactly once. k_geo is not rotated.
 
-    k_sem [G,Ds], k_geo [G,Dg], v [G,Dv].
+    k_sem [G,Ds], k_geo [G,Dg], v [G,Dv]. A dataclass, because torch.compile cannot trace the __init__ of a
+    frozen attrs class.
     """
 
     k_sem: Tensor

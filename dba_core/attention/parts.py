@@ -7,6 +7,7 @@ keeps why. Called by attention.module.
 from __future__ import annotations
 
 import attrs
+import torch
 from torch import nn
 
 from dba_core.config.long_sequence import LongSequenceConfig
@@ -31,7 +32,7 @@ def build_part(
     if isinstance(given, nn.Module):
         return Part(module=given)
     selection = _registry(registry).select(kind, given, request)
-    return Part(module=selection.build(), selection=selection)
+    return Part(module=_built(selection), selection=selection)
 
 
 def build_summarizer(
@@ -56,7 +57,16 @@ def build_summarizer(
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device)
     selection = _registry(registry).select("summarizer", choice, request)
     reached = context is None or config.threshold <= context
-    return Part(module=selection.build() if reached else None, selection=selection)
+    return Part(module=_built(selection) if reached else None, selection=selection)
+
+
+def _built(selection: Selection) -> nn.Module | None:
+    """Built on a random stream of its own, so that what one plugin draws changes nothing for the next one."""
+    seed = int(torch.randint(2**62, ()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: nn.Module | None = selection.build()
+    return module
 
 
 def _with_config(choice: PluginChoice, config: LongSequenceConfig) -> PluginChoice:

@@ -85,7 +85,7 @@ class RopeTable:
             torch.no_grad(),
         ):  # a table made while sampling must serve training too
             angles = torch.arange(rows, dtype=torch.float64)[:, None, None] * self.frequencies
-            return torch.stack([angles.cos(), angles.sin()]).to(device=device, dtype=dtype)
+            return torch.stack([angles.cos(), angles.sin()]).to(dtype).to(device)  # not all have float64
 
 
 @functools.lru_cache(maxsize=16)

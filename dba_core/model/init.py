@@ -16,6 +16,7 @@ zero null token and the summarizer that equals `mean` depend on it. Called by mo
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import nn
@@ -46,8 +47,8 @@ def initial_std(name: str, *, fan_in: int, n_layers: int) -> float:
     """The spread of the matrix of this dotted name with `fan_in` inputs."""
     if name in TABLES:
         return TABLE_STD
-    std = GAIN * float(fan_in) ** -0.5
-    return std * float(2 * n_layers) ** -0.5 if name.endswith(RESIDUAL_OUTPUTS) else std
+    std = GAIN / math.sqrt(fan_in)
+    return std / math.sqrt(2 * n_layers) if name.endswith(RESIDUAL_OUTPUTS) else std
 
 
 @torch.no_grad()

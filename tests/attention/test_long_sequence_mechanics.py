@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 pytestmark = pytest.mark.torch
@@ -20,6 +22,7 @@ from tolerances import TOL  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from dba_core.attention.long_sequence import long_sequence_attention  # noqa: E402
+from dba_core.attention.long_sequence_masks import columns  # noqa: E402
 from dba_core.attention.long_sequence_plan import LongSequencePlan  # noqa: E402
 from dba_core.errors import PluginError  # noqa: E402
 
@@ -44,16 +47,20 @@ def with_grad(inputs: Inputs) -> Inputs:
 
 
 class Attention(TorchDispatchMode):
-    """Notes the kernels that scaled_dot_product_attention runs."""
+    """Notes the kernels that scaled_dot_product_attention runs, and their masks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: list[str] = []
+        self.masks: list[torch.Tensor] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if "attention" in name:
             self.kernels.append(name)
+            mask = (kwargs or {}).get("attn_mask")
+            if mask is not None:
+                self.masks.append(mask)
         return func(*args, **(kwargs or {}))
 
 
@@ -147,6 +154,23 @@ def test_dropout_backward_uses_the_weights_of_forward() -> None:
     grad = torch.randn_like(out)
     (grad_v,) = torch.autograd.grad(out, [inputs.v], grad)
     torch.testing.assert_close((grad_v * inputs.v).sum(), (grad * out).sum(), **TOL["float64"])
+
+
+@pytest.mark.parametrize("block", [8, 48, 64])
+def test_half_precision_does_not_round_the_mass(block: int) -> None:
+    """log(64) is no bfloat16 number; rounded, a memory token would stand for 63.8 tokens."""
+    expected = math.log(block)
+    like = torch.zeros(1, dtype=torch.bfloat16)
+    assert columns(expected, like).dtype == torch.bfloat16
+    assert float(columns(expected, like).double().sum()) == pytest.approx(expected, abs=1e-4)
+    inputs = draw(300, dtype=torch.float32)
+    setup = SETUP._replace(block=block)
+    with Attention() as ran:
+        attend(Inputs(*(x.bfloat16() for x in inputs)), setup=setup)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            attend(inputs, setup=setup)
+    assert ran.masks
+    assert all(float(mask[0, 0]) == pytest.approx(expected, abs=1e-6) for mask in ran.masks)
 
 
 def test_autocast_computes_in_its_dtype() -> None:

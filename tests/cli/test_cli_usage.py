@@ -14,10 +14,11 @@ from dba_cli.legacy import LEGACY_FLAGS
 from dba_cli.main import cli
 
 COMMANDS = {
-    (): ["run", "sample", "eval", "plugins", "config", "completion"],
+    (): ["run", "sample", "eval", "drift", "plugins", "config", "completion"],
     ("run",): [],
     ("sample",): [],
     ("eval",): [],
+    ("drift",): [],
     ("completion",): [],
     ("plugins",): ["info", "list", "why"],
     ("plugins", "list"): [],

@@ -1,4 +1,4 @@
-"""Logits of a language model with exact or long-sequence attention, dense and in float64, one query at a time.
+"""Logits of a language model with exact or long-sequence attention: dense, float64, one query at a time.
 
 Projections come from `attention_oracle.dense_heads`; norms and feed-forward layers are the model's own.
 """
