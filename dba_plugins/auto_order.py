@@ -1,4 +1,4 @@
-"""The order in which `auto` tries the built-in plugins of each kind; the first that supports the request is taken.
+"""The order in which `auto` tries the built-in plugins of a kind; the first that supports the request runs.
 
 Where the order depends on the device it is a mapping from device type ("*": all others).
 """

@@ -55,7 +55,7 @@ class ChunkMasks:
 
     def of(self, chunk: Chunk) -> Tensor | CausalBias:
         """[rows, n_mem + n_null + older + rows]: added to the scores of a chunk that reads memory tokens."""
-        if carrier_for(self._device) == "columns":
+        if self._device.type == "cuda" and self._log_mass == 0.0:
             bias: CausalBias = causal_lower_right(
                 chunk.rows, chunk.n_mem + self._n_null + chunk.older + chunk.rows
             )
