@@ -194,7 +194,7 @@ def test_no_mask_and_one_width_reach_the_fused_kernel(name: str, monkeypatch: py
     assert k == v == (2, layer.shape.n_kv_heads, tokens, width)
 
 
-@pytest.mark.parametrize("name", ["standard", "decoupled grouped static"])
+@pytest.mark.parametrize("name", ["standard", "decoupled null tied"])
 def test_the_layer_compiles_without_graph_breaks(name: str) -> None:
     layer = make_layer(**LAYERS[name])
     x = torch.randn(2, 5, 24)
