@@ -7,6 +7,8 @@ Called by attention.module.
 
 from __future__ import annotations
 
+import dataclasses
+
 import attrs
 import torch
 from torch import nn
@@ -22,9 +24,9 @@ from dba_core.registry import Registry, Selection
 WITHOUT_WEIGHTS = "mean"
 
 
-@attrs.frozen(eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LongSequencePath:
-    """config: resolved; `enabled` plays no part."""
+    """config: resolved; `enabled` plays no part. A dataclass for torch.compile's sake, as `NullKV` is."""
 
     config: LongSequenceConfig
     summarizer: nn.Module
