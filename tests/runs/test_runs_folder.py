@@ -76,8 +76,10 @@ def test_find_where_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"none in runs\. Make one with: dba run"):
         find_run("latest")
+    empty = tmp_path / "alone" / "not-a-run"  # a folder whose parent holds no run
+    empty.mkdir(parents=True)
     with pytest.raises(UsageError, match=r"resolved_config\.json"):
-        find_run(tmp_path)
+        find_run(empty)
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
