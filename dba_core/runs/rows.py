@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dba_core.evaluation.metrics import FidelityMetrics
 from dba_core.runs.kv_memory import KvMemory, human_bytes
 from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
+
+if TYPE_CHECKING:
+    from dba_core.evaluation.metrics import FidelityMetrics
 
 Row = tuple[str, str]
 
