@@ -10,19 +10,17 @@ the rounds counts.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from dba_core.config.attention import AttentionConfig
+from dba_core.config.attention import MODES, AttentionConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.config.training import TrainingConfig
-from dba_core.errors import ConfigError
+from dba_core.evaluation.timing import WARMUP_ROUNDS, Timing, interleaved
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
 from dba_core.training.optimizer import build_optimizer
@@ -30,7 +28,6 @@ from dba_core.training.plain_gpt import PlainGPT
 from dba_core.training.step import TrainingStep, autocast
 
 PLAIN = "plain GPT"
-WARMUP_ROUNDS = 3
 #: Bytes, where the configuration leaves the vocabulary to the tokenizer.
 DEFAULT_VOCAB_SIZE = 256
 
@@ -39,18 +36,12 @@ Step = Callable[[Tensor, Tensor], None]
 
 @attrs.frozen(kw_only=True)
 class StepTime:
-    """Milliseconds per step: the median of `repeats`, and the quarter and three-quarter points.
-
-    ratio: the median by that of the plain GPT, which is the first row.
-    """
+    """timing: of one step. ratio: the median by that of the plain GPT, which is the first row."""
 
     name: str
     parameters: int
-    median_ms: float
-    low_ms: float
-    high_ms: float
+    timing: Timing
     ratio: float
-    repeats: int
 
 
 def measure_step_times(
@@ -61,8 +52,6 @@ def measure_step_times(
     The mode that `config` has keeps its attention settings; the others take the mode's own widths. Weights
     and results are thrown away. `config.training.compile` compiles the library's models only.
     """
-    if repeats < 2:
-        raise ConfigError(f"repeats={repeats} gives no median with a spread; give at least 2")
     device = _device(config.device)
     vocab_size = config.model.vocab_size or DEFAULT_VOCAB_SIZE
     base = config.model.resolved(vocab_size=vocab_size)
@@ -77,28 +66,30 @@ def measure_step_times(
             device=str(device),
         )
         models[mode], steps[mode] = model, _library_step(model, config, World(0, 1, device))
-    seconds = _interleaved(steps, config, vocab_size=vocab_size, device=device, repeats=repeats)
-    reference = statistics.median(seconds[PLAIN])
-    return [_row(name, models[name], times, reference) for name, times in seconds.items()]
+    batches = _batches(config, vocab_size=vocab_size, rounds=WARMUP_ROUNDS + repeats)
+    calls = {name: _on(step, batches) for name, step in steps.items()}
+    timings = interleaved(calls, repeats=repeats, device=device)
+    reference = timings[PLAIN].median_ms
+    return [
+        StepTime(
+            name=name,
+            parameters=sum(parameter.numel() for parameter in models[name].parameters()),
+            timing=timing,
+            ratio=timing.median_ms / reference,
+        )
+        for name, timing in timings.items()
+    ]
 
 
-def _interleaved(
-    steps: dict[str, Step], config: RunConfig, *, vocab_size: int, device: torch.device, repeats: int
-) -> dict[str, list[float]]:
-    """Seconds of every timed step, by name."""
+def _batches(config: RunConfig, *, vocab_size: int, rounds: int) -> list[Tensor]:
+    """The random tokens of each round: [B, T + 1]."""
     generator = torch.Generator().manual_seed(config.seed)
     shape = (config.training.batch_size, config.model.context + 1)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(WARMUP_ROUNDS + repeats):
-        tokens = torch.randint(vocab_size, shape, generator=generator)  # [B, T + 1]
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step(tokens[:, :-1], tokens[:, 1:])
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if round_ >= WARMUP_ROUNDS:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
+    return [torch.randint(vocab_size, shape, generator=generator) for _ in range(rounds)]
+
+
+def _on(step: Step, batches: Sequence[Tensor]) -> Callable[[int], None]:
+    return lambda round_: step(batches[round_][:, :-1], batches[round_][:, 1:])
 
 
 def _library_step(model: LanguageModel, config: RunConfig, world: World) -> Step:
@@ -143,28 +134,13 @@ def _device(name: str) -> torch.device:
     return World(0, 1, name).device
 
 
-def _row(name: str, model: nn.Module, times: list[float], reference: float) -> StepTime:
-    low, median, high = statistics.quantiles(times, n=4)
-    return StepTime(
-        name=name,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        median_ms=median * 1e3,
-        low_ms=low * 1e3,
-        high_ms=high * 1e3,
-        ratio=median / reference,
-        repeats=len(times),
-    )
-
-
 def _main() -> None:
     """The shape of the preset `shakespeare-cpu`, as text."""
     model = ModelConfig(context=64, n_layers=4, d_model=128, attention=AttentionConfig(n_heads=4))
     config = RunConfig(device="cpu", model=model, training=TrainingConfig(batch_size=12, lr=1e-3))
-    for row in measure_step_times(config):
-        print(
-            f"{row.name:12} {row.parameters:>10,} parameters  {row.median_ms:7.2f} ms  "
-            f"({row.low_ms:.2f} to {row.high_ms:.2f})  {row.ratio:.2f}x"
-        )
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, medians of 30, interleaved")
+    for row in measure_step_times(config, modes=MODES):
+        print(f"{row.name:12} {row.parameters:>10,} parameters {row.timing.text}  {row.ratio:.2f}x")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""Fair comparison of times: all candidates in one process, taking turns, so that noise hits all alike.
+
+Called by evaluation.attention_time and training.step_time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import attrs
+import torch
+
+from dba_core.errors import ConfigError
+
+WARMUP_ROUNDS = 3
+
+
+@attrs.frozen(kw_only=True)
+class Timing:
+    """Milliseconds of one candidate: the median, the quarter and the three-quarter point of `repeats`."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    repeats: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.median_ms:8.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f})"
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[int], None]],
+    *,
+    repeats: int,
+    device: torch.device,
+    warmup: int = WARMUP_ROUNDS,
+) -> dict[str, Timing]:
+    """Call every candidate once per round with the round's number; rounds of the warmup are not counted.
+
+    Raises ConfigError for fewer than 2 repeats.
+    """
+    if repeats < 2:
+        raise ConfigError(f"repeats={repeats} gives no median with a spread; give at least 2")
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_ in range(warmup + repeats):
+        for name, call in candidates.items():
+            begun = time.perf_counter()
+            call(round_)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_ >= warmup:
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: _timing(times) for name, times in seconds.items()}
+
+
+def _timing(seconds: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return Timing(median_ms=median * 1e3, low_ms=low * 1e3, high_ms=high * 1e3, repeats=len(seconds))
