@@ -68,9 +68,7 @@ def test_both_training_calls_are_right_and_reach_every_tensor(monkeypatch: pytes
         t.grad is not None and t.grad.isfinite().all() and t.grad.any()
         for t in [*seen["exact"], *seen["long"]]
     )
-    exact_part = (
-        640  # queries before the first that reads a memory token: window + block = 576, in chunks of 128
-    )
+    exact_part = 640  # before the first query that reads a memory token: 512 + 64, in chunks of 128
     torch.testing.assert_close(outs["long"][:, :, :exact_part], outs["exact"][:, :, :exact_part])
     assert not torch.allclose(outs["long"][:, :, exact_part:], outs["exact"][:, :, exact_part:], atol=1e-3)
 
