@@ -90,6 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _let_waiting_threads_sleep() -> None:
     """Before torch is imported: its OpenMP threads wait asleep, unless the user says otherwise.
 
-    They spin by default, and a small model then trains 20 times slower where another process wants a core too.
+    They spin by default, and a small model then trains 20 times slower beside another process.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
