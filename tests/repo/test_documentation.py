@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -31,8 +32,15 @@ def dba_commands(page: Path) -> list[str]:
     return [line[match.start() :] for line in lines if (match := re.search(r"(?<![\w./-])dba (?!-c)", line))]
 
 
+def pages_with_python() -> list[Any]:
+    """A benchmark takes as long as it takes: its page runs with the slow tests."""
+    pages = [page for page in PAGES if blocks(page, "python")]
+    slow = {page: [pytest.mark.slow] if "benchmarks" in page.parts else [] for page in pages}
+    return [pytest.param(page, id=name_of(page), marks=slow[page]) for page in pages]
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+@pytest.mark.parametrize("page", pages_with_python())
 def test_python_blocks_of_a_page_run_one_after_the_other(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
