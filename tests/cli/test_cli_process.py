@@ -124,12 +124,18 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize(("given", "left"), [(None, "passive"), ("active", "active")])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: str | None, left: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({}, "None 4000"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7"),
+    ],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(given: dict[str, str], left: str) -> None:
     """OpenMP reads it when torch is loaded, so it must be set before, in the same process."""
-    code = "import os, dba_cli.main as m; m.main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
-    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    if given is not None:
-        env["OMP_WAIT_POLICY"] = given
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    code = f"import os, dba_cli.main as m; m.main(['--version']); print(*map(os.environ.get, {names}))"
+    env = {name: value for name, value in os.environ.items() if name not in names} | given
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == left
+    assert done.stdout.splitlines()[-1] == left
