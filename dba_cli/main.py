@@ -15,7 +15,7 @@ from dba_cli.lazy import LazyCommand, LazyGroup
 from dba_core.errors import DBAError
 
 INTERRUPTED = 130
-#: Turns that a waiting thread of GNU OpenMP spins before it sleeps: enough for the gaps within a training step.
+#: Turns that a waiting thread of GNU OpenMP spins before it sleeps: enough for the gaps inside a step.
 SPIN_COUNT = "4000"
 
 _COMMANDS = {
