@@ -1,1 +1,1 @@
-"""dba_plugins"""
+"""The built-in plugins. They come in through the same entry points as everyone else's."""

@@ -1,1 +1,1 @@
-"""dba_core/attention"""
+"""The attention: dense reference, fused training path, prefill, decode, long sequences, and the module."""

@@ -1,1 +1,1 @@
-"""dba_core/model"""
+"""The language model around the attention: norms, feed-forward, blocks, initialization."""

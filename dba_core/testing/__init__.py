@@ -1,1 +1,1 @@
-"""dba_core/testing"""
+"""Reserved for the contract suites that plugin authors will import; empty so far."""

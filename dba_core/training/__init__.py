@@ -1,1 +1,1 @@
-"""dba_core/training"""
+"""Training: loop, optimizer, schedule, checkpoints, several processes; and how long a step takes."""

@@ -1,1 +1,1 @@
-"""dba_plugins/decode"""
+"""Decode backends: attention of one new token per sequence over a cache."""

@@ -1,1 +1,1 @@
-"""dba_plugins/gates"""
+"""Gates: the balance of semantic and geometric score, per token and head."""

@@ -1,1 +1,1 @@
-"""dba_plugins/null_tokens"""
+"""Null tokens: one extra key and value that every query sees."""

@@ -1,1 +1,1 @@
-"""dba_plugins/summarizers"""
+"""Memory summarizers: a block of keys and values becomes one memory token."""
