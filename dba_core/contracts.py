@@ -182,14 +182,31 @@ class NullToken(Protocol):
 
 
 @runtime_checkable
+class TokenWriter(Protocol):
+    """Quantizes and stores tokens in one pass; what `LayerCache.append` does with torch, bit for bit."""
+
+    def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+        """k_sem [B,G,T,Ds], k_geo [B,G,T,Dg], v [B,G,T,Dv], checked but for their values.
+
+        Token t of row b goes to position lengths[b] + t: codes, scales, and the ring where there is one. The
+        lengths stay; the cache advances them. False: a value is not finite or exceeds the store's
+        `max_input`, and nothing was written. A writer that cannot know without waiting for its device
+        returns True and sets `cache.bad_values`.
+        """
+        ...
+
+
+@runtime_checkable
 class DecodeBackend(Protocol):
     """Attention of one query token per sequence over one layer's cache.
 
-    `fused_null` says whether the null token is part of the same kernel (the summary reports it).
+    `fused_null` says whether the null token is part of the same kernel (the summary reports it). `writer`
+    stores the tokens that come to a cache which this backend serves; None leaves it to the cache.
     """
 
     name: str
     fused_null: bool
+    writer: TokenWriter | None
 
     def decode(
         self,

@@ -269,15 +269,19 @@ class DecoupledAttention(nn.Module):
         if q_len == 0:
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
         heads = self._heads(x, *self._positions(cache, q_len, x))
+        backend = self.decode_backend(cache, heads.q_geo.dtype)
         with torch.autocast(x.device.type, enabled=False):
             if q_len > 1:
-                return prefill_attention(heads, cache, null=self._null(), counts=counts).transpose(1, 2)
-            return self._decode(heads, cache, counts).unsqueeze(1)
+                return prefill_attention(
+                    heads, cache, null=self._null(), counts=counts, writer=backend.writer
+                ).transpose(1, 2)
+            return self._decode(heads, cache, counts, backend).unsqueeze(1)
 
-    def _decode(self, heads: Heads, cache: LayerCache, counts: Sequence[int] | None) -> Tensor:
+    def _decode(
+        self, heads: Heads, cache: LayerCache, counts: Sequence[int] | None, backend: DecodeBackend
+    ) -> Tensor:
         """One token per row: [B, H, Dv]."""
-        backend = self.decode_backend(cache, heads.q_geo.dtype)
-        cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts)
+        cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=backend.writer)
         out = backend.decode(heads.q_sem[:, :, 0], heads.q_geo[:, :, 0], cache, null=self._null()).out
         if counts is None or all(counts):
             return out
@@ -291,10 +295,13 @@ class DecoupledAttention(nn.Module):
     def _positions(self, cache: LayerCache, q_len: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards."""
         start = cache.length
-        if min(cache.lengths) == start:
+        if min(cache.lengths) == start and not cache.capturing:
             return self.rope.span(start, start + q_len, x)
         positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
-        return self.rope.at(positions, start + q_len, x)
+        if not cache.capturing:
+            return self.rope.at(positions, start + q_len, x)
+        # A replay has other lengths than the capture, and past the capacity nothing is written.
+        return self.rope.at(positions.clamp_max_(cache.capacity - 1), cache.capacity, x)
 
     def _null(self) -> NullKV | None:
         return None if self.null_token is None else cast("NullToken", self.null_token)()

@@ -28,7 +28,7 @@ from dba_core.attention.kept_keys import KeptKeys, Keys
 from dba_core.attention.partial import Partial, nothing, one_key, partial_attention
 from dba_core.attention.projections import Heads
 from dba_core.cache.layer import LayerCache
-from dba_core.contracts import NullKV
+from dba_core.contracts import NullKV, TokenWriter
 
 KEY_BLOCK = 1024
 QUERY_BLOCK = 128
@@ -36,19 +36,24 @@ QUERY_BLOCK = 128
 
 @torch.no_grad()
 def prefill_attention(
-    heads: Heads, cache: LayerCache, *, null: NullKV | None = None, counts: Sequence[int] | None = None
+    heads: Heads,
+    cache: LayerCache,
+    *,
+    null: NullKV | None = None,
+    counts: Sequence[int] | None = None,
+    writer: TokenWriter | None = None,
 ) -> Tensor:
     """Append the chunk's keys and values to `cache` and attend: [B,H,T,Dv] in the queries' dtype.
 
-    counts: row b takes its first counts[b] tokens only (None: all T); outputs after them are zero. Raises
-    CacheError as `LayerCache.append` does, with the cache unchanged.
+    counts: row b takes its first counts[b] tokens only (None: all T); outputs after them are zero. writer:
+    as in `LayerCache.append`, which also says what is raised.
     """
     v_width = heads.v.shape[-1]
     width = max(heads.k_sem.shape[-1] + heads.k_geo.shape[-1], v_width)
     reader = KeptKeys(cache=cache, width=width, dtype=_compute_dtype(heads.q_geo))
     past = _Past.of(cache, reader.window)
     newest = reader.newest(past.n_recent) if past.n_recent else None
-    cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts)
+    cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=writer)
 
     real = _real_tokens(heads.q_geo, counts)
     if real is not None:

@@ -58,6 +58,16 @@ class KVCache:
                     f"truncate({common}) or reset() puts the layers in step again"
                 )
 
+    def sync(self) -> None:
+        """`LayerCache.sync` on every layer, after replays of a CUDA graph that appends."""
+        for layer in self.layers:
+            layer.sync()
+
+    def check_values(self) -> None:
+        """`LayerCache.check_values` on every layer."""
+        for layer in self.layers:
+            layer.check_values()
+
     def truncate(self, length: int | Sequence[int]) -> None:
         """`LayerCache.truncate` on every layer, or an error and no change. Brings layers back in step too."""
         for layer in self.layers:

@@ -20,7 +20,7 @@ from dba_core.cache.lengths import RowLengths
 from dba_core.cache.placement import Place, Scatter, Span
 from dba_core.cache.store import TensorStore
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
-from dba_core.contracts import CachedTensor
+from dba_core.contracts import CachedTensor, TokenWriter
 from dba_core.errors import CacheError
 
 
@@ -47,6 +47,8 @@ class LayerCache:
     ) -> None:
         self.policy = policy
         self.layer = layer
+        #: int32 [1] on the device, not 0 after a bad value; made by a writer that does not wait for it
+        self.bad_values: Tensor | None = None
         self.batch = _whole("batch", batch, least=1)
         self.capacity = _whole("capacity", capacity, least=1)
         self.rollback = _whole(
@@ -87,6 +89,11 @@ class LayerCache:
         return self._rows.device
 
     @property
+    def capturing(self) -> bool:
+        """Whether what is done now is recorded in a CUDA graph; `lengths` then stay as they are."""
+        return self._rows.capturing
+
+    @property
     def residual_len(self) -> int:
         """How many of the newest tokens are read in fp16 where the format is a block format."""
         return self.policy.residual
@@ -105,12 +112,22 @@ class LayerCache:
         return sum(store.nbytes for store in self._stores)
 
     @torch.no_grad()
-    def append(self, k_sem: Tensor, k_geo: Tensor, v: Tensor, *, counts: Sequence[int] | None = None) -> None:
+    def append(
+        self,
+        k_sem: Tensor,
+        k_geo: Tensor,
+        v: Tensor,
+        *,
+        counts: Sequence[int] | None = None,
+        writer: TokenWriter | None = None,
+    ) -> None:
         """Add tokens: k_sem [B,G,T,Ds], k_geo [B,G,T,Dg] (rotated), v [B,G,T,Dv].
 
-        Row b gets its first counts[b] tokens (None: all T); what comes after them is not looked at. Raises
-        CacheError for wrong shapes, dtypes, devices or counts, too little room, and values that are not
-        finite or out of the format's range; after any exception the cache is as it was.
+        Row b gets its first counts[b] tokens (None: all T); what comes after them is not looked at. writer:
+        stores the tokens where every row takes all of them, with the same result. Raises CacheError for
+        wrong shapes, dtypes, devices or counts, too little room, and values that are not finite or out of
+        the format's range; after any exception the cache is as it was, or, where one struck a writer whose
+        ring has no room to spare, refuses to go on.
         """
         inputs = (k_sem, k_geo, v)
         if k_sem.dim() != 4:
@@ -123,6 +140,9 @@ class LayerCache:
         check_room(self.lengths, steps, layer=self.layer, capacity=self.capacity)
         if not any(steps):
             return
+        self._check_window()
+        if writer is not None and min(steps) == q_len and self._written_by(writer, inputs, steps):
+            return
         place = self._place(steps)
         taken = [place.take(x) for x in inputs]
         check_values(self._stores, taken, place)
@@ -133,6 +153,33 @@ class LayerCache:
                 store.write(x, ready, place, undo)
             self._rows.advance(steps)
             undo.pop_all()
+
+    def sync(self) -> None:
+        """Take the lengths from the device, after replays of a CUDA graph that appends. Waits for the device.
+
+        Raises CacheError where more was appended than the cache holds, and where a value was not finite or
+        out of its format's range.
+        """
+        grown = tuple(self.lengths_device.tolist())
+        if max(grown) > self.capacity:
+            self._rows.sync()
+            raise CacheError(
+                f"layer {self.layer}: replays grew the rows to {list(grown)} tokens, more than the capacity "
+                f"of {self.capacity}; the lengths are {list(self.lengths)} again. Replay less often, or make "
+                "the cache with a larger capacity"
+            )
+        self._rows.follow_device()
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Raise CacheError where a writer that does not wait for its device has met a bad value."""
+        if self.bad_values is None or not int(self.bad_values):
+            return
+        raise CacheError(
+            f"layer {self.layer}: a key or value that was appended is not finite, or exceeds what its format "
+            "holds; what was decoded since is worth nothing. Look for its cause upstream of the cache, or "
+            "choose a format with a wider range (bf16, fp32); reset() empties the cache"
+        )
 
     def truncate(self, length: int | Sequence[int]) -> None:
         """Keep the first `length` tokens (one number for all rows, or one per row).
@@ -158,10 +205,40 @@ class LayerCache:
     def reset(self) -> None:
         """Forget all tokens; the storage stays."""
         self.truncate(0)
+        if self.bad_values is not None:
+            self.bad_values.zero_()
 
     @property
     def _stores(self) -> tuple[TensorStore, TensorStore, TensorStore]:
         return self.k_sem, self.k_geo, self.v
+
+    def _written_by(
+        self, writer: TokenWriter, inputs: tuple[Tensor, Tensor, Tensor], steps: tuple[int, ...]
+    ) -> bool:
+        """Whether `writer` took the tokens; where it met a bad value, `append` goes on to say which."""
+        with ExitStack() as undo:
+            undo.callback(self._rows.sync)
+            undo.callback(self._rows.overwrite, steps)
+            written = writer.write(self, *inputs)
+            if written:
+                self._rows.advance(steps)
+            undo.pop_all()
+        return written
+
+    def _check_window(self) -> None:
+        """The ring holds every row's residual window, as it does unless a writer was interrupted."""
+        held_from = self._rows.held_from
+        needed = [max(0, length - self.residual_len) for length in self.lengths]
+        if not self._has_ring or all(h <= n for h, n in zip(held_from, needed, strict=True)):
+            return
+        raise CacheError(
+            f"layer {self.layer}: an append was interrupted. The rows' residual windows begin at positions "
+            f"{needed}, and the ring holds positions from {list(held_from)} on; reset() and prefill again"
+        )
+
+    @property
+    def _has_ring(self) -> bool:
+        return any(store.recent_ring is not None for store in self._stores)
 
     def _place(self, steps: tuple[int, ...]) -> Place:
         if self._rows.equal and min(steps) == max(steps):
@@ -174,9 +251,8 @@ class LayerCache:
         where = f"layer {self.layer}, batch row {row}: truncate to {keep!r}"
         if type(keep) is not int or not 0 <= keep <= length:
             raise CacheError(f"{where} of {length} tokens; allowed: whole numbers from 0 to {length}")
-        in_ring = any(store.recent_ring is not None for store in self._stores)
         window = max(0, keep - self.residual_len)
-        if keep and in_ring and window < held_from:
+        if keep and self._has_ring and window < held_from:
             raise CacheError(
                 f"{where} of {length} tokens would need the fp16 residual window from position {window} on, "
                 f"but the ring holds positions {held_from} to {length - 1} only. Exact are lengths from "

@@ -8,7 +8,7 @@ to length n overwrites everything before n + T - ring_size, and a truncation can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,14 +32,36 @@ class RowLengths:
         return min(self.host) == max(self.host)
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Add counts[b] tokens to row b, which have been written."""
+        """Add counts[b] tokens to row b, which have been written.
+
+        While a CUDA graph is captured only the device's lengths grow, in the graph: see `follow_device`.
+        """
         grown = tuple(n + count for n, count in zip(self.host, counts, strict=True))
-        held = tuple(max(h, n - self.ring_size) for h, n in zip(self.held_from, grown, strict=True))
         if min(counts) == max(counts):
             self.device.add_(counts[0])
         else:
             self._mirror(grown)
-        self.host, self.held_from = grown, held
+        if not self.capturing:
+            self._grow(grown)
+
+    def overwrite(self, counts: Sequence[int]) -> None:
+        """The ring's slots of the next counts[b] positions were written, but the tokens do not count."""
+        self.held_from = self._held_after(n + count for n, count in zip(self.host, counts, strict=True))
+
+    def follow_device(self) -> None:
+        """Take the lengths from the device, which has grown them without the host. Waits for the device."""
+        self._grow(tuple(self.device.tolist()))
+
+    @property
+    def capturing(self) -> bool:
+        """Whether the device's current stream records a CUDA graph instead of running."""
+        return self.device.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _grow(self, lengths: tuple[int, ...]) -> None:
+        self.host, self.held_from = lengths, self._held_after(lengths)
+
+    def _held_after(self, lengths: Iterable[int]) -> tuple[int, ...]:
+        return tuple(max(h, n - self.ring_size) for h, n in zip(self.held_from, lengths, strict=True))
 
     def shorten(self, lengths: Sequence[int]) -> None:
         """Set row b to lengths[b], which is not more than it has; an empty row has nothing left to hold."""

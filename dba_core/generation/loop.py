@@ -68,6 +68,7 @@ def generate(
             if step + 1 == config.max_new_tokens or all(row.stopped for row in rows):
                 break
             logits = model(tokens[:, None], cache=cache)[:, 0]  # [B, V]; stopped rows run along, unread
+        cache.check_values()
     for row in rows:
         row.finish()
     return [row.tokens for row in rows]

@@ -29,6 +29,7 @@ from dba_core.contracts import (
     NullKV,
     Reason,
     Support,
+    TokenWriter,
 )
 from dba_core.hookspecs import hookimpl
 
@@ -48,6 +49,7 @@ class StreamingDecode:
 
     name = "streaming"
     fused_null = False
+    writer: TokenWriter | None = None
 
     def __init__(self, options: StreamingOptions) -> None:
         self._block = options.block

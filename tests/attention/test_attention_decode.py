@@ -55,12 +55,14 @@ def test_an_fp32_cache_changes_nothing(name: str, split: str) -> None:
 @pytest.mark.parametrize("resid", [0, 4])
 @pytest.mark.parametrize("name", ["standard temperature", "decoupled grouped null static"])
 def test_a_quantized_cache_is_off_by_its_format(name: str, resid: int, policy: str) -> None:
-    layer = make_layer(**LAYERS[name])
-    x = torch.randn(2, 4 * T, 24)
+    # In float64, because projections of one token and of many differ in the last bit of float32, and a key
+    # between two codes then rounds to either.
+    layer = make_layer(**LAYERS[name]).double()
+    x = torch.randn(2, 4 * T, 24).double()
     exact = layer_oracle(layer, x).detach()
     text = f"ksem={policy},kgeo={policy},v={policy},resid={resid}"
     whole = through_cache(layer, x, (4 * T,), text)
-    error = float((whole.double() - exact).norm() / exact.norm())
+    error = float((whole - exact).norm() / exact.norm())
     assert 0 < error < FORMAT_ERROR[policy.partition("@")[0]]
     steps = through_cache(layer, x, (1,) * (4 * T), text)
     assert float((steps - whole).norm() / whole.norm()) < 1e-5
@@ -186,6 +188,7 @@ class Counting:
 
     name = "counting"
     fused_null = True
+    writer = None
 
     def __init__(self) -> None:
         self.calls = 0

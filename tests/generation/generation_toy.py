@@ -24,6 +24,10 @@ class ToyCache:
         self.lengths = [0] * batch
         self.capacity = capacity
         self.policy = policy
+        self.checked_values = 0
+
+    def check_values(self) -> None:
+        self.checked_values += 1
 
 
 class ToyModel(nn.Module):

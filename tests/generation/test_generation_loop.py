@@ -83,6 +83,7 @@ def test_capacity_and_calls() -> None:
     assert cache.policy == POLICY
     assert model.calls == [(7, (1, 7, 3, 2))] + [(1, None)] * 11  # the last token is not fed back
     assert cache.lengths == [1 + 11, 7 + 11, 3 + 11, 2 + 11]
+    assert cache.checked_values == 1
 
 
 def test_equal_lengths_need_no_counts() -> None:

@@ -69,7 +69,9 @@ def test_greedy_equals_the_forward_pass(
 
 @pytest.mark.parametrize("policy", [FP32, SMALL])
 def test_a_batch_gives_what_single_prompts_give(policy: str) -> None:
-    model = build("decoupled")
+    # In float64: products of one row and of four differ in the last bit of float32, and a value between two
+    # codes of the cache then rounds to either.
+    model = build("decoupled").double()
     settings = GenerationConfig(max_new_tokens=16, temperature=1.0, top_k=20)
     batch = generate(model, PROMPTS, settings, kv_policy=policy, seed=9)
     assert batch == [generate(model, [prompt], settings, kv_policy=policy, seed=9)[0] for prompt in PROMPTS]
