@@ -60,7 +60,8 @@ def long_sequence_attention(
         sem=q_sem.shape[-1],
         geo=q_geo.shape[-1],
         v=v.shape[-1],
-        log_mass=log_mass if by_columns and not plan.exact else None,
+        log_mass=log_mass if by_columns and mass_correction and not plan.exact else None,
+        align=8 if by_columns else 1,
         dtype=_compute_dtype(v),
     )
     q = packing.queries(q_sem, q_geo)

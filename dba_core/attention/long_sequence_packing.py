@@ -19,20 +19,24 @@ from dba_core.contracts import NullKV
 
 @attrs.frozen(kw_only=True)
 class Packing:
-    """Widths of one head's parts. log_mass: what the columns give a memory logit; None without columns."""
+    """Widths of one head's parts.
+
+    log_mass: what the columns give a memory logit; None without columns. align: the width is a multiple of
+    it (FlashAttention wants 8).
+    """
 
     sem: int
     geo: int
     v: int
     log_mass: float | None
+    align: int
     dtype: torch.dtype
 
     @property
     def width(self) -> int:
-        """W: the wider of keys and values; with columns a multiple of 8, which FlashAttention wants."""
-        if self.log_mass is None:
-            return max(self.sem + self.geo, self.v)
-        return -(-max(self.sem + self.geo + COLUMNS, self.v) // 8) * 8
+        """W: the wider of keys, columns included, and values, rounded up."""
+        keys = self.sem + self.geo + (0 if self.log_mass is None else COLUMNS)
+        return -(-max(keys, self.v) // self.align) * self.align
 
     def queries(self, q_sem: Tensor, q_geo: Tensor) -> Tensor:
         """[B,H,T,Ds], [B,H,T,Dg] -> [B,H,T,W], a new tensor."""

@@ -96,6 +96,7 @@ class DecoupledAttention(nn.Module):
             self.summarizer = part.module
             self._note("summarizer", part.selection)
         self._at_evaluation: LongSequencePath | None = None
+        self._exact_in_training = False
 
         self._backends = DecodeBackends(
             given=decode_backend, shape=shape, has_null=self.null_token is not None, registry=registry
@@ -185,6 +186,15 @@ class DecoupledAttention(nn.Module):
         finally:
             self._at_evaluation = before
 
+    @contextlib.contextmanager
+    def exact_in_training(self) -> Iterator[None]:
+        """Within: exact attention in training mode too, whatever the length."""
+        before, self._exact_in_training = self._exact_in_training, True
+        try:
+            yield
+        finally:
+            self._exact_in_training = before
+
     def _make_projections(self) -> None:
         shape, tied = self.shape, self.config.tie_qk
         n_heads, kv_heads, sem, geo = shape.n_heads, shape.n_kv_heads, shape.sem_head_dim, shape.geo_head_dim
@@ -237,7 +247,7 @@ class DecoupledAttention(nn.Module):
         """The long-sequence path of the mode that the layer is in."""
         if not self.training:
             return self._at_evaluation
-        if self.long_sequence is None or self.summarizer is None:
+        if self.long_sequence is None or self.summarizer is None or self._exact_in_training:
             return None
         return LongSequencePath(self.long_sequence, self.summarizer)
 

@@ -18,6 +18,8 @@ class LongSequenceConfig(Serializable):
     local_window: full-resolution tokens before the chunk; None: 512, on CUDA from 8192 tokens on 1024.
     q_chunk: query tokens per chunk; None: 128, on CUDA 256.
     mem_summarizer: the summarizer's name; the same setting as `plugins.summarizer.name`.
+    mass_correction: whether a memory token's logit gains log(mem_block).
+    exact_every: every so many training steps one with exact attention, which decoding uses; 0: none.
     """
 
     enabled: bool = True
@@ -26,7 +28,12 @@ class LongSequenceConfig(Serializable):
     local_window: int | None = attrs.field(default=None, validator=at_least(0))
     q_chunk: int | None = attrs.field(default=None, validator=at_least(1))
     mem_summarizer: str | None = None
-    mass_correction: bool = True
+    mass_correction: bool = False
+    exact_every: int = attrs.field(default=8, validator=at_least(0))
+
+    def exact_step(self, step: int) -> bool:
+        """Whether training step `step` (the first is 1) uses exact attention."""
+        return self.exact_every > 0 and step % self.exact_every == 0
 
     def resolved(self, *, context: int, device: str = "cpu") -> LongSequenceConfig:
         """The same with every None replaced by its number, but `mem_summarizer`: the registry chooses."""

@@ -106,7 +106,7 @@ def measure_long(
             mem_block=MEM_BLOCK,
             local_window=LOCAL_WINDOW,
             q_chunk=q_chunk,
-            mass_correction=True,
+            mass_correction=False,
         )
 
     calls = {

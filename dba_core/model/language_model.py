@@ -138,6 +138,14 @@ class LanguageModel(nn.Module):
             ]
             yield paths[0].config
 
+    @contextlib.contextmanager
+    def exact_in_training(self) -> Iterator[None]:
+        """Within: training uses exact attention in every layer, whatever the length."""
+        with contextlib.ExitStack() as stack:
+            for attention in self.attentions:
+                stack.enter_context(attention.exact_in_training())
+            yield
+
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise DataError unless tokens is [B, T] of integers inside the vocabulary.
 

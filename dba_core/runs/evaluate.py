@@ -42,6 +42,18 @@ def evaluate_loss(model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer, co
         )
 
 
+def evaluate_loss_as_trained(
+    model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer, config: RunConfig
+) -> HeldOut | None:
+    """The same with the long-sequence path; None where training at this context is exact throughout."""
+    if model.attentions[0].summarizer is None:
+        return None
+    knobs = attrs.evolve(config.model.train_long_seq, mem_summarizer=None)
+    with model.long_sequence(knobs) as used:
+        exact = plan_of(used, config.model.context).exact
+        return None if exact else evaluate_loss(model, tokens, tokenizer, config)
+
+
 def evaluate_fidelity(
     model: LanguageModel, tokens: Tokens, policy: KVCachePolicy, config: RunConfig
 ) -> PolicyFidelity | None:

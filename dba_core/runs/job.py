@@ -23,7 +23,12 @@ from dba_core.errors import DBAError
 from dba_core.evaluation.throughput import measure_throughput
 from dba_core.registry import Registry
 from dba_core.runs.device import resolve_device
-from dba_core.runs.evaluate import evaluate_fidelity, evaluate_loss, null_attention
+from dba_core.runs.evaluate import (
+    evaluate_fidelity,
+    evaluate_loss,
+    evaluate_loss_as_trained,
+    null_attention,
+)
 from dba_core.runs.folder import DEFAULT_ROOT, RunFolder, new_folder, write_json, write_whole
 from dba_core.runs.load import read_resolved
 from dba_core.runs.outcome import Measured, summarize
@@ -156,6 +161,7 @@ class _Job:
         step = stored.state["step"]
         with self.phase("evaluate", f"Evaluating the best weights (step {step}) on held-out text ..."):
             held_out = evaluate_loss(model, corpus.held_out, corpus.tokenizer, config)
+            as_trained = evaluate_loss_as_trained(model, corpus.held_out, corpus.tokenizer, config)
         with self.phase(
             "fidelity", f"Comparing the KV policy {config.kv_policy.short} with an fp32 cache ..."
         ):
@@ -171,6 +177,7 @@ class _Job:
         peak = result.peak_memory_bytes if result is not None else peak_memory_bytes(self.world.device)
         measured = Measured(
             held_out=held_out,
+            held_out_as_trained=as_trained,
             checkpoint="best",
             checkpoint_step=step,
             last_step=config.training.steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -39,12 +39,19 @@ from dba_core.runs.summary import (
 #: The training loss of the summary is the mean over the logged steps of this last part of the run.
 _LAST_PART = 0.05
 
+#: Nats per token by which exact attention may be worse than the path without a warning.
+_FAR_FROM_EXACT = 0.1
+
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """Everything that a job measured, in the units of the summary; None where nothing was trained."""
+    """Everything that a job measured, in the units of the summary; None where nothing was trained.
+
+    held_out_as_trained: with the long-sequence path; None where training did not take it.
+    """
 
     held_out: HeldOut
+    held_out_as_trained: HeldOut | None
     checkpoint: str
     checkpoint_step: int
     last_step: int
@@ -91,7 +98,7 @@ def summarize(
         environment=_environment(prepared),
         seconds=measured.seconds,
         plots=measured.plots,
-        warnings=prepared.warnings,
+        warnings=(*prepared.warnings, *_far_from_exact(measured)),
         commands=Commands(
             sample=f"dba sample {path} --prompt {shlex.quote('The ')}",
             evaluate=f"dba eval {path}",
@@ -158,14 +165,28 @@ def _plugin(selection: Selection) -> PluginFacts:
 def _losses(measured: Measured, metrics: Sequence[Mapping[str, Any]]) -> LossFacts:
     start = measured.last_step * (1 - _LAST_PART)
     newest = [row["loss"] for row in metrics if row["kind"] == "train" and row["step"] >= start]
+    as_trained = measured.held_out_as_trained
     return LossFacts(
         train=sum(newest) / len(newest) if newest else None,
         held_out=measured.held_out.loss,
+        held_out_as_trained=None if as_trained is None else as_trained.loss,
         perplexity=measured.held_out.perplexity,
         bits_per_byte=measured.held_out.bits_per_byte,
         held_out_tokens=measured.held_out.tokens,
         checkpoint=measured.checkpoint,
         checkpoint_step=measured.checkpoint_step,
+    )
+
+
+def _far_from_exact(measured: Measured) -> Iterator[str]:
+    """That decoding, which is exact, does not read these weights as they were trained."""
+    as_trained = measured.held_out_as_trained
+    if as_trained is None or measured.held_out.loss - as_trained.loss <= _FAR_FROM_EXACT:
+        return
+    yield (
+        f"exact attention, which decoding uses, loses {measured.held_out.loss - as_trained.loss:.2f} nats "
+        "per token more than the long-sequence path that these weights were trained with; train more steps "
+        "exactly with a smaller model.train_long_seq.exact_every"
     )
 
 
@@ -206,7 +227,7 @@ def long_sequence_facts(prepared: Prepared) -> LongSequenceFacts:
         text = (
             f"active from {knobs.threshold} tokens on: mem_block {knobs.mem_block}, local_window "
             f"{knobs.local_window}, q_chunk {knobs.q_chunk}, summarizer {knobs.mem_summarizer}, mass "
-            f"correction {'on' if knobs.mass_correction else 'off'}"
+            f"correction {'on' if knobs.mass_correction else 'off'}, {_exact_steps(knobs.exact_every)}"
         )
     elif not knobs.enabled:
         text = "off (model.train_long_seq.enabled = false)"
@@ -224,7 +245,12 @@ def long_sequence_facts(prepared: Prepared) -> LongSequenceFacts:
         q_chunk=knobs.q_chunk,
         mem_summarizer=knobs.mem_summarizer,
         mass_correction=knobs.mass_correction,
+        exact_every=knobs.exact_every,
     )
+
+
+def _exact_steps(every: int) -> str:
+    return f"one step in {every} exact" if every else "no exact steps"
 
 
 def _environment(prepared: Prepared) -> Environment:

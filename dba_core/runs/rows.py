@@ -79,6 +79,8 @@ def loss_rows(losses: LossFacts) -> Iterable[Row]:
         f"{losses.held_out:.4f} over {losses.held_out_tokens:,} tokens ({losses.checkpoint} weights, "
         f"step {losses.checkpoint_step})",
     )
+    if losses.held_out_as_trained is not None:
+        yield "Held-out loss as trained", f"{losses.held_out_as_trained:.4f} with the long-sequence path"
     per_byte = f", {losses.bits_per_byte:.4f} bits per byte" if losses.bits_per_byte is not None else ""
     yield "Perplexity", f"{losses.perplexity:.3f}{per_byte}"
 

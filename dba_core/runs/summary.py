@@ -63,6 +63,7 @@ class LongSequenceFacts:
     q_chunk: int
     mem_summarizer: str | None
     mass_correction: bool
+    exact_every: int
 
 
 @attrs.frozen(kw_only=True)
@@ -70,11 +71,13 @@ class LossFacts:
     """Losses in nats per token.
 
     train: mean of the logged steps of the last 5% of the run. held_out, perplexity, bits_per_byte: of the
-    `checkpoint` weights over `held_out_tokens` tokens.
+    `checkpoint` weights over `held_out_tokens` tokens, with exact attention. held_out_as_trained: the same
+    with the long-sequence path; None where training did not take it.
     """
 
     train: float | None
     held_out: float
+    held_out_as_trained: float | None
     perplexity: float
     bits_per_byte: float | None
     held_out_tokens: int

@@ -81,6 +81,7 @@ def evaluation_sections(result: RunEvaluation) -> list[Section]:
     losses = LossFacts(
         train=None,
         held_out=held_out.loss,
+        held_out_as_trained=None,
         perplexity=held_out.perplexity,
         bits_per_byte=held_out.bits_per_byte,
         held_out_tokens=held_out.tokens,

@@ -7,6 +7,7 @@ called. All processes call the same methods in the same order. Called by trainin
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -104,7 +105,8 @@ class Session:
         """
         lr = learning_rate(self.progress.step, self.config.training)
         tokens, targets = self._sampler.next()
-        gradients = self._step.gradients(tokens, targets, stop=stop)
+        with self._attention():
+            gradients = self._step.gradients(tokens, targets, stop=stop)
         if not (math.isfinite(gradients.loss) and math.isfinite(gradients.grad_norm)):
             raise self._not_finite(
                 f"step {self.progress.step + 1} at learning rate {lr:g} has loss {gradients.loss:g} and "
@@ -113,6 +115,11 @@ class Session:
         self._step.apply(lr=lr)
         self.progress.step += 1
         return gradients, lr
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        """What the next step attends with: the long-sequence path's turn, or that of exact attention."""
+        exact = self.config.model.train_long_seq.exact_step(self.progress.step + 1)
+        return self.model.exact_in_training() if exact else contextlib.nullcontext()
 
     def evaluate(self) -> Evaluated:
         """The held-out loss, computed by the main process and told to all. Updates the progress."""

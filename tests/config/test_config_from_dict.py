@@ -77,7 +77,7 @@ def test_the_flat_spelling_of_every_long_sequence_knob() -> None:
         local_window=32,
         q_chunk=8,
         mem_summarizer="mean",
-        mass_correction=False,
+        mass_correction=True,
     )
     flat = {f"train_long_seq_{key}": value for key, value in attrs.asdict(knobs).items()}
     assert ModelConfig.from_dict(flat).train_long_seq == knobs

@@ -61,7 +61,7 @@ def model() -> LanguageModel:
     ("changes", "sizes", "null_token"),
     [
         ({}, {}, "none"),
-        ({"mass_correction": False}, {}, "learned"),
+        ({"mass_correction": True}, {}, "learned"),
         ({"mem_block": 3, "q_chunk": 1}, {"n_kv_heads": 2}, "learned"),
         ({"local_window": 0, "q_chunk": 16}, {"n_kv_heads": 1, "v_head_dim": 12}, "none"),
     ],
@@ -145,7 +145,7 @@ def test_one_exact_pass_serves_all_settings_and_logits_come_in_slices(
 
     monkeypatch.setattr(model, "hidden", note_pass)
     monkeypatch.setattr(model, "logits", note_logits)
-    settings = [PATH, attrs.evolve(PATH, mem_block=8), attrs.evolve(PATH, mass_correction=False)]
+    settings = [PATH, attrs.evolve(PATH, mem_block=8), attrs.evolve(PATH, mass_correction=True)]
     measure_drift(model, DOCUMENTS, settings, slice_tokens=8, on_pass=lambda: passes.append(1))
     assert approximated == [False, True, True, True] * 2
     assert len(passes) == 8
@@ -153,7 +153,7 @@ def test_one_exact_pass_serves_all_settings_and_logits_come_in_slices(
 
 
 def test_each_setting_of_a_sweep_is_measured_as_if_alone(model: LanguageModel) -> None:
-    settings = [PATH, attrs.evolve(PATH, mem_block=7, q_chunk=3), attrs.evolve(PATH, mass_correction=False)]
+    settings = [PATH, attrs.evolve(PATH, mem_block=7, q_chunk=3), attrs.evolve(PATH, mass_correction=True)]
     together = measure_drift(model, DOCUMENTS, settings)
     figures = {each.total.result().kl for each in together}
     assert len(figures) == 3, "the settings differ"

@@ -56,6 +56,27 @@ def test_plugins_and_policy_change_exactly_what_they_say(inputs, tiny, tmp_path:
     assert changed == {"gate", "null_token"}
 
 
+LONG = ("threshold=16", "mem_block=2", "local_window=2", "q_chunk=2")
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_run_that_takes_the_path_reports_both_losses(inputs, tmp_path: Path, every: int) -> None:
+    knobs = [f"model.train_long_seq.{knob}" for knob in (*LONG, f"exact_every={every}")]
+    sets = [word for knob in (*knobs, "training.steps=40", "training.lr=1e-2") for word in ("--set", knob)]
+    args = [*inputs, *sets, "--plugin", "summarizer=mean", "--out", str(tmp_path / "runs"), "--json"]
+    done = dba("run", *args, "--quiet")
+    assert done.code == 0, done.err
+    turn = "one step in 2 exact" if every else "no exact steps"
+    assert done.json["long_sequence"]["text"].endswith(f"mass correction off, {turn}")
+    losses, folder = done.json["losses"], only_run(tmp_path / "runs")
+    as_trained = dba("eval", str(folder.path), "--long-seq", "--json").json["held_out"]["loss"]
+    assert losses["held_out_as_trained"] == pytest.approx(as_trained, rel=1e-6)
+    assert losses["held_out"] != losses["held_out_as_trained"]
+    far = losses["held_out"] - losses["held_out_as_trained"] > 0.1
+    assert far == any("smaller model.train_long_seq.exact_every" in text for text in done.json["warnings"])
+    assert f"{as_trained:.4f} with the long-sequence path" in folder.summary_md.read_text()
+
+
 def test_a_dry_run_describes_and_writes_nothing(inputs, tiny, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     done = dba("run", *inputs, "--dry-run", "--json", "--out", str(tmp_path / "runs"))

@@ -19,6 +19,7 @@ from dba_core.config.plugins import PluginChoice, PluginChoices, PluginRecord  #
 from dba_core.model.language_model import LanguageModel  # noqa: E402
 from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention  # noqa: E402
 from dba_core.runs.gates import gate_means  # noqa: E402
+from dba_core.runs.outcome import _far_from_exact  # noqa: E402
 from dba_core.runs.rows import human_count, printable  # noqa: E402
 from dba_core.runs.selection import model_choices  # noqa: E402
 from dba_core.training.events import Evaluated, StepFinished, TrainingStarted  # noqa: E402
@@ -158,3 +159,17 @@ def test_human_count(count: float, text: str) -> None:
 
 def test_printable_keeps_text_and_hides_control_characters() -> None:
     assert printable("a\tb\nc ü\x1b[31m\r\x00") == "a\tb\nc ü\ufffd[31m\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("exact", "as_trained", "warned"), [(3.1, 2.1, True), (2.15, 2.1, False), (2.0, None, False)]
+)
+def test_weights_that_exact_attention_reads_worse_are_warned_about(exact, as_trained, warned) -> None:
+    measured = SimpleNamespace(
+        held_out=SimpleNamespace(loss=exact),
+        held_out_as_trained=None if as_trained is None else SimpleNamespace(loss=as_trained),
+    )
+    (*warnings,) = _far_from_exact(measured)
+    assert len(warnings) == warned
+    if warned:
+        assert "loses 1.00 nats per token more than the long-sequence path" in warnings[0]
