@@ -303,7 +303,7 @@ def test_eval_long_seq_is_the_loss_under_the_runs_own_numbers(dba, place: Path, 
     assert found["fidelity"] == plain["fidelity"], "decoding reads a cache and is not touched"
     table = dba("eval", folder_of(place, "conv"), "--long-seq").out
     assert (
-        "long-sequence path: summarizer conv, mem_block 4, local_window 4, q_chunk 4, mass correction on"
+        "long-sequence path: summarizer conv, mem_block 4, local_window 4, q_chunk 4, mass correction off"
         in table
     )
 
