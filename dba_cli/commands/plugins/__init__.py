@@ -1,0 +1,19 @@
+"""`dba plugins`: the group; each command is a module of this package, imported when it is called."""
+
+from __future__ import annotations
+
+import click
+
+from dba_cli.lazy import LazyCommand, LazyGroup
+
+_HERE = "dba_cli.commands.plugins"
+_COMMANDS = {
+    "list": LazyCommand(f"{_HERE}.list:list_plugins", "List the installed plugins. Imports none of them."),
+    "info": LazyCommand(f"{_HERE}.info:info", "Describe a plugin: what it is, where from, its options."),
+    "why": LazyCommand(f"{_HERE}.why:why", "Explain which plugin a configuration gets, and why not others."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=_COMMANDS)
+def plugins() -> None:
+    """List, describe and explain plugins."""

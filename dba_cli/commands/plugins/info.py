@@ -1,0 +1,70 @@
+"""`dba plugins info`: one plugin, imported and described."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with
+from dba_core.contracts import Kind
+
+if TYPE_CHECKING:
+    from dba_core.registry import LoadedPlugin
+
+
+@click.command()
+@click.argument("name")
+@click.option("--kind", type=KIND, help="Where two kinds have a plugin of that name.")
+@json_option
+def info(name: str, kind: Kind | None, as_json: bool) -> None:
+    """Describe the plugin NAME: what it is, where it is from, its options.
+
+    \b
+    Examples:
+      dba plugins info causal
+      dba plugins info none --kind gate
+    """
+    from dba_cli.rendering import echo_json
+    from dba_core.registry import Registry
+
+    registry = Registry.default()
+    loaded = [registry.load(each, name) for each in kinds_with(registry, name, kind)]
+    if as_json:
+        documents = [_document(each) for each in loaded]
+        echo_json(documents[0] if len(documents) == 1 else documents)
+        return
+    for each in loaded:
+        _show(each)
+
+
+def _show(loaded: LoadedPlugin) -> None:
+    from dba_cli.rendering import columns, two_columns
+    from dba_core.registry.options import describe_options
+
+    info, plugin = loaded.info, loaded.plugin
+    two_columns(
+        f"{info.kind} {info.name}",
+        [
+            ("What", plugin.summary),
+            ("Distribution", f"{info.distribution} {info.version}"),
+            ("Module", info.module),
+            ("Contract", str(plugin.contract)),
+            ("Choose it with", f"--plugin {info.kind}={info.name}"),
+        ],
+    )
+    options = [(name, kind, repr(default)) for name, kind, default in describe_options(plugin.options_class)]
+    if options:
+        columns("Options", ["name", "type", "default"], options)
+
+
+def _document(loaded: LoadedPlugin) -> dict[str, Any]:
+    from dba_core.registry.options import describe_options
+
+    options = describe_options(loaded.plugin.options_class)
+    return {
+        **info_document(loaded.info),
+        "summary": loaded.plugin.summary,
+        "contract": loaded.plugin.contract,
+        "options": [{"name": name, "type": kind, "default": default} for name, kind, default in options],
+    }
