@@ -10,6 +10,7 @@ _HERE = "dba_cli.commands.plugins"
 _COMMANDS = {
     "list": LazyCommand(f"{_HERE}.list:list_plugins", "List the installed plugins. Imports none of them."),
     "info": LazyCommand(f"{_HERE}.info:info", "Describe a plugin: what it is, where from, its options."),
+    "new": LazyCommand(f"{_HERE}.new:new", "Write an installable package with a plugin of your own."),
     "why": LazyCommand(f"{_HERE}.why:why", "Explain which plugin a configuration gets, and why not others."),
 }
 
