@@ -77,8 +77,8 @@ class PluginPackage:
     def __attrs_post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name == "auto" or keyword.iskeyword(self.name):
             raise UsageError(
-                f"{self.name!r} cannot name a new plugin; allowed: lower-case letters, digits, and '-' or '_' "
-                "between them, beginning with a letter, and neither 'auto' nor a Python keyword. "
+                f"{self.name!r} cannot name a new plugin; allowed: lower-case letters, digits, and '-' or "
+                "'_' between them, beginning with a letter, and neither 'auto' nor a Python keyword. "
                 "Choose one like my-pooling"
             )
 
@@ -132,9 +132,7 @@ def write_package(package: PluginPackage, folder: Path) -> list[Path]:
     that exists and for one whose parent does not.
     """
     if folder.exists():
-        raise UsageError(
-            f"{folder} exists already, and nothing is overwritten; name another place with --out"
-        )
+        raise UsageError(f"{folder} exists already, and is left as it is; name another place with --out")
     if not folder.parent.is_dir():
         raise UsageError(f"{folder.parent} is no folder; make it first, or name another place with --out")
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

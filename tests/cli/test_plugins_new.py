@@ -1,4 +1,4 @@
-"""`dba plugins new`: what it writes, and what it refuses. That the packages work is shown in tests/scaffold."""
+"""`dba plugins new`: what it writes, and what it refuses. That the packages work: tests/ecosystem."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_out_names_the_folder_and_an_existing_one_is_left_alone(
     (folder / "notes.txt").write_text("precious", encoding="utf-8")
     assert main(["plugins", "new", "gate", "mine", "--out", str(folder)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {folder} exists already, and nothing is overwritten; name another place with --out\n"
+        f"error: {folder} exists already, and is left as it is; name another place with --out\n"
     )
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
     assert main(["plugins", "new", "gate", "mine", "--out", str(tmp_path / "other")]) == 0
