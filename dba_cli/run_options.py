@@ -58,13 +58,17 @@ def _decode_backend(text: str) -> tuple[Kind, PluginChoice]:
     from dba_core.config.overrides import parse_plugin
     from dba_core.config.plugins import PluginChoice
 
-    kind, name, options = parse_plugin(text)
-    if kind != "decode_backend":
+    given = parse_plugin(text)
+    if given.kind != "decode_backend":
         raise UsageError(
-            f"--plugin {text!r}: a trained model keeps its {kind}; only decode_backend can be chosen here, "
-            "as in --plugin decode_backend=streaming"
+            f"--plugin {text!r}: a trained model keeps its {given.kind}; only decode_backend can be chosen "
+            "here, as in --plugin decode_backend=streaming"
         )
-    return kind, PluginChoice(name, options=options)
+    if given.layers:
+        raise UsageError(
+            f"--plugin {text!r}: here a decode backend is for all layers; leave out @layers.{given.layers}"
+        )
+    return given.kind, PluginChoice(given.name, options=given.options)
 
 
 _OPTIONS = (

@@ -15,7 +15,7 @@ from cattrs import Converter
 from cattrs.errors import ClassValidationError, IterableValidationError
 from cattrs.gen import make_dict_structure_fn
 
-from dba_core.config.exact import exact, inside, mismatch, optional, plain_table
+from dba_core.config.exact import exact, inside, mismatch, optional, plain_table, table
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import ConfigError, unknown
 
@@ -52,9 +52,15 @@ def structure(data: Any, cls: type[T]) -> T:
     try:
         return _CONVERTER.structure(data, cls)
     except (ConfigError, ClassValidationError, IterableValidationError) as error:
-        first, *others = _config_errors(error, "")
+        found = _one_error(error)
+    raise found
+
+
+def _one_error(error: BaseException) -> ConfigError:
+    """The first error of cattrs' tree, the others in its text."""
+    first, *others = _config_errors(error, "")
     also = "".join(f". Also {other}" for other in others)
-    raise type(first)(first.message.rstrip(".") + also if others else first.message, path=first.path)
+    return type(first)(first.message.rstrip(".") + also if others else first.message, path=first.path)
 
 
 def unstructure(value: Any) -> Any:
@@ -144,6 +150,28 @@ def _sequence(hint: Any, converter: Converter) -> Callable[[Any, Any], Any]:
     return read
 
 
+def _table(hint: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    """dict[str, X] from a table."""
+    item = typing.get_args(hint)[1]
+
+    def read(data: Any, _: Any) -> Any:
+        return table(data, lambda value: _structured(converter, value, item))
+
+    return read
+
+
+def _structured(converter: Converter, value: Any, item: Any) -> Any:
+    """One item; its errors become one ConfigError, which the table puts under its key."""
+    try:
+        return converter.structure(value, item)
+    except (ClassValidationError, IterableValidationError) as error:
+        raise _one_error(error) from None
+
+
+def _is_table(hint: Any) -> bool:
+    return _origin(hint) is dict and typing.get_args(hint)[0] is str
+
+
 def _is_sequence(hint: Any) -> bool:
     args = typing.get_args(hint)
     return (_origin(hint) is list and len(args) == 1) or (
@@ -168,6 +196,7 @@ def _make_converter() -> Converter:
         converter.register_structure_hook(kind, exact)
     converter.register_structure_hook_factory(_is_sequence, _sequence)
     converter.register_structure_hook_func(lambda hint: _origin(hint) is typing.Literal, _literal)
+    converter.register_structure_hook_factory(_is_table, _table)
     converter.register_structure_hook_func(
         lambda hint: hint == dict[str, Any], lambda data, _: plain_table(data)
     )

@@ -36,7 +36,8 @@ def exact(value: Any, hint: Any) -> Any:
     if inner is not None:
         return None if value is None else exact(value, inner)
     if typing.get_origin(hint) is dict:
-        return plain_table(value)
+        inner = typing.get_args(hint)[1]
+        return table(value, plain if inner is Any else lambda item: exact(item, inner))
     if typing.get_origin(hint) is tuple:
         return _texts(value)
     if hint is float:
@@ -87,12 +88,17 @@ def plain(value: Any) -> Any:
 
 def plain_table(value: Any) -> dict[str, Any]:
     """`value` if it is a table of plain values with texts as keys."""
+    return table(value, plain)
+
+
+def table(value: Any, check: typing.Callable[[Any], Any]) -> dict[str, Any]:
+    """`value` if it is a table with texts as keys, each item as `check` gives it."""
     if not isinstance(value, Mapping):
         raise ConfigError(mismatch(value, "a table"))
     for key in value:
         if not isinstance(key, str):
             raise ConfigError(f"the key {key!r} is {describe(key)}; allowed: a text")
-    return {key: inside(key, plain, item) for key, item in value.items()}
+    return {key: inside(key, check, item) for key, item in value.items()}
 
 
 def describe(value: Any) -> str:

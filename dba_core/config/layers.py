@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from dba_core.config.layer_ranges import layers_text, parse_layers
 from dba_core.config.long_sequence import FLAT_SPELLINGS
 from dba_core.contracts import KINDS, Kind
 from dba_core.errors import ConfigError
@@ -69,19 +70,28 @@ def normalized(layer: Layer) -> Layer:
     return _linked(spelled)
 
 
-def merge(below: Layer, above: Layer, *, replaced: Iterable[Kind] = ()) -> Layer:
-    """`above` over `below`. A plugin with a new name (or in `replaced`) loses those options and record."""
-    dropped = {kind for kind in KINDS if _renamed(kind, below, above)} | set(replaced)
+def merge(below: Layer, above: Layer, *, replaced: Iterable[Path] = ()) -> Layer:
+    """`above` over `below`. A choice of a plugin with a new name (or in `replaced`) loses its options and
+    record; layers that `above` chooses a plugin for leave the choices that `below` has for more layers.
+    """
+    below = _without_layers(below, above)
+    dropped = {path for path in map(_choice_of, above) if path and _renamed(path, below, above)}
+    dropped |= set(replaced)
     merged = {
         path: setting
         for path, setting in below.items()
-        if not (path[0] == "plugins" and len(path) > 2 and path[1] in dropped and path[2] != "name")
+        if _choice_of(path) not in dropped or path[-1] == "name"
     }
     for path, setting in above.items():
         for other in [other for other in merged if _overlap(path, other)]:
             del merged[other]
         merged[path] = setting
     return merged
+
+
+def choice_path(kind: Kind, layers: str = "") -> Path:
+    """Where the choice of a kind stands, for all layers or for some."""
+    return ("plugins", "layers", layers, kind) if layers else ("plugins", kind)
 
 
 def contradiction(first: tuple[Path, Setting], second: tuple[Path, Setting]) -> ConfigError:
@@ -111,17 +121,63 @@ def _linked(layer: Layer) -> Layer:
 def _field_path(path: Path) -> Path:
     if len(path) == 2 and path[0] == "model" and path[1] in FLAT_SPELLINGS:
         return ("model", "train_long_seq", FLAT_SPELLINGS[path[1]])
-    if len(path) == 2 and path[0] == "plugins" and path[1] in KINDS:
-        return (*path, "name")
-    return path
+    path = _with_layers(path)
+    return (*path, "name") if path == _choice_of(path) else path
+
+
+def _with_layers(path: Path) -> Path:
+    """The path with its layers spelled shortest; a wrong text stays, for the configuration's error."""
+    if path[:2] != ("plugins", "layers") or len(path) < 3:
+        return path
+    layers = _layers(path)
+    return (*path[:2], layers_text(layers), *path[3:]) if layers else path
+
+
+def _layers(path: Path) -> frozenset[int]:
+    """The layers of a path below `plugins.layers`; none where the text is wrong."""
+    try:
+        return parse_layers(path[2])
+    except ConfigError:
+        return frozenset()
+
+
+def _choice_of(path: Path) -> Path | None:
+    """The path of the choice that a path belongs to, None for any other path."""
+    if path[0] == "plugins":
+        for length in (2, 4):
+            in_layers = path[1:2] == ("layers",)
+            if len(path) >= length and path[length - 1] in KINDS and in_layers == (length == 4):
+                return path[:length]
+    return None
+
+
+def _without_layers(below: Layer, above: Layer) -> Layer:
+    """`below` without the layers that `above` chooses a plugin of the same kind for."""
+    chosen = {path for path in map(_choice_of, above) if path}
+    taken: dict[str, frozenset[int]] = {}
+    for choice in chosen:
+        if len(choice) == 4:
+            taken[choice[3]] = taken.get(choice[3], frozenset()) | _layers(choice)
+    kept: Layer = {}
+    for path, setting in below.items():
+        choice = _choice_of(path) or ()
+        layers = _layers(path) if len(choice) == 4 and choice not in chosen else frozenset()
+        left = layers - taken.get(path[3] if layers else "", frozenset())
+        if left == layers:
+            kept[path] = setting
+        elif left:
+            shorter = (*path[:2], layers_text(left), *path[3:])
+            kept[shorter] = setting
+    return kept
 
 
 def _is_options(path: Path) -> bool:
-    return len(path) == 3 and path[0] == "plugins" and path[2] == "options"
+    choice = _choice_of(path)
+    return choice is not None and path == (*choice, "options")
 
 
-def _renamed(kind: Kind, below: Layer, above: Layer) -> bool:
-    old, new = below.get(("plugins", kind, "name")), above.get(("plugins", kind, "name"))
+def _renamed(choice: Path, below: Layer, above: Layer) -> bool:
+    old, new = below.get((*choice, "name")), above.get((*choice, "name"))
     return new is not None and (old is None or old.value != new.value)
 
 

@@ -69,17 +69,15 @@ def _with_command_line(
     below: Layer, sets: Sequence[str], plugins: Sequence[str], kv_policy: str | None
 ) -> Layer:
     """The three options stand on one level: where they contradict each other, that is an error."""
-    chosen, kinds = from_plugins(plugins)
+    chosen, replaced = from_plugins(plugins)
     layers = [normalized(chosen), normalized(from_sets(sets)), from_kv_policy(kv_policy)]
     for index, layer in enumerate(layers):
         for other in layers[:index]:
             for path in layer.keys() & other.keys():
                 if layer[path].value != other[path].value:
                     raise contradiction((path, other[path]), (path, layer[path]))
-    merged = merge(below, layers[0], replaced=kinds)
-    for layer in layers[1:]:
-        merged = merge(merged, layer)
-    return merged
+    together = {path: setting for layer in layers for path, setting in layer.items()}
+    return merge(below, together, replaced=replaced)
 
 
 def _with_origin(error: ConfigError, settings: Layer) -> ConfigError:

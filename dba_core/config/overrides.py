@@ -2,6 +2,7 @@
 
     --set model.d_model=256          DBA__MODEL__D_MODEL=256
     --plugin summarizer=conv:kernel=3,bias=true
+    --plugin summarizer@layers.0-3=mean
     --kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
 
 A value is read as TOML; a bare word is a text. Called by `loading`.
@@ -12,8 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from dba_core.config.converter import one_policy
-from dba_core.config.layers import Layer, Path, Setting, flatten
+from dba_core.config.layer_ranges import layers_text, parse_layers
+from dba_core.config.layers import Layer, Path, Setting, choice_path, flatten
 from dba_core.config.toml_io import parse_toml
 from dba_core.contracts import KINDS, Kind
 from dba_core.errors import ConfigError, unknown
@@ -47,17 +51,23 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
     return layer
 
 
-def from_plugins(plugins: Sequence[str]) -> tuple[Layer, frozenset[Kind]]:
-    """The layer of all `--plugin`, and the kinds whose choice it replaces as a whole."""
+def from_plugins(plugins: Sequence[str]) -> tuple[Layer, frozenset[Path]]:
+    """The layer of all `--plugin`, and the choices (`choice_path`) that it replaces as a whole.
+
+    Raises ConfigError for two choices of one layer.
+    """
     layer: Layer = {}
-    kinds: set[Kind] = set()
+    given: dict[Path, str] = {}
     for text in plugins:
-        kind, name, options = parse_plugin(text)
-        kinds.add(kind)
-        layer = {path: setting for path, setting in layer.items() if path[1] != kind}
-        layer[("plugins", kind, "name")] = Setting(name, "--plugin")
-        layer.update(flatten(options, "--plugin", above=("plugins", kind, "options")))
-    return layer, frozenset(kinds)
+        each = parse_plugin(text)
+        path = choice_path(each.kind, each.layers)
+        if given.setdefault(path, text) != text:
+            raise ConfigError(
+                f"--plugin {given[path]!r} and --plugin {text!r} choose the same; give one of them"
+            )
+        layer.update(flatten({"name": each.name}, "--plugin", above=path))
+        layer.update(flatten(each.options, "--plugin", above=(*path, "options")))
+    return layer, frozenset(given)
 
 
 def from_kv_policy(kv_policy: str | None) -> Layer:
@@ -65,22 +75,49 @@ def from_kv_policy(kv_policy: str | None) -> Layer:
     return {} if kv_policy is None else {("kv_policy",): Setting(kv_policy, "--kv-policy")}
 
 
-def parse_plugin(text: str) -> tuple[Kind, str, dict[str, Any]]:
-    """`kind=name`, `kind=name:key=value,...`, the name also as `distribution:name`."""
-    given, equals, rest = text.partition("=")
-    known: dict[str, Kind] = {kind: kind for kind in KINDS}
+@attrs.frozen(kw_only=True)
+class PluginArgument:
+    """What one `--plugin` says. layers: "" is every layer without a choice of its own."""
+
+    kind: Kind
+    name: str
+    options: dict[str, Any] = attrs.field(factory=dict)
+    layers: str = ""
+
+
+def parse_plugin(text: str) -> PluginArgument:
+    """`kind=name`, `kind=name:key=value,...`, the name also as `distribution:name`, the kind also as
+    `kind@layers.0-3`.
+    """
+    target, equals, rest = text.partition("=")
     if not equals or not rest.strip():
         raise ConfigError(f"--plugin {text!r} is not kind=name; {_PLUGIN_FORM}")
-    if given.strip() not in known:
-        raise ConfigError(f"--plugin {text!r}: {unknown('plugin kind', given.strip(), KINDS)}")
-    kind = known[given.strip()]
+    kind, layers = _target(target, text)
     name, colon, options = rest.partition(":")
     second, more, after = options.partition(":")
     if second.strip(", ") and "=" not in second:
         name, colon, options = f"{name.strip()}:{second.strip()}", more, after
     if not name.strip(": ") or "=" in name or (colon and not options.strip()):
         raise ConfigError(f"--plugin {text!r} is not kind=name:key=value; {_PLUGIN_FORM}")
-    return kind, name.strip(), dict(_option(part, text) for part in _split(options)) if colon else {}
+    given = dict(_option(part, text) for part in _split(options)) if colon else {}
+    return PluginArgument(kind=kind, name=name.strip(), options=given, layers=layers)
+
+
+def _target(target: str, text: str) -> tuple[Kind, str]:
+    """The kind and the layers of what stands before the `=`."""
+    given, at, place = (part.strip() for part in target.partition("@"))
+    known: dict[str, Kind] = {kind: kind for kind in KINDS}
+    if given not in known:
+        raise ConfigError(f"--plugin {text!r}: {unknown('plugin kind', given, KINDS)}")
+    if not at:
+        return known[given], ""
+    word, _, numbers = place.partition(".")
+    if word.strip() != "layers":
+        raise ConfigError(f"--plugin {text!r}: {place!r} is no place; write it as in {given}@layers.0-3=name")
+    try:
+        return known[given], layers_text(parse_layers(numbers))
+    except ConfigError as error:
+        raise ConfigError(f"--plugin {text!r}: {error.message}") from None
 
 
 def parse_value(text: str) -> Any:

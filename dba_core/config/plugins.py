@@ -1,15 +1,19 @@
-"""Which plugin is chosen for each kind, and what a run recorded about it."""
+"""Which plugin is chosen for each kind, in all layers or in some, and what a run recorded about it."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from dba_core.config.converter import Serializable
 from dba_core.config.exact import exact_types
+from dba_core.config.layer_ranges import parse_layers
 from dba_core.config.validators import not_empty
-from dba_core.contracts import Kind
+from dba_core.contracts import KINDS, Kind
+from dba_core.errors import ConfigError, unknown
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
@@ -38,15 +42,28 @@ class PluginChoice(Serializable):
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
 class PluginChoices(Serializable):
-    """One choice per kind."""
+    """One choice per kind, and in `layers` those of single layers: `layers["0-3"]["summarizer"]`."""
 
     summarizer: PluginChoice = attrs.field(factory=PluginChoice)
     gate: PluginChoice = attrs.field(factory=PluginChoice)
     null_token: PluginChoice = attrs.field(factory=PluginChoice)
     decode_backend: PluginChoice = attrs.field(factory=PluginChoice)
+    layers: dict[str, dict[str, PluginChoice]] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for text, choices in self.layers.items():
+            try:
+                parse_layers(text)
+            except ConfigError as error:
+                raise error.under("layers") from None
+            for kind in choices:
+                if kind not in KINDS:
+                    raise ConfigError(unknown("plugin kind", kind, KINDS), path=f"layers.{text}.{kind}")
+        for kind in KINDS:
+            self._check_one_choice(kind)
 
     def of(self, kind: Kind) -> PluginChoice:
-        """The choice of one kind."""
+        """The choice of one kind, for the layers without one of their own."""
         choices: dict[Kind, PluginChoice] = {
             "summarizer": self.summarizer,
             "gate": self.gate,
@@ -54,3 +71,64 @@ class PluginChoices(Serializable):
             "decode_backend": self.decode_backend,
         }
         return choices[kind]
+
+    def own(self, kind: Kind) -> dict[str, PluginChoice]:
+        """The choices of one kind that single layers have, by the text of the layers."""
+        return {text: choices[kind] for text, choices in self.layers.items() if kind in choices}
+
+    def entries(self) -> Iterator[tuple[str, Kind, PluginChoice]]:
+        """Every choice with the text of its layers ("": the layers without a choice of their own)."""
+        for kind in KINDS:
+            yield "", kind, self.of(kind)
+            for text, choice in self.own(kind).items():
+                yield text, kind, choice
+
+    def of_layer(self, layer: int) -> PluginChoices:
+        """The choices of one layer."""
+        found = {
+            kind: choice for text, kind, choice in self.entries() if text and layer in parse_layers(text)
+        }
+        return attrs.evolve(self, layers={}, **found)
+
+    def is_own(self, kind: Kind, layer: int) -> bool:
+        """Whether this layer has a choice of its own."""
+        return any(layer in parse_layers(text) for text in self.own(kind))
+
+    def with_choices(self, choices: Mapping[tuple[str, str], PluginChoice]) -> PluginChoices:
+        """These choices replaced, by the text of the layers as in `entries`, and the kind."""
+        layers = {
+            text: {kind: choices.get((text, kind), own) for kind, own in table.items()}
+            for text, table in self.layers.items()
+        }
+        return PluginChoices(
+            layers=layers, **{kind: choices.get(("", kind), self.of(kind)) for kind in KINDS}
+        )
+
+    def in_all_layers(self, kind: Kind, choice: PluginChoice) -> PluginChoices:
+        """`choice` in every layer, those with a choice of their own included."""
+        kept = {
+            text: {other: own for other, own in table.items() if other != kind}
+            for text, table in self.layers.items()
+        }
+        layers = {text: table for text, table in kept.items() if table}
+        return attrs.evolve(self, layers=layers, **{kind: choice})
+
+    def check_layers(self, n_layers: int) -> None:
+        """Raise ConfigError where a choice is for a layer that a model of `n_layers` does not have."""
+        for text in self.layers:
+            last = max(parse_layers(text))
+            if last >= n_layers:
+                raise ConfigError(
+                    f"layer {last} is not there; model.n_layers={n_layers} allows 0 to {n_layers - 1}",
+                    path=f"plugins.layers.{text}",
+                )
+
+    def _check_one_choice(self, kind: Kind) -> None:
+        for (text, choice), (other, second) in itertools.combinations(self.own(kind).items(), 2):
+            both = parse_layers(text) & parse_layers(other)
+            if both:
+                raise ConfigError(
+                    f"layer {min(both)} has two choices of {kind}: {choice.name!r} from layers {text} and "
+                    f"{second.name!r} from layers {other}; give each layer one",
+                    path="layers",
+                )

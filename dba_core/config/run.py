@@ -40,6 +40,7 @@ class RunConfig(Serializable):
 
     def __attrs_post_init__(self) -> None:
         """`plugins.summarizer.name` and `model.train_long_seq.mem_summarizer` are one setting."""
+        self.plugins.check_layers(self.model.n_layers)
         plugin, memory = self.plugins.summarizer.name, self.model.train_long_seq.mem_summarizer
         if memory is None or memory == "auto":
             self._set_mem_summarizer(None if plugin == "auto" else plugin)

@@ -19,7 +19,6 @@ from dba_core.evaluation.metrics import FidelityAccumulator, FidelityMetrics
 from dba_core.generation.inference import inference
 
 if TYPE_CHECKING:
-    from dba_core.cache.kv_cache import KVCache
     from dba_core.model.language_model import LanguageModel
 
 FP32 = KVCachePolicy(k_sem=TensorFormat("fp32"), k_geo=TensorFormat("fp32"), v=TensorFormat("fp32"))
@@ -55,7 +54,7 @@ def policy_fidelity(
             batch, length = x.shape
             cache = model.new_cache(batch=batch, capacity=length, policy=chosen, rollback=0)
             exact = model.new_cache(batch=batch, capacity=length, policy=FP32, rollback=0)
-            backend, reference_backend = _backend(model, cache), _backend(model, exact)
+            backend, reference_backend = model.decode_backends(cache), model.decode_backends(exact)
             for t in range(length):
                 token = x[:, t : t + 1]
                 logits, reference = model(token, cache=cache), model(token, cache=exact)  # [B, 1, V]
@@ -66,7 +65,3 @@ def policy_fidelity(
         backend=backend,
         reference_backend=reference_backend,
     )
-
-
-def _backend(model: LanguageModel, cache: KVCache) -> str:
-    return model.attentions[0].decode_selection(cache.layers[0]).name

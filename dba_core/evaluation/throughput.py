@@ -62,7 +62,7 @@ def measure_throughput(
     tokens = torch.randint(vocab_size, (batch, context + decode_tokens), generator=generator).to(model.device)
     with inference(model):
         cache = model.new_cache(batch=batch, capacity=context + decode_tokens, policy=chosen, rollback=0)
-        backend = model.attentions[0].decode_selection(cache.layers[0]).name
+        backend = model.decode_backends(cache)
         times = [_once(model, tokens, cache, context) for _ in range(1 + repeats)][1:]
     prefill, decode = (statistics.median(seconds) for seconds in zip(*times, strict=True))
     return Throughput(

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import attrs
 from torch import Tensor, nn
 
 from dba_core.attention.module import DecoupledAttention
 from dba_core.cache.layer import LayerCache
 from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoices
 from dba_core.model.mlp import build_mlp
 from dba_core.model.norm import build_norm
+from dba_core.registry import Registry
 
 
 class Block(nn.Module):
@@ -39,3 +42,29 @@ class Block(nn.Module):
         x = x + self.dropout(self.attn(self.ln1(x), cache=cache, counts=counts))
         out: Tensor = x + self.dropout(self.ff(self.ln2(x)))
         return out
+
+
+def attention_of_layer(
+    config: ModelConfig, plugins: PluginChoices, *, layer: int, registry: Registry | None, device: str
+) -> DecoupledAttention:
+    """The attention of one layer with the choices of that layer. config: with resolved attention widths.
+
+    A summarizer that the layer has of its own counts, not `train_long_seq.mem_summarizer`, which is that of
+    the other layers.
+    """
+    long_sequence = config.train_long_seq
+    if plugins.is_own("summarizer", layer):
+        long_sequence = attrs.evolve(long_sequence, mem_summarizer=None)
+    own = plugins.of_layer(layer)
+    return DecoupledAttention(
+        config.attention,
+        gate=own.gate,
+        null_token=own.null_token,
+        summarizer=own.summarizer,
+        decode_backend=own.decode_backend,
+        train_long_seq=long_sequence,
+        registry=registry,
+        layer=layer,
+        context=config.context,
+        device=device,
+    )

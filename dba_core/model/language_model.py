@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
+import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from dba_core.attention.module import DecoupledAttention
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.layer_ranges import by_layer
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.contracts import Kind
 from dba_core.errors import CacheError, DataError
-from dba_core.model.block import Block
+from dba_core.model.block import Block, attention_of_layer
 from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
 from dba_core.registry import Registry, Selection
@@ -43,8 +45,8 @@ class LanguageModel(nn.Module):
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        """plugins: a choice per kind; None is `auto`, for the summarizer
-        `config.train_long_seq.mem_summarizer`.
+        """plugins: a choice per kind, for all layers or for some; None is `auto`, for the summarizer
+        `config.train_long_seq.mem_summarizer`. registry: None is the one of this process.
 
         The weights depend on `seed` alone: they are drawn on the CPU and then moved, so they are the same on
         every device. The caller's random state is left as it was.
@@ -56,6 +58,8 @@ class LanguageModel(nn.Module):
         self.config = config
         if plugins is None:
             plugins = PluginChoices(summarizer=PluginChoice(config.train_long_seq.mem_summarizer or "auto"))
+        plugins.check_layers(config.n_layers)
+        self._registry = registry
         narrow = config.embed_dim != config.d_model
         with torch.random.fork_rng(devices=[]):
             self.tok_emb = nn.Embedding(config.vocab_size, config.embed_dim)
@@ -124,7 +128,8 @@ class LanguageModel(nn.Module):
     ) -> Iterator[LongSequenceConfig]:
         """Within: evaluated, this model reads the far past as `config` says (exact attention is the rule).
 
-        Gives the configuration with every number and the summarizer's name, as it is used. Where a number is
+        Gives the configuration with every number and the summarizer's name, as it is used (where the layers
+        have several: all of them, each with its layers). Where a number is
         None it is chosen from the device and the model's context; `mem_summarizer` None is the model's own,
         or `mean` where it has none. `enabled` and `threshold` play no part, and neither training nor a pass
         with a cache changes. Raises UnsupportedError as
@@ -133,10 +138,13 @@ class LanguageModel(nn.Module):
         resolved = config.resolved(context=self.config.context, device=self.device.type)
         with contextlib.ExitStack() as stack:
             paths = [
-                stack.enter_context(attention.long_sequence_at_evaluation(resolved, registry=registry))
+                stack.enter_context(
+                    attention.long_sequence_at_evaluation(resolved, registry=registry or self._registry)
+                )
                 for attention in self.attentions
             ]
-            yield paths[0].config
+            names = [path.config.mem_summarizer or "" for path in paths]
+            yield attrs.evolve(paths[0].config, mem_summarizer=by_layer(names))
 
     @contextlib.contextmanager
     def exact_in_training(self) -> Iterator[None]:
@@ -174,6 +182,15 @@ class LanguageModel(nn.Module):
     def selections(self) -> dict[Kind, Selection]:
         """What the registry chose for each kind of plugin and why, in the first layer."""
         return self.attentions[0].selections
+
+    def decode_selections(self, cache: KVCache) -> list[Selection]:
+        """The decode backend that the registry chose for this cache and why, layer by layer."""
+        pairs = zip(self.attentions, cache.layers, strict=True)
+        return [attention.decode_selection(layer) for attention, layer in pairs]
+
+    def decode_backends(self, cache: KVCache) -> str:
+        """The names of the decode backends that serve this cache, with their layers where they differ."""
+        return by_layer([selection.name for selection in self.decode_selections(cache)])
 
     @property
     def device(self) -> torch.device:
@@ -236,20 +253,9 @@ def _build_block(
     device: str,
     layer: int,
 ) -> Block:
-    """Layer `layer`. Plugins that draw numbers at random draw the same ones whatever the other layers
-    hold.
+    """Layer `layer` with its own choices. Plugins that draw numbers at random draw the same ones whatever the
+    other layers hold.
     """
     torch.default_generator.manual_seed(seed_of(seed, f"blocks.{layer}.attn"))
-    attention = DecoupledAttention(
-        config.attention,
-        gate=plugins.gate,
-        null_token=plugins.null_token,
-        summarizer=plugins.summarizer,
-        decode_backend=plugins.decode_backend,
-        train_long_seq=config.train_long_seq,
-        registry=registry,
-        layer=layer,
-        context=config.context,
-        device=device,
-    )
+    attention = attention_of_layer(config, plugins, layer=layer, registry=registry, device=device)
     return Block(config, attention)

@@ -7,31 +7,40 @@ Called before a recorded configuration runs again; a difference stops it (exit c
 from __future__ import annotations
 
 from dba_core.config.plugins import PluginChoice, PluginChoices
-from dba_core.contracts import CONTRACT_VERSIONS, KINDS, Kind
+from dba_core.contracts import CONTRACT_VERSIONS, Kind
 from dba_core.errors import RecordMismatchError
 from dba_core.registry.discovery import PluginInfo, canonical
 from dba_core.registry.registry import Registry
 
 
-def check_record(kind: Kind, choice: PluginChoice, registry: Registry, allow_drift: bool) -> str | None:
+def check_record(
+    kind: Kind, choice: PluginChoice, registry: Registry, allow_drift: bool, *, layers: str = ""
+) -> str | None:
     """Compare `choice.record` with what is installed. None when equal or when nothing was recorded.
+
+    layers: the layers that chose it for themselves.
 
     Raises RecordMismatchError that names recorded and installed; `allow_drift` returns the text.
     """
     difference = _difference(kind, choice, registry)
     if difference is None:
         return None
+    place = f"@layers.{layers}" if layers else ""
+    difference = f"in layers {layers}, {difference}" if layers else difference
     if allow_drift:
         return f"{difference} Going on, because drift is allowed."
     raise RecordMismatchError(
-        f"{difference} Install what was recorded, choose another with --plugin {kind}=NAME, "
+        f"{difference} Install what was recorded, choose another with --plugin {kind}{place}=NAME, "
         "or run with --allow-drift."
     )
 
 
 def check_records(choices: PluginChoices, registry: Registry, allow_drift: bool) -> list[str]:
-    """`check_record` for every kind; the warnings of the drift that was allowed."""
-    found = (check_record(kind, choices.of(kind), registry, allow_drift) for kind in KINDS)
+    """`check_record` for every kind and layer; the warnings of the drift that was allowed."""
+    found = [
+        check_record(kind, choice, registry, allow_drift, layers=layers)
+        for layers, kind, choice in choices.entries()
+    ]
     return [warning for warning in found if warning is not None]
 
 

@@ -145,7 +145,7 @@ def trained_with(run: Run) -> str:
     config = attention.long_sequence
     if config is None or attention.summarizer is None:
         return "exact attention"
-    numbers = numbers_of(resolved_setting(run.model, config))
+    numbers = numbers_of(resolved_setting(run.model, attrs.evolve(config, mem_summarizer=None)))
     return f"long-sequence path from {config.threshold} tokens on ({numbers.text})"
 
 

@@ -11,7 +11,13 @@ from dba_core.registry import Registry
 from dba_core.runs.device import resolve_device
 from dba_core.runs.evaluate import null_attention
 from dba_core.runs.kv_memory import KvMemory
-from dba_core.runs.outcome import long_sequence_facts, memory_facts, model_facts, plugin_facts
+from dba_core.runs.outcome import (
+    layer_plugin_facts,
+    long_sequence_facts,
+    memory_facts,
+    model_facts,
+    plugin_facts,
+)
 from dba_core.runs.prepare import prepare
 from dba_core.runs.summary import LongSequenceFacts, ModelFacts, PluginFacts, as_plain
 
@@ -25,6 +31,7 @@ class DryRun:
     model: ModelFacts
     data: dict[str, Any]
     plugins: dict[str, PluginFacts]
+    layer_plugins: dict[str, dict[str, PluginFacts]]
     kv_policy: str
     kv_memory: KvMemory
     null_attention: str
@@ -53,9 +60,10 @@ def dry_run(loaded: LoadedConfig, *, registry: Registry | None = None, allow_dri
         model=model,
         data=prepared.corpus.describe(),
         plugins=plugin_facts(prepared),
+        layer_plugins=layer_plugin_facts(prepared),
         kv_policy=config.kv_policy.short,
         kv_memory=memory_facts(prepared),
-        null_attention=null_attention(prepared.model, prepared.selections["decode_backend"]),
+        null_attention=null_attention(prepared.model, prepared.selections.decode_backends),
         long_sequence=long_sequence_facts(prepared),
         steps=config.training.steps,
         training_tokens=tokens,

@@ -6,7 +6,7 @@ Called by the job at the end of a run and by `dba eval`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -70,11 +70,16 @@ def evaluate_fidelity(
     )
 
 
-def null_attention(model: LanguageModel, decode: Selection) -> str:
-    """Whether there is a null token, and whether the backend that decodes has it in its own kernel."""
-    if model.attentions[0].null_token is None:
+def null_attention(model: LanguageModel, decode: Sequence[Selection]) -> str:
+    """Whether there is a null token, and whether every backend that decodes one has it in its own kernel.
+
+    decode: the backend of every layer.
+    """
+    pairs = zip(model.attentions, decode, strict=True)
+    fused = [selection.build().fused_null for layer, selection in pairs if layer.null_token is not None]
+    if not fused:
         return INACTIVE
-    return FUSED if decode.build().fused_null else UNFUSED
+    return FUSED if all(fused) else UNFUSED
 
 
 @attrs.frozen(kw_only=True)
@@ -130,7 +135,7 @@ def evaluate_run(
         long_sequence=long_sequence,
         kv_policy=config.kv_policy.short,
         kv_memory=kv_memory(config.model.attention.shape, config.model.n_layers, config.kv_policy),
-        null_attention=null_attention(model, model.attentions[0].decode_selection(cache.layers[0])),
+        null_attention=null_attention(model, model.decode_selections(cache)),
         fidelity=evaluate_fidelity(model, tokens, config.kv_policy, config),
     )
 

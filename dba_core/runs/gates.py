@@ -14,6 +14,9 @@ from dba_core.data.tokenizers import Tokens
 from dba_core.generation.inference import inference
 from dba_core.model.language_model import LanguageModel
 
+#: What a layer without a gate scores like.
+NEUTRAL = 0.5
+
 
 class _Mean:
     """Collects the output of one gate, [B,H,T,1] -> the mean of each head."""
@@ -37,13 +40,12 @@ class _Mean:
 def gate_means(
     model: LanguageModel, tokens: Tokens, *, context: int, limit_tokens: int, batch_size: int
 ) -> list[list[float]] | None:
-    """Mean gate [n_layers][n_heads]; None for a model without gates."""
+    """Mean gate [n_layers][n_heads]; None for a model without gates. A layer without one is neutral, 0.5."""
     gates = [attention.gate for attention in model.attentions]
-    modules = [gate for gate in gates if isinstance(gate, nn.Module)]
-    if len(modules) < len(gates):
+    means = {layer: _Mean() for layer, gate in enumerate(gates) if gate is not None}
+    if not means:
         return None
-    means = [_Mean() for _ in modules]
-    hooks = [gate.register_forward_hook(mean) for gate, mean in zip(modules, means, strict=True)]
+    hooks = [gate.register_forward_hook(means[layer]) for layer, gate in enumerate(gates) if gate is not None]
     try:
         with inference(model):
             for x, _ in held_out_windows(tokens, context, limit_tokens=limit_tokens, batch_size=batch_size):
@@ -51,4 +53,5 @@ def gate_means(
     finally:
         for hook in hooks:
             hook.remove()
-    return [mean.heads for mean in means]
+    neutral = [NEUTRAL] * model.config.attention.shape.n_heads
+    return [means[layer].heads if layer in means else neutral for layer in range(len(gates))]

@@ -187,7 +187,7 @@ class _Job:
             if result is not None and result.tokens_per_second
             else None,
             peak_memory_bytes=peak,
-            null_attention=null_attention(model, prepared.selections["decode_backend"]),
+            null_attention=null_attention(model, prepared.selections.decode_backends),
             sample=sample,
             plots=drawn,
             seconds=self.seconds,

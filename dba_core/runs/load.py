@@ -49,17 +49,16 @@ def load_run(
     """Load the run that `path` means: its folder, a unique part of its name under `runs/`, or `latest`.
 
     which: the `best` or the `last` checkpoint. device: another than the recorded one. plugins: choices that
-    replace recorded ones. Raises UsageError for no such run, RecordMismatchError for other plugin versions,
-    CheckpointError for a checkpoint that is missing, damaged or of another model.
+    replace recorded ones, in every layer. Raises UsageError for no such run, RecordMismatchError for other
+    plugin versions, CheckpointError for a checkpoint that is missing, damaged or of another model.
     """
     folder = find_run(path)
     registry = Registry.default() if registry is None else registry
     config = read_resolved(folder)
-    config = attrs.evolve(
-        config,
-        device=resolve_device(device or config.device),
-        plugins=attrs.evolve(config.plugins, **dict(plugins or {})),
-    )
+    choices = config.plugins
+    for kind, choice in (plugins or {}).items():
+        choices = choices.in_all_layers(kind, choice)
+    config = attrs.evolve(config, device=resolve_device(device or config.device), plugins=choices)
     warnings = check_records(config.plugins, registry, allow_drift)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(

@@ -12,16 +12,15 @@ from typing import Any
 import attrs
 import torch
 
-from dba_core.contracts import KINDS
 from dba_core.evaluation.fidelity import PolicyFidelity
 from dba_core.evaluation.held_out import HeldOut
 from dba_core.evaluation.throughput import Throughput
-from dba_core.registry import Selection
 from dba_core.runs.cost import Cost, model_cost
 from dba_core.runs.device import device_name
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.kv_memory import KvMemory, kv_memory
 from dba_core.runs.prepare import Prepared
+from dba_core.runs.selection import PlacedSelection
 from dba_core.runs.summary import (
     Commands,
     Environment,
@@ -80,6 +79,7 @@ def summarize(
         model=model_facts(prepared),
         data=prepared.corpus.describe(),
         plugins=plugin_facts(prepared),
+        layer_plugins=layer_plugin_facts(prepared),
         kv_policy=config.kv_policy.short,
         kv_memory=memory_facts(prepared),
         null_attention=measured.null_attention,
@@ -145,11 +145,21 @@ def memory_facts(prepared: Prepared) -> KvMemory:
 
 
 def plugin_facts(prepared: Prepared) -> dict[str, PluginFacts]:
-    return {kind: _plugin(prepared.selections[kind]) for kind in KINDS if kind in prepared.selections}
+    """By kind: what the layers have that chose nothing of their own."""
+    return {each.selection.kind: _plugin(each) for each in prepared.selections.placed() if not each.text}
 
 
-def _plugin(selection: Selection) -> PluginFacts:
-    choice = selection.choice()
+def layer_plugin_facts(prepared: Prepared) -> dict[str, dict[str, PluginFacts]]:
+    """By layers and kind: what single layers chose."""
+    facts: dict[str, dict[str, PluginFacts]] = {}
+    for each in prepared.selections.placed():
+        if each.text:
+            facts.setdefault(each.where, {})[each.selection.kind] = _plugin(each)
+    return facts
+
+
+def _plugin(placed: PlacedSelection) -> PluginFacts:
+    choice = placed.selection.choice()
     assert choice.record is not None
     return PluginFacts(
         name=choice.name,
@@ -158,7 +168,8 @@ def _plugin(selection: Selection) -> PluginFacts:
         contract=choice.record.contract,
         options=choice.options,
         why=choice.record.why,
-        passed_over=tuple(map(str, selection.passed_over)),
+        layers=placed.where,
+        passed_over=tuple(map(str, placed.selection.passed_over)),
     )
 
 
@@ -224,9 +235,10 @@ def long_sequence_facts(prepared: Prepared) -> LongSequenceFacts:
     assert knobs.q_chunk is not None
     active = attention.summarizer is not None
     if active:
+        names = prepared.selections.names("summarizer")
         text = (
             f"active from {knobs.threshold} tokens on: mem_block {knobs.mem_block}, local_window "
-            f"{knobs.local_window}, q_chunk {knobs.q_chunk}, summarizer {knobs.mem_summarizer}, mass "
+            f"{knobs.local_window}, q_chunk {knobs.q_chunk}, summarizer {names}, mass "
             f"correction {'on' if knobs.mass_correction else 'off'}, {_exact_steps(knobs.exact_every)}"
         )
     elif not knobs.enabled:

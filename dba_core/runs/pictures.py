@@ -33,7 +33,7 @@ def draw_plots(prepared: Prepared, folder: RunFolder, metrics: Sequence[Mapping[
     )
     if means is None:
         drawn["gate"] = (
-            f"left out: the gate plugin {config.plugins.gate.name!r} leaves the model without a gate"
+            f"left out: the gate plugin {prepared.selections.names('gate')!r} leaves the model without a gate"
         )
     else:
         tokens = min(_GATE_TOKENS, len(prepared.corpus.held_out) - 1)

@@ -13,14 +13,13 @@ import attrs
 
 from dba_core.config.data import DataConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.config.plugins import PluginChoices
 from dba_core.config.run import RunConfig
-from dba_core.contracts import KINDS, Kind
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.errors import ConfigError
 from dba_core.model.language_model import LanguageModel
-from dba_core.registry import Registry, Selection, check_records
-from dba_core.runs.selection import model_choices, select_plugins
+from dba_core.registry import Registry, check_records
+from dba_core.runs.selection import Selections, model_choices, select_plugins
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -30,7 +29,7 @@ class Prepared:
     config: RunConfig
     corpus: Corpus
     model: LanguageModel
-    selections: dict[Kind, Selection]
+    selections: Selections
     warnings: tuple[str, ...]
 
 
@@ -98,11 +97,10 @@ def _notices(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _recorded(choices: PluginChoices, selections: dict[Kind, Selection], registry: Registry) -> PluginChoices:
-    """The choices by name, with options and record. A kind that the model has no place for stays as it is."""
-    recorded: dict[str, PluginChoice] = {}
-    for kind in KINDS:
-        recorded[kind] = selections[kind].choice() if kind in selections else choices.of(kind)
-        if kind not in selections and recorded[kind].name != "auto":
-            registry.load(kind, recorded[kind].name)
-    return PluginChoices(**recorded)
+def _recorded(choices: PluginChoices, selections: Selections, registry: Registry) -> PluginChoices:
+    """The choices by name, with options and record. A choice that no layer has a place for stays as it is."""
+    placed = {(each.text, each.selection.kind): each.selection for each in selections.placed()}
+    for text, kind, choice in choices.entries():
+        if (text, kind) not in placed and choice.name != "auto":
+            registry.load(kind, choice.name)
+    return choices.with_choices({place: selection.choice() for place, selection in placed.items()})

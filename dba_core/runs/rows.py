@@ -47,14 +47,22 @@ def data_row(data: Mapping[str, Any]) -> Row:
     )
 
 
-def plugin_rows(plugins: Mapping[str, PluginFacts]) -> Iterable[Row]:
-    for kind, plugin in plugins.items():
-        options = ", ".join(f"{name}={value}" for name, value in plugin.options.items())
-        given = f" ({options})" if options else ""
-        where = f"{plugin.distribution} {plugin.version}"
-        yield _KIND_TITLES[kind], f"{plugin.name}{given} of {where}: {plugin.why}"
-        for passed in plugin.passed_over:
-            yield "", f"passed over {passed}"
+def plugin_rows(
+    plugins: Mapping[str, PluginFacts], layer_plugins: Mapping[str, Mapping[str, PluginFacts]]
+) -> Iterable[Row]:
+    """Kind by kind; where single layers chose, every row of the kind names its layers."""
+    for kind, title in _KIND_TITLES.items():
+        own = [chosen[kind] for chosen in layer_plugins.values() if kind in chosen]
+        for plugin in [*([plugins[kind]] if kind in plugins else []), *own]:
+            yield from _plugin_rows(f"{title}, layers {plugin.layers}" if own else title, plugin)
+
+
+def _plugin_rows(title: str, plugin: PluginFacts) -> Iterable[Row]:
+    options = ", ".join(f"{name}={value}" for name, value in plugin.options.items())
+    given = f" ({options})" if options else ""
+    yield title, f"{plugin.name}{given} of {plugin.distribution} {plugin.version}: {plugin.why}"
+    for passed in plugin.passed_over:
+        yield "", f"passed over {passed}"
 
 
 def cache_rows(policy: str, kv: KvMemory) -> Iterable[Row]:

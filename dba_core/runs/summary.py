@@ -39,7 +39,10 @@ class ModelFacts:
 
 @attrs.frozen(kw_only=True)
 class PluginFacts:
-    """One chosen plugin: where it is from, with what options, why, and what `auto` passed over before it."""
+    """One chosen plugin: where it is from, with what options, why, and what `auto` passed over before it.
+
+    layers: the layers that have it, as in `0-3,6`.
+    """
 
     name: str
     distribution: str
@@ -47,6 +50,7 @@ class PluginFacts:
     contract: int
     options: dict[str, Any]
     why: str
+    layers: str
     passed_over: tuple[str, ...]
 
 
@@ -153,7 +157,11 @@ class Commands:
 
 @attrs.frozen(kw_only=True)
 class Summary:
-    """Everything that a run says about itself."""
+    """Everything that a run says about itself.
+
+    plugins: by kind, what the layers without a choice of their own have; layer_plugins: the choices of single
+    layers, by the layers and the kind.
+    """
 
     name: str
     folder: str
@@ -161,6 +169,7 @@ class Summary:
     model: ModelFacts
     data: dict[str, Any]
     plugins: dict[str, PluginFacts]
+    layer_plugins: dict[str, dict[str, PluginFacts]]
     kv_policy: str
     kv_memory: KvMemory
     null_attention: str

@@ -47,7 +47,7 @@ def summary_sections(summary: Summary) -> list[Section]:
     seconds = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.seconds.items())
     return [
         Section("Model", model),
-        Section("Plugins", tuple(plugin_rows(summary.plugins))),
+        Section("Plugins", tuple(plugin_rows(summary.plugins, summary.layer_plugins))),
         Section("KV cache", cache),
         Section("Results", (*loss_rows(summary.losses), fidelity_row(summary.fidelity))),
         Section("Speed", (*speed_rows(summary.speed), ("Time", seconds))),
@@ -70,7 +70,7 @@ def dry_run_sections(result: DryRun) -> list[Section]:
     )
     return [
         Section("Model", model),
-        Section("Plugins", tuple(plugin_rows(result.plugins))),
+        Section("Plugins", tuple(plugin_rows(result.plugins, result.layer_plugins))),
         Section("KV cache", cache),
     ]
 

@@ -18,6 +18,7 @@ from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry import Selection
 from dba_core.training.distributed import World
 
 #: Training fields that change no number.
@@ -65,7 +66,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: st
 
 
 def _plugins(model: LanguageModel) -> dict[str, Any]:
-    chosen = {kind: model.selections[kind].choice() for kind in TRAINED_KINDS if kind in model.selections}
+    """The first layer's plugins and, under `layers`, those of every layer that has others."""
+    first, *others = (_of_layer(attention.selections) for attention in model.attentions)
+    differing = {str(layer): chosen for layer, chosen in enumerate(others, 1) if chosen != first}
+    return {**first, "layers": differing} if differing else first
+
+
+def _of_layer(selections: Mapping[Kind, Selection]) -> dict[str, Any]:
+    chosen = {kind: selections[kind].choice() for kind in TRAINED_KINDS if kind in selections}
     return {kind: {"name": choice.name, "options": choice.options} for kind, choice in chosen.items()}
 
 

@@ -63,9 +63,12 @@ def test_plugins_with_options() -> None:
     assert loaded.origins["model.train_long_seq.mem_summarizer"] == "--plugin"
 
 
-def test_the_last_plugin_of_a_kind_counts_as_a_whole() -> None:
-    loaded = load_config(plugins=["gate=static:bias=0.5", "gate=causal"])
-    assert loaded.config.plugins.gate == PluginChoice("causal")
+def test_two_plugins_of_a_kind_are_refused_and_the_same_twice_is_not() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'gate=static:bias=0\.5' and --plugin 'gate=causal' choose the same"
+    ):
+        load_config(plugins=["gate=static:bias=0.5", "gate=causal"])
+    assert load_config(plugins=["gate=causal"] * 2).config.plugins.gate == PluginChoice("causal")
 
 
 @pytest.mark.parametrize(

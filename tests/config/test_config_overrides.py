@@ -119,7 +119,9 @@ def test_a_variable_with_a_broken_value_is_named() -> None:
     ],
 )
 def test_plugin_texts(text: str, expected: tuple[str, str, dict[str, Any]]) -> None:
-    assert parse_plugin(text) == expected
+    found = parse_plugin(text)
+    assert (found.kind, found.name, found.options) == expected
+    assert found.layers == ""
 
 
 @pytest.mark.parametrize(

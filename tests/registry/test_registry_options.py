@@ -46,7 +46,7 @@ def test_values_from_the_command_line(
         with pytest.raises(ConfigError, match="must be quoted"):
             parse_plugin(text)
         return
-    options = options_to_dict(structure_options(loaded, parse_plugin(text)[2]))
+    options = options_to_dict(structure_options(loaded, parse_plugin(text).options))
     assert {key: options[key] for key in expected} == expected
     assert structure_options(loaded, options) == structure_options(loaded, expected)
 

@@ -78,7 +78,7 @@ def test_a_model_without_gates_has_no_means() -> None:
 def test_null_attention_says_what_runs(null_token, fused: bool, word: str) -> None:
     model = SimpleNamespace(attentions=[SimpleNamespace(null_token=null_token)])
     decode = SimpleNamespace(build=lambda: SimpleNamespace(fused_null=fused))
-    assert null_attention(model, decode) == word
+    assert null_attention(model, [decode]) == word
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dba_cli.options import ConfigFlags, config_options
 from dba_core.contracts import Kind
 
 if TYPE_CHECKING:
-    from dba_core.registry import Selection
+    from dba_core.runs.selection import PlacedSelection
 
 
 @click.command()
@@ -30,21 +30,30 @@ def why(kind: Kind, flags: ConfigFlags, as_json: bool) -> None:
     from dba_core.registry import Registry
     from dba_core.runs.selection import explain_selection
 
-    selection = explain_selection(kind, flags.load().config, Registry.default())
+    placed = explain_selection(kind, flags.load().config, Registry.default())
     if as_json:
-        echo_json(_document(selection))
+        documents = [_document(each) for each in placed]
+        echo_json(documents[0] if len(documents) == 1 else documents)
         return
-    chosen = selection.info
-    click.echo(f"{kind}: {chosen.name} of {chosen.distribution} {chosen.version} ({selection.why})")
+    for each in placed:
+        _show(each, of_several=len(placed) > 1)
+
+
+def _show(placed: PlacedSelection, *, of_several: bool) -> None:
+    selection, where = placed.selection, f"@layers.{placed.where}" if of_several else ""
+    chosen = f"{selection.name} of {selection.info.distribution} {selection.info.version}"
+    click.echo(f"{selection.kind}{where}: {chosen} ({selection.why})")
     for passed in selection.passed_over:
         click.echo(f"  passed over {passed}")
 
 
-def _document(selection: Selection) -> dict[str, Any]:
+def _document(placed: PlacedSelection) -> dict[str, Any]:
     import attrs
 
+    selection = placed.selection
     return {
         "kind": selection.kind,
+        "layers": placed.where,
         "name": selection.name,
         "distribution": selection.info.distribution,
         "version": selection.info.version,
