@@ -1,0 +1,146 @@
+"""Plugins from outside: one of each kind as `dba plugins new` writes it, and the documentation's examples.
+
+They are built, installed beside the library, listed, checked, tested by their own tests, and run; then a
+broken one and one with a name that is taken come beside them, and nothing else breaks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from third_party_site import ThirdPartySite
+
+from dba_cli.scaffold.package import PluginPackage, write_package
+from dba_core.contracts import KINDS, Kind
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+EXAMPLE_FOLDERS = Path(__file__).resolve().parents[2] / "docs" / "examples"
+SCAFFOLD: dict[Kind, str] = {kind: f"my-{kind.replace('_', '-')}" for kind in KINDS}
+EXAMPLES: dict[str, Kind] = {"attention-pooling": "summarizer", "sdpa": "decode_backend"}
+FOLDERS = {"attention-pooling": "attention-pooling", "sdpa": "sdpa-decode"}
+INSTALLED: list[tuple[Kind, str]] = [
+    *SCAFFOLD.items(),
+    *((kind, name) for name, kind in EXAMPLES.items()),
+]
+
+CONFIG = """
+[model]
+context = 32
+n_layers = 2
+d_model = 32
+[model.attention]
+n_heads = 2
+sem_head_dim = 2
+geo_head_dim = 4
+v_head_dim = 6
+[model.train_long_seq]
+threshold = 32
+local_window = 8
+mem_block = 4
+q_chunk = 8
+[training]
+steps = 3
+batch_size = 2
+warmup_steps = 1
+eval_every = 3
+eval_tokens = 64
+[evaluation]
+fidelity_tokens = 40
+[generation]
+max_new_tokens = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> ThirdPartySite:
+    """With one plugin of each kind and both examples installed, and a small run's configuration."""
+    root = tmp_path_factory.mktemp("ecosystem")
+    made = ThirdPartySite.make(root)
+    folders = []
+    for kind, name in SCAFFOLD.items():
+        package = PluginPackage(kind=kind, name=name)
+        write_package(package, root / package.distribution)
+        folders.append(root / package.distribution)
+    for name, folder in FOLDERS.items():
+        shutil.copytree(EXAMPLE_FOLDERS / folder, root / f"dba-{folder}")
+        assert (root / f"dba-{folder}").is_dir(), name
+        folders.append(root / f"dba-{folder}")
+    made.install(*folders)
+    (root / "text.txt").write_text(
+        "one two three four five, once I caught a fish alive. " * 80, encoding="utf-8"
+    )
+    (root / "tiny.toml").write_text(CONFIG, encoding="utf-8")
+    return made
+
+
+def tiny_run(site: ThirdPartySite, name: str, *args: str) -> tuple[str, ...]:
+    return (
+        *("run", "--config", "tiny.toml", "--data", "text.txt", "--set", "device=cpu"),
+        *("--out", f"runs-{name}", *args),
+    )
+
+
+def test_all_are_listed_with_their_distribution(site: ThirdPartySite) -> None:
+    listed = site.dba("plugins", "list", "--json")
+    found = {(plugin["kind"], plugin["name"], plugin["distribution"]) for plugin in listed.json["plugins"]}
+    expected = {(kind, name, f"dba-{name}") for kind, name in SCAFFOLD.items()}
+    expected |= {(kind, name, f"dba-{FOLDERS[name]}") for name, kind in EXAMPLES.items()}
+    assert expected <= found
+    assert all(plugin["problem"] is None for plugin in listed.json["plugins"])
+
+
+@pytest.mark.parametrize(("kind", "name"), INSTALLED)
+def test_each_passes_the_check_from_the_shell(site: ThirdPartySite, kind: Kind, name: str) -> None:
+    done = site.dba("plugins", "check", name, "--kind", kind)
+    assert done.code == 0, done.out + done.err
+
+
+@pytest.mark.parametrize(("kind", "name"), INSTALLED)
+def test_each_passes_its_own_tests(site: ThirdPartySite, kind: Kind, name: str) -> None:
+    folder = site.root / f"dba-{FOLDERS.get(name, name)}"
+    done = site.run("-m", "pytest", "-q", "-W", "error", "--rootdir", folder, folder / "tests")
+    assert done.code == 0, done.out + done.err
+    assert " passed" in done.out
+
+
+@pytest.mark.parametrize(("kind", "name"), INSTALLED)
+def test_each_runs_in_the_main_job(site: ThirdPartySite, kind: Kind, name: str) -> None:
+    done = site.dba(*tiny_run(site, name, "--plugin", f"{kind}={name}"))
+    assert done.code == 0, done.out + done.err
+    shown = site.dba(
+        "config", "show", "--config", next((site.root / f"runs-{name}").glob("*/resolved_config.json"))
+    )
+    assert name in shown.out, shown.out
+
+
+def test_a_broken_plugin_and_a_duplicate_break_nothing_else(site: ThirdPartySite) -> None:
+    broken = PluginPackage(kind="gate", name="broken")
+    write_package(broken, site.root / broken.distribution)
+    (site.root / broken.distribution / f"{broken.module}.py").write_text(
+        "import a_module_that_nobody_has\n", encoding="utf-8"
+    )
+    twin = PluginPackage(kind="summarizer", name="mean")
+    write_package(twin, site.root / twin.distribution)
+    site.install(site.root / broken.distribution, site.root / twin.distribution)
+
+    listed = site.dba("plugins", "list")
+    assert listed.code == 0, listed.err
+    doctor = site.dba("plugins", "doctor")
+    assert doctor.code == 4, doctor.out + doctor.err
+    assert "a_module_that_nobody_has" in doctor.out + doctor.err
+
+    assert site.dba(*tiny_run(site, "broken", "--plugin", "gate=causal")).code == 0
+    asked = site.dba(*tiny_run(site, "asked", "--plugin", "gate=broken"))
+    assert asked.code == 4
+    assert "a_module_that_nobody_has" in asked.err
+
+    ambiguous = site.dba(*tiny_run(site, "twins", "--plugin", "summarizer=mean"))
+    assert ambiguous.code == 4
+    assert "dba:mean" in ambiguous.err
+    assert "dba-mean:mean" in ambiguous.err
+    for which in ("dba:mean", "dba-mean:mean"):
+        done = site.dba(*tiny_run(site, which.replace(":", "-"), "--plugin", f"summarizer={which}"))
+        assert done.code == 0, done.err
