@@ -31,6 +31,9 @@ ENTRY_POINT_GROUPS: dict[Kind, str] = {
 #: The number of each kind's contract; a plugin states the one that it was written for.
 CONTRACT_VERSIONS: dict[Kind, int] = dict.fromkeys(KINDS, 1)
 
+#: The version of dba that drops a kind's previous contract, for the kinds that still take it, with a warning.
+PREVIOUS_CONTRACT_UNTIL: dict[Kind, str] = {}
+
 
 @attrs.frozen(kw_only=True)
 class Reason:
@@ -68,7 +71,11 @@ class Support:
 
 @attrs.frozen(kw_only=True)
 class AttentionShape:
-    """The sizes of one attention layer, as plugins see them. A width of 0 means that path is absent."""
+    """The sizes of one attention layer, as plugins see them. A width of 0 means that path is absent.
+
+    n_kv_heads: G, of geometric keys and of the null token. sem_kv_heads, v_kv_heads: of semantic keys and
+    values where they are fewer, each shared by equally many neighbouring KV heads; None is G.
+    """
 
     d_model: int
     n_heads: int
@@ -76,6 +83,13 @@ class AttentionShape:
     sem_head_dim: int
     geo_head_dim: int
     v_head_dim: int
+    sem_kv_heads: int | None = None
+    v_kv_heads: int | None = None
+
+    @property
+    def cached_heads(self) -> tuple[int, int, int]:
+        """Heads of k_sem, k_geo and v in the cache."""
+        return self.sem_kv_heads or self.n_kv_heads, self.n_kv_heads, self.v_kv_heads or self.n_kv_heads
 
 
 @attrs.frozen(kw_only=True)

@@ -104,7 +104,7 @@ class PluginPackage:
         }
 
     def _render(self, template: str) -> str:
-        text = resources.files("dba_cli.scaffold").joinpath("templates", f"{template}.in").read_text("utf-8")
+        text = (resources.files("dba_cli.scaffold") / "templates" / f"{template}.in").read_text("utf-8")
         return Template(text).substitute(self._values())
 
     def _values(self) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dba_core.attention.projections import Heads
+from dba_core.attention.projections import Heads, share_heads
 from dba_core.cache.layer import LayerCache
 from dba_core.cache.store import TensorStore
 
@@ -81,6 +81,7 @@ class KeptKeys:
         return list(zip(self._stores, (heads.k_sem, heads.k_geo, heads.v), strict=True))
 
     def _side_by_side(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> Keys:
+        k_sem, v = share_heads(k_sem, k_geo.shape[1]), share_heads(v, k_geo.shape[1])
         missing = self.width - k_sem.shape[-1] - k_geo.shape[-1]
         parts = [k_sem, k_geo, k_geo.new_zeros(*k_geo.shape[:3], missing)]
         return Keys(

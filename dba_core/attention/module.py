@@ -24,7 +24,7 @@ from dba_core.attention.long_sequence_path import LongSequencePath, OwnSummarize
 from dba_core.attention.parts import build_part, build_summarizer
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
-from dba_core.attention.rope import shared_rope_table
+from dba_core.attention.rope import RopeFrequencies, RopeTable, rope_frequencies, shared_rope_table
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
@@ -75,7 +75,7 @@ class DecoupledAttention(nn.Module):
         self.shape = shape = config.shape
         self.layer = layer
         self.selections: dict[Kind, Selection] = {}
-        self.rope = shared_rope_table(shape.geo_head_dim, config.rope_theta)
+        self._make_rope()
         self._make_projections()
 
         gate_part = build_part("gate", gate, GateRequest(shape=shape, device=device), registry)
@@ -137,10 +137,11 @@ class DecoupledAttention(nn.Module):
         serve it.
         """
         shape = self.shape
+        sem_heads, geo_heads, v_heads = shape.cached_heads
         cache = LayerCache(
-            k_sem=(shape.n_kv_heads, shape.sem_head_dim),
-            k_geo=(shape.n_kv_heads, shape.geo_head_dim),
-            v=(shape.n_kv_heads, shape.v_head_dim),
+            k_sem=(sem_heads, shape.sem_head_dim),
+            k_geo=(geo_heads, shape.geo_head_dim),
+            v=(v_heads, shape.v_head_dim),
             batch=batch,
             capacity=capacity,
             policy=KVCachePolicy.parse(policy) if isinstance(policy, str) else policy,
@@ -195,18 +196,33 @@ class DecoupledAttention(nn.Module):
         finally:
             self._exact_in_training = before
 
+    @property
+    def rope(self) -> RopeTable:
+        """The rotation angles of this layer."""
+        return self._shared_rope if self.rope_frequencies is None else self.rope_frequencies.table
+
+    def _make_rope(self) -> None:
+        geo, theta = self.shape.geo_head_dim, self.config.rope_theta
+        self._shared_rope = shared_rope_table(geo, theta)
+        table = rope_frequencies(geo, theta).expand(self.shape.n_kv_heads, -1)
+        self.rope_frequencies = RopeFrequencies(table) if self.config.rope_table else None
+
     def _make_projections(self) -> None:
         shape, tied = self.shape, self.config.tie_qk
-        n_heads, kv_heads, sem, geo = shape.n_heads, shape.n_kv_heads, shape.sem_head_dim, shape.geo_head_dim
+        n_heads, sem, geo = shape.n_heads, shape.sem_head_dim, shape.geo_head_dim
+        sem_heads, kv_heads, v_heads = shape.cached_heads
         self.q_sem = _linear(shape.d_model, n_heads * sem) if sem else None
-        self.k_sem = _linear(shape.d_model, kv_heads * sem) if sem and not tied else None
+        self.k_sem = _linear(shape.d_model, sem_heads * sem) if sem and not tied else None
         self.q_geo = _linear(shape.d_model, n_heads * geo)
         self.k_geo = None if tied else _linear(shape.d_model, kv_heads * geo)
-        self.v_proj = _linear(shape.d_model, kv_heads * shape.v_head_dim)
+        self.v_proj = _linear(shape.d_model, v_heads * shape.v_head_dim)
         self.out_proj = _linear(n_heads * shape.v_head_dim, shape.d_model)
         temperature = nn.Parameter(torch.zeros(n_heads)) if self.config.learned_temperature else None
         self.register_parameter("logit_scale", temperature)
         self.logit_scale: nn.Parameter | None
+        offset = torch.zeros(sem_heads, sem) if self.config.sem_offset else None
+        self.register_buffer("sem_offset", offset)
+        self.sem_offset: Tensor | None
 
     def _weights(self) -> ProjectionWeights:
         q_sem = None if self.q_sem is None else self.q_sem.weight
@@ -218,6 +234,7 @@ class DecoupledAttention(nn.Module):
             k_geo=self.q_geo.weight if self.k_geo is None else self.k_geo.weight,
             v=self.v_proj.weight,
             logit_scale=self.logit_scale,
+            sem_offset=self.sem_offset,
         )
 
     def _uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -256,7 +273,7 @@ class DecoupledAttention(nn.Module):
         path = self._path()
         assert path is not None
         plan = path.plan(x.shape[1])
-        heads = self._heads(x, *self.rope.span(0, x.shape[1], x))
+        heads = self._heads(x, *self.rope.span(0, x.shape[1], x)).shared()
         out = long_sequence_attention(
             heads.q_sem,
             heads.q_geo,

@@ -25,7 +25,9 @@ from dba_core.contracts import AttentionShape, NullKV
 class ProjectionWeights(NamedTuple):
     """The weights of one layer: q_sem [H*Ds,d_model], k_sem [G*Ds,d_model] (None: absent), and so on.
 
-    logit_scale [H]: the learned temperature, None without one. Tied projections pass q's weights as k's.
+    k_sem has [Gs*Ds,d_model] and v [Gv*Dv,d_model] where they have fewer heads than k_geo. sem_offset
+    [Gs,Ds]: what semantic keys are less. logit_scale [H]: the learned temperature. None: without. Tied
+    projections pass q's weights as k's.
     """
 
     shape: AttentionShape
@@ -35,6 +37,7 @@ class ProjectionWeights(NamedTuple):
     k_geo: Tensor
     v: Tensor
     logit_scale: Tensor | None = None
+    sem_offset: Tensor | None = None
 
     def query_scale(self, width: int) -> Tensor | float:
         """What queries of this width are multiplied by: a number, or one per head [H,1,1]."""
@@ -45,7 +48,10 @@ class ProjectionWeights(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """Queries, already scaled, [B,H,T,Ds|Dg], keys [B,G,T,Ds|Dg] and values [B,G,T,Dv] of T tokens."""
+    """Queries, already scaled, [B,H,T,Ds|Dg], keys [B,G,T,Ds|Dg] and values [B,G,T,Dv] of T tokens.
+
+    Semantic keys and values may have fewer heads than G: as they go into a cache (`shared` gives all G).
+    """
 
     q_sem: Tensor
     q_geo: Tensor
@@ -53,23 +59,35 @@ class Heads(NamedTuple):
     k_geo: Tensor
     v: Tensor
 
+    def shared(self) -> Heads:
+        """The same with G heads of each."""
+        kv_heads = self.k_geo.shape[1]
+        return self._replace(k_sem=share_heads(self.k_sem, kv_heads), v=share_heads(self.v, kv_heads))
+
     def gated(self, gate: Tensor) -> Heads:
         """gate [B,H,T,1]: q_sem * 2g and q_geo * 2(1-g); keys and values untouched."""
         double = 2.0 * gate.to(self.q_geo.dtype)
         return self._replace(q_sem=self.q_sem * double, q_geo=self.q_geo * (2.0 - double))
 
 
+def share_heads(x: Tensor, n_heads: int) -> Tensor:
+    """[B,M,T,D] -> [B,n_heads,T,D], each of M heads for n_heads/M neighbours; x itself for M = n_heads."""
+    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
+
+
 def project(x: Tensor, weights: ProjectionWeights, cos: Tensor, sin: Tensor) -> Heads:
     """x [B,T,d_model], cos and sin [(B,) T, G or 1, Dg/2] of the tokens' positions -> Heads."""
     shape = weights.shape
-    n_heads, kv_heads = shape.n_heads, shape.n_kv_heads
+    n_heads, (sem_heads, kv_heads, v_heads) = shape.n_heads, shape.cached_heads
     q_geo = _heads(x, weights.q_geo, n_heads) * weights.query_scale(shape.geo_head_dim)
     k_geo = _heads(x, weights.k_geo, kv_heads)
     if weights.q_sem is None or weights.k_sem is None:
         q_sem, k_sem = q_geo[..., :0], k_geo[..., :0]
     else:
         q_sem = _heads(x, weights.q_sem, n_heads) * weights.query_scale(shape.sem_head_dim)
-        k_sem = _heads(x, weights.k_sem, kv_heads)
+        k_sem = _heads(x, weights.k_sem, sem_heads)
+        if weights.sem_offset is not None:
+            k_sem = k_sem - weights.sem_offset[:, None].to(k_sem.dtype)
     return Heads(
         q_sem=q_sem.to(k_sem.dtype),
         q_geo=rotate_halves(q_geo, per_head(cos, n_heads=n_heads), per_head(sin, n_heads=n_heads)).to(
@@ -77,7 +95,7 @@ def project(x: Tensor, weights: ProjectionWeights, cos: Tensor, sin: Tensor) -> 
         ),
         k_sem=k_sem,
         k_geo=rotate_halves(k_geo, per_head(cos, n_heads=kv_heads), per_head(sin, n_heads=kv_heads)),
-        v=_heads(x, weights.v, kv_heads),
+        v=_heads(x, weights.v, v_heads),
     )
 
 
@@ -115,6 +133,8 @@ def project_packed(
     q, k, v = rotated_projection(x, _packed_weight(weights), cos, sin, sizes=sizes, width=packed_width(shape))
     if gate is not None:
         q = q * _gate_factor(gate, shape).to(q.dtype)
+    if weights.sem_offset is not None:
+        k = k - _packed_offset(weights.sem_offset, shape).to(k.dtype)
     return PackedHeads(q=q, k=k, v=v)
 
 
@@ -135,11 +155,25 @@ def _packed_weight(weights: ProjectionWeights) -> Tensor:
         geo.view(heads, 2, shape.geo_head_dim // 2, -1).transpose(1, 2).flatten(1, 2)
     ]  # [H+G, Dg, d_model]
     if weights.q_sem is not None and weights.k_sem is not None:
-        sem = torch.cat([_scaled(weights.q_sem, weights, shape.sem_head_dim), weights.k_sem])
+        k_sem = _share_rows(weights.k_sem, shape.sem_head_dim, shape.n_kv_heads)
+        sem = torch.cat([_scaled(weights.q_sem, weights, shape.sem_head_dim), k_sem])
         rows.append(sem.view(heads, shape.sem_head_dim, -1))
     keys = _pad_rows(torch.cat(rows, dim=1) if len(rows) > 1 else rows[0], width)  # [H+G, W, d_model]
-    values = _pad_rows(weights.v.view(shape.n_kv_heads, shape.v_head_dim, -1), width)  # [G, W, d_model]
+    values = _share_rows(weights.v, shape.v_head_dim, shape.n_kv_heads)
+    values = _pad_rows(values.view(shape.n_kv_heads, shape.v_head_dim, -1), width)  # [G, W, d_model]
     return torch.cat([keys, values]).flatten(0, 1)
+
+
+def _share_rows(weight: Tensor, width: int, n_heads: int) -> Tensor:
+    """[M*width, d_model] -> [n_heads*width, d_model]; the weight itself for M = n_heads."""
+    return share_heads(weight.view(1, -1, width, weight.shape[-1]), n_heads).flatten(0, 2)
+
+
+def _packed_offset(offset: Tensor, shape: AttentionShape) -> Tensor:
+    """[Gs, Ds] -> [G, W], zero but for the semantic channels."""
+    shared = share_heads(offset[None, :, None], shape.n_kv_heads)[0, :, 0]  # [G, Ds]
+    after = packed_width(shape) - shape.geo_head_dim - shape.sem_head_dim
+    return F.pad(shared, (shape.geo_head_dim, after))
 
 
 def _scaled(weight: Tensor, weights: ProjectionWeights, width: int) -> Tensor:

@@ -3,15 +3,16 @@
     (a, b) = halves of x;   x' = (a cos - b sin, b cos + a sin),   angle[p, i] = p * theta^(-2i/D)
 
 Angles are taken in float64 and rounded once, so that position 100,000 is as exact as position 1. A table of
-frequencies may differ by KV head. Called by attention.projections.
+frequencies may differ by KV head. Called by attention.module and attention.projections.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def rope_frequencies(head_dim: int, theta: float) -> Tensor:
@@ -86,6 +87,32 @@ class RopeTable:
         ):  # a table made while sampling must serve training too
             angles = torch.arange(rows, dtype=torch.float64)[:, None, None] * self.frequencies
             return torch.stack([angles.cos(), angles.sin()]).to(dtype).to(device)  # not all have float64
+
+
+class RopeFrequencies(nn.Module):
+    """A table of frequencies that belongs to a layer's weights: float64 [G,D/2], on the CPU.
+
+    It stays there, and in float64, wherever the layer moves: angles of far positions need it.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, frequencies: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", frequencies.double().cpu().contiguous())
+        self._tables: tuple[int, RopeTable] | None = None
+
+    @property
+    def table(self) -> RopeTable:
+        """The angles of the frequencies as they are now."""
+        version = self.frequencies._version
+        if self._tables is None or self._tables[0] != version:
+            self._tables = version, RopeTable(self.frequencies.clone())
+        return self._tables[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RopeFrequencies:
+        """What `to`, `half` and `cuda` do to a module: nothing, here."""
+        return self
 
 
 @functools.lru_cache(maxsize=16)

@@ -48,7 +48,7 @@ def tensor_residual_bytes(
 
 def bytes_per_token(shape: AttentionShape, policy: KVCachePolicy) -> int:
     """Bytes that one more token takes in one layer of one sequence."""
-    return sum(tensor_bytes_per_token(shape.n_kv_heads, width, fmt) for width, fmt in _tensors(shape, policy))
+    return sum(tensor_bytes_per_token(heads, width, fmt) for heads, width, fmt in _tensors(shape, policy))
 
 
 def residual_bytes(shape: AttentionShape, policy: KVCachePolicy, rollback: int | None = None) -> int:
@@ -58,8 +58,8 @@ def residual_bytes(shape: AttentionShape, policy: KVCachePolicy, rollback: int |
     """
     back = default_rollback(policy) if rollback is None else rollback
     return sum(
-        tensor_residual_bytes(shape.n_kv_heads, width, fmt, residual=policy.residual, rollback=back)
-        for width, fmt in _tensors(shape, policy)
+        tensor_residual_bytes(heads, width, fmt, residual=policy.residual, rollback=back)
+        for heads, width, fmt in _tensors(shape, policy)
     )
 
 
@@ -104,10 +104,11 @@ def memory_table(
     ]
 
 
-def _tensors(shape: AttentionShape, policy: KVCachePolicy) -> tuple[tuple[int, TensorFormat], ...]:
-    """Width of one head and format of k_sem, k_geo and v."""
+def _tensors(shape: AttentionShape, policy: KVCachePolicy) -> tuple[tuple[int, int, TensorFormat], ...]:
+    """Heads, width of one head and format of k_sem, k_geo and v."""
+    sem, geo, v = shape.cached_heads
     return (
-        (shape.sem_head_dim, policy.k_sem),
-        (shape.geo_head_dim, policy.k_geo),
-        (shape.v_head_dim, policy.v),
+        (sem, shape.sem_head_dim, policy.k_sem),
+        (geo, shape.geo_head_dim, policy.k_geo),
+        (v, shape.v_head_dim, policy.v),
     )

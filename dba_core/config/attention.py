@@ -21,7 +21,13 @@ MODES = ("standard", "gqa", "bottleneck", "decoupled")
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
 class AttentionConfig(Serializable):
-    """Sizes and options of one attention layer. None means "derived from the rest" (see `resolved`)."""
+    """Sizes and options of one attention layer. None means "derived from the rest" (see `resolved`).
+
+    n_kv_heads: heads of geometric keys, and of semantic keys and values unless sem_kv_heads or v_kv_heads
+    says fewer: each of those is then shared by equally many neighbouring KV heads. rope_table: the layer
+    holds its rotation frequencies per KV head as part of its weights, instead of the series of rope_theta.
+    sem_offset: the layer subtracts a constant, part of its weights, from semantic keys.
+    """
 
     mode: str = attrs.field(default="decoupled", validator=one_of(*MODES))
     d_model: int | None = attrs.field(default=None, validator=at_least(1))
@@ -30,7 +36,11 @@ class AttentionConfig(Serializable):
     sem_head_dim: int | None = attrs.field(default=None, validator=at_least(0))
     geo_head_dim: int | None = attrs.field(default=None, validator=at_least(2))
     v_head_dim: int | None = attrs.field(default=None, validator=at_least(1))
+    sem_kv_heads: int | None = attrs.field(default=None, validator=at_least(1))
+    v_kv_heads: int | None = attrs.field(default=None, validator=at_least(1))
     rope_theta: float = attrs.field(default=10000.0, validator=positive())
+    rope_table: bool = False
+    sem_offset: bool = False
     tie_qk: bool = False
     learned_temperature: bool = False
     dropout: float = attrs.field(default=0.0, validator=between(0, 1, open_high=True))
@@ -64,6 +74,18 @@ class AttentionConfig(Serializable):
                 f"n_kv_heads={self.n_kv_heads}",
                 path="tie_qk",
             )
+        if self.mode != "decoupled" and (self.sem_kv_heads is not None or self.sem_offset):
+            raise ConfigError(
+                f"mode {self.mode!r} has no semantic path, so sem_kv_heads and sem_offset mean nothing; "
+                "leave them out or choose mode='decoupled'",
+                path="sem_kv_heads" if self.sem_kv_heads is not None else "sem_offset",
+            )
+        if self.tie_qk and (self.sem_kv_heads is not None or self.sem_offset):
+            raise ConfigError(
+                "tied projections make semantic keys from the queries' weights: as many heads, no offset; "
+                "leave sem_kv_heads and sem_offset out or choose tie_qk=false",
+                path="tie_qk",
+            )
         if self.mode == "gqa" and self.n_kv_heads == self.n_heads:
             raise ConfigError(
                 f"mode 'gqa' needs fewer KV heads than query heads, got {self.n_kv_heads} of {self.n_heads}; "
@@ -87,10 +109,18 @@ class AttentionConfig(Serializable):
                 path="d_model",
             )
         sem, geo, v = self._widths(width)
+        kv_heads = self._kv_heads()
+        for name, heads in (("sem_kv_heads", self.sem_kv_heads), ("v_kv_heads", self.v_kv_heads)):
+            if heads is not None and kv_heads % heads:
+                raise ConfigError(
+                    f"{heads} does not divide n_kv_heads={kv_heads}; every one of these heads is shared by "
+                    "equally many KV heads",
+                    path=name,
+                )
         return attrs.evolve(
             self,
             d_model=width,
-            n_kv_heads=self._kv_heads(),
+            n_kv_heads=kv_heads,
             sem_head_dim=sem,
             geo_head_dim=geo,
             v_head_dim=v,
@@ -141,6 +171,8 @@ class AttentionConfig(Serializable):
             sem_head_dim=full.sem_head_dim,
             geo_head_dim=full.geo_head_dim,
             v_head_dim=full.v_head_dim,
+            sem_kv_heads=full.sem_kv_heads,
+            v_kv_heads=full.v_kv_heads,
         )
 
 

@@ -14,7 +14,6 @@ torch = pytest.importorskip("torch")
 from attention_oracle import make_layer  # noqa: E402
 
 from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.attention.rope import RopeTable  # noqa: E402
 from dba_core.config.attention import AttentionConfig  # noqa: E402
 from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
 from dba_core.config.plugins import PluginChoice  # noqa: E402
@@ -132,16 +131,17 @@ def test_copies_and_saved_layers_compute_the_same() -> None:
 
 def test_frequencies_per_kv_head_on_every_path() -> None:
     """What a converted model needs: other frequencies in each KV head, 0 for an unrotated pair."""
-    layer = make_layer(mode="decoupled", n_kv_heads=2, sem_head_dim=3, geo_head_dim=4, v_head_dim=6)
+    sizes = {"n_kv_heads": 2, "sem_head_dim": 3, "geo_head_dim": 4, "v_head_dim": 6, "rope_table": True}
+    layer = make_layer(mode="decoupled", **sizes)
     x = torch.randn(2, 9, 24)
     usual = layer(x)
-    layer.rope = RopeTable(torch.tensor([[1.0, 0.0], [0.3, 0.01]]))
+    layer.rope_frequencies.frequencies.copy_(torch.tensor([[1.0, 0.0], [0.3, 0.01]]))
     y = layer(x)
     assert (y - usual).abs().max() > 1e-2
     angles = torch.arange(9).double()[:, None, None] * layer.rope.frequencies
-    plain = make_layer(mode="decoupled", n_kv_heads=2, sem_head_dim=3, geo_head_dim=4, v_head_dim=6)
+    plain = make_layer(mode="decoupled", **sizes)
     for head in range(2):  # a layer that rotates all heads as this one does is right in this head's queries
-        plain.rope = RopeTable(layer.rope.frequencies[head])
+        plain.rope_frequencies.frequencies.copy_(layer.rope.frequencies[head])
         mine, one = (a._heads(x, *a.rope.span(0, 9, x)) for a in (layer, plain))
         assert torch.equal(mine.q_geo[:, 2 * head : 2 * head + 2], one.q_geo[:, 2 * head : 2 * head + 2])
         assert torch.equal(mine.k_geo[:, head], one.k_geo[:, head])
