@@ -1,18 +1,24 @@
 """What an error looks like on the terminal: one paragraph on stderr, a traceback only with DBA_TRACEBACK=1.
+A warning about a plugin is one line.
 
 Called by `main`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
 from types import TracebackType
+from typing import TextIO
 
 import click
 
 from dba_cli.legacy import LEGACY_FLAGS
+from dba_core.errors import DeprecatedContractWarning
 
 
 def wants_traceback() -> bool:
@@ -42,6 +48,29 @@ def _without_legacy_hints(error: click.ClickException) -> str:
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         return f"{error.message}{hint}"
     return error.format_message()
+
+
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Within: a plugin's deprecation is said without the line of code that it came from."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, DeprecatedContractWarning):
+            click.echo(f"warning: {message}", err=True)
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def install_excepthook() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from dba_cli.failure import explain, explain_click, install_excepthook
+from dba_cli.failure import explain, explain_click, install_excepthook, warnings_in_one_line
 from dba_cli.lazy import LazyCommand, LazyGroup
 from dba_core.errors import DBAError
 
@@ -25,8 +25,10 @@ _COMMANDS = {
     "drift": LazyCommand(
         "dba_cli.commands.drift:drift", "Long-sequence attention of a run against exact attention."
     ),
-    "plugins": LazyCommand("dba_cli.commands.plugins:plugins", "List, describe and explain plugins."),
-    "config": LazyCommand("dba_cli.commands.config:config", "Show and check configurations; list presets."),
+    "plugins": LazyCommand("dba_cli.commands.plugins:plugins", "List, describe, explain and check plugins."),
+    "config": LazyCommand(
+        "dba_cli.commands.config:config", "Show, check, compare configurations; list presets."
+    ),
     "completion": LazyCommand("dba_cli.commands.completion:completion", "Print a shell completion script."),
 }
 
@@ -73,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     install_excepthook()
     _let_waiting_threads_sleep()
     try:
-        result = cli.main(args=argv, prog_name="dba", standalone_mode=False)
+        with warnings_in_one_line():
+            result = cli.main(args=argv, prog_name="dba", standalone_mode=False)
     except DBAError as error:
         explain(error)
         return error.exit_code

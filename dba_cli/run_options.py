@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class RunFlags:
     device: str | None
     allow_drift: bool
     plugins: tuple[str, ...] = ()
+    plugin_flags: PluginFlags = attrs.field(factory=PluginFlags)
 
     def load(self) -> Run:
         """Raises UsageError for no such run or a plugin that the weights depend on."""
@@ -47,6 +49,7 @@ class RunFlags:
             self.checkpoint,
             device=self.device,
             plugins=replaced,
+            registry=self.plugin_flags.registry(),
             allow_drift=self.allow_drift,
         )
         for warning in run.warnings:
@@ -103,6 +106,7 @@ def weights_options(command: Command) -> Command:
     """The same without `--plugin`, for a command that decodes nothing."""
     names = {field.name for field in attrs.fields(RunFlags)}
 
+    @plugin_options
     @functools.wraps(command)
     def with_flags(*args: Any, **kwargs: Any) -> Any:
         run_flags = RunFlags(**{name: kwargs.pop(name) for name in names & kwargs.keys()})

@@ -77,6 +77,10 @@ class TrainingError(DBAError):
     """Training cannot go on: a loss that is not finite, say."""
 
 
+class DeprecatedContractWarning(FutureWarning):
+    """A plugin was written for the previous contract of its kind, which is taken for now."""
+
+
 def nearest(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
     """The names closest to `name`, best first; empty when none is near."""
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)

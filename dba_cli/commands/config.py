@@ -1,18 +1,25 @@
-"""`dba config`: show a configuration with the origin of every value, check a file, list presets. No torch."""
+"""`dba config`: show a configuration with the origin of every value, check a file, compare two, list presets.
+
+No torch.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dba_cli.lazy import HintingGroup
 from dba_cli.options import ConfigFlags, config_options
 
+if TYPE_CHECKING:
+    from dba_core.config.run import RunConfig
+
 
 @click.group(cls=HintingGroup)
 def config() -> None:
-    """Show and check configurations; list presets."""
+    """Show, check and compare configurations; list presets."""
 
 
 @config.command()
@@ -68,6 +75,49 @@ def presets(as_json: bool) -> None:
         return
     columns("Presets", ["name", "what it is"], [(preset.name, preset.summary) for preset in found])
     click.echo("Use one with: dba run --preset NAME")
+
+
+@config.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def diff(a: str, b: str, as_json: bool) -> int:
+    """Compare two configurations key by key. Exit code 0: the same, 1: they differ.
+
+    A and B are each a .toml or .json file, a run (its folder, a part of its name under runs/, or 'latest'),
+    or 'preset:NAME'. What a file leaves out has its default.
+
+    
+    Examples:
+      dba config diff preset:default preset:shakespeare-cpu
+      dba config diff latest my.toml --json
+    """
+    from dba_cli.rendering import columns, echo_json
+    from dba_core.config.difference import differences
+
+    first, second = _configuration(a), _configuration(b)
+    found = differences(first, second)
+    if as_json:
+        rows = [{"key": each.key, "a": each.a, "b": each.b, "only_in": each.only_in} for each in found]
+        echo_json({"a": a, "b": b, "same": not found, "differences": rows})
+    elif found:
+        columns("Differences", ["key", a, b], [(each.key, each.text_a, each.text_b) for each in found])
+    else:
+        click.echo("The two configurations are the same.")
+    return 1 if found else 0
+
+
+def _configuration(text: str) -> RunConfig:
+    """What A or B means."""
+    from dba_core.config.loading import load_config
+    from dba_core.runs.folder import find_run
+
+    kind, colon, name = text.partition(":")
+    if colon and kind == "preset":
+        return load_config(preset=name).config
+    path = Path(text)
+    is_file = path.suffix.lower() in (".toml", ".json") and not path.is_dir()
+    return load_config(file=path if is_file else find_run(text).config_file).config
 
 
 def print_config(flags: ConfigFlags, *, as_json: bool) -> None:

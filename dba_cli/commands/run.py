@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import ConfigFlags, config_options
+from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 @refuse_legacy_flags
 @click.command()
 @config_options
+@plugin_options
+@strict_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 @click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")
 def run(
     flags: ConfigFlags,
+    plugin_flags: PluginFlags,
+    strict: bool,
     out: Path,
     resume: str | None,
     print_config: bool,
@@ -52,6 +58,7 @@ def run(
       dba run
       dba run --preset shakespeare-cpu --data pydoc
       dba run --plugin gate=static --plugin null_token=learned
+      dba run --plugin summarizer@layers.0-1=conv --plugin summarizer=mean --strict
       dba run --kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=64"
       dba run --set training.steps=100 --set model.n_layers=2 --name small
       dba run --dry-run --preset paper-decoupled
@@ -60,29 +67,47 @@ def run(
     """
     if sum((resume is not None, print_config, dry_run)) > 1:
         raise UsageError("--resume, --print-config and --dry-run exclude each other; give one of them")
+    how = _How(plugin_flags, allow_drift=allow_drift, strict=strict, as_json=as_json, quiet=quiet)
     if resume is not None:
-        _resume(resume, flags, allow_drift=allow_drift, as_json=as_json, quiet=quiet)
+        _resume(resume, flags, how)
     elif print_config:
         from dba_cli.commands.config import print_config as show
 
         show(flags, as_json=as_json)
     elif dry_run:
-        _dry_run(flags, allow_drift=allow_drift, as_json=as_json)
+        _dry_run(flags, how)
     else:
-        _run(flags, out, allow_drift=allow_drift, as_json=as_json, quiet=quiet)
+        _run(flags, out, how)
 
 
-def _run(flags: ConfigFlags, out: Path, *, allow_drift: bool, as_json: bool, quiet: bool) -> None:
+@attrs.frozen
+class _How:
+    """What holds for a new run, a resumed one and a dry one."""
+
+    plugin_flags: PluginFlags
+    allow_drift: bool = attrs.field(kw_only=True)
+    strict: bool = attrs.field(kw_only=True)
+    as_json: bool = attrs.field(kw_only=True)
+    quiet: bool = attrs.field(kw_only=True)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the job is told about plugins."""
+        registry = self.plugin_flags.registry()
+        return {"registry": registry, "allow_drift": self.allow_drift, "strict": self.strict}
+
+
+def _run(flags: ConfigFlags, out: Path, how: _How) -> None:
     loaded = flags.load()
     from dba_cli.progress import TerminalReporter
     from dba_core.runs.job import run_job
 
-    with TerminalReporter(quiet=quiet) as reporter:
-        run_job(loaded, root=out, reporter=reporter, allow_drift=allow_drift)
-    _show(reporter.summary, as_json=as_json)
+    with TerminalReporter(quiet=how.quiet) as reporter:
+        run_job(loaded, root=out, reporter=reporter, **how.arguments)
+    _show(reporter.summary, as_json=how.as_json)
 
 
-def _resume(text: str, flags: ConfigFlags, *, allow_drift: bool, as_json: bool, quiet: bool) -> None:
+def _resume(text: str, flags: ConfigFlags, how: _How) -> None:
     refused = [flag for flag in flags.given if flag != "--device"]
     if refused:
         raise UsageError(
@@ -95,19 +120,19 @@ def _resume(text: str, flags: ConfigFlags, *, allow_drift: bool, as_json: bool, 
     from dba_cli.progress import TerminalReporter
     from dba_core.runs.job import resume_job
 
-    with TerminalReporter(quiet=quiet) as reporter:
-        resume_job(folder, device=flags.device, reporter=reporter, allow_drift=allow_drift)
-    _show(reporter.summary, as_json=as_json)
+    with TerminalReporter(quiet=how.quiet) as reporter:
+        resume_job(folder, device=flags.device, reporter=reporter, **how.arguments)
+    _show(reporter.summary, as_json=how.as_json)
 
 
-def _dry_run(flags: ConfigFlags, *, allow_drift: bool, as_json: bool) -> None:
+def _dry_run(flags: ConfigFlags, how: _How) -> None:
     loaded = flags.load()
     from dba_cli.rendering import echo_json, sections
     from dba_core.runs.dry_run import dry_run
     from dba_core.runs.summary_text import dry_run_sections
 
-    result = dry_run(loaded, allow_drift=allow_drift)
-    if as_json:
+    result = dry_run(loaded, **how.arguments)
+    if how.as_json:
         echo_json(result.to_dict())
         return
     sections(f"Run {result.name}, not trained", dry_run_sections(result))

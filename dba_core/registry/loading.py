@@ -8,48 +8,57 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from typing import Any
 
 import attrs
 import pluggy
 
 from dba_core import hookspecs
-from dba_core.contracts import CONTRACT_VERSIONS, AnyPlugin, Kind
+from dba_core.contracts import AnyPlugin
 from dba_core.errors import PluginError
 from dba_core.registry.contain import Failure, contain
+from dba_core.registry.contract import Terms
 from dba_core.registry.discovery import PluginInfo
+from dba_core.registry.trace import Trace
 
 _MEMBERS = ("name", "contract", "summary", "options_class", "supports", "build")
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class LoadedPlugin:
-    """A plugin that was imported and found to keep the form of its contract."""
+    """A plugin that was imported and found to keep the form of its contract.
+
+    deprecation: what is said about one that was written for the previous contract.
+    """
 
     info: PluginInfo
     plugin: AnyPlugin
+    deprecation: str | None = None
 
 
-def load_plugin(info: PluginInfo) -> LoadedPlugin:
+def load_plugin(info: PluginInfo, *, terms: Terms, trace: Trace) -> LoadedPlugin:
     """Import and check one plugin. Raises PluginError with the reason; the foreign exception is its cause."""
     if info.problem is not None:
         raise PluginError(_broken(info, info.problem))
-    outcome = contain(lambda: _import_and_call(info))
+    outcome = contain(lambda: _import_and_call(info, trace))
     if isinstance(outcome, Failure):
         raise PluginError(_broken(info, f"its hook cannot be loaded ({outcome})")) from outcome.error
     if isinstance(outcome, str):
         raise PluginError(_broken(info, outcome))
-    return check_plugin(info, outcome[0])
+    return check_plugin(info, outcome[0], terms=terms)
 
 
-def check_plugin(info: PluginInfo, plugin: Any) -> LoadedPlugin:
+def check_plugin(info: PluginInfo, plugin: Any, *, terms: Terms) -> LoadedPlugin:
     """A LoadedPlugin if the object keeps the form of the contract, else PluginError with what it lacks."""
-    problem = contain(lambda: _form_problem(info, plugin))
+    problem = contain(lambda: _form_problem(info, plugin, terms))
     if isinstance(problem, Failure):
         raise PluginError(_broken(info, f"reading it raised {problem}")) from problem.error
     if problem is not None:
         raise PluginError(_broken(info, problem))
-    return LoadedPlugin(info=info, plugin=plugin)
+    return LoadedPlugin(
+        info=info, plugin=plugin, deprecation=terms[info.kind].deprecation(info.kind, plugin.contract)
+    )
 
 
 def _broken(info: PluginInfo, reason: str) -> str:
@@ -59,12 +68,9 @@ def _broken(info: PluginInfo, reason: str) -> str:
     )
 
 
-def _import_and_call(info: PluginInfo) -> tuple[Any] | str:
+def _import_and_call(info: PluginInfo, trace: Trace) -> tuple[Any] | str:
     """What the hook returned (in a tuple), or the problem."""
-    module_name, _, attribute = info.module.partition(":")
-    owner = importlib.import_module(module_name)
-    if attribute:
-        owner = functools.reduce(getattr, attribute.split("."), owner)
+    owner = _imported(info, trace)
     manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
     manager.add_hookspecs(hookspecs)
     manager.register(owner, name=info.qualified)
@@ -73,20 +79,32 @@ def _import_and_call(info: PluginInfo) -> tuple[Any] | str:
     callers = {caller.name: caller for caller in manager.get_hookcallers(owner) or []}
     if hook not in callers:
         return f"{info.module} implements no hook {hook}; decorate a function {hook}() with dba_core.hookimpl"
-    returned = callers[hook]()
+    with trace.step(info, "hook") as step:
+        returned = callers[hook]()
+        step.what = f"{hook}() returned {', '.join(type(each).__name__ for each in returned) or 'nothing'}"
     if len(returned) != 1:
         return f"its hook {hook}() returned nothing; return the plugin object"
     return (returned[0],)
 
 
-def _form_problem(info: PluginInfo, plugin: Any) -> str | None:
+def _imported(info: PluginInfo, trace: Trace) -> Any:
+    """The module or object that the entry point names."""
+    module_name, _, attribute = info.module.partition(":")
+    before = len(sys.modules)
+    with trace.step(info, "import") as step:
+        owner = importlib.import_module(module_name)
+        step.what = f"{module_name} ({len(sys.modules) - before} new modules)"
+    return functools.reduce(getattr, attribute.split("."), owner) if attribute else owner
+
+
+def _form_problem(info: PluginInfo, plugin: Any, terms: Terms) -> str | None:
     """What the returned object lacks to be a plugin of this kind, None when nothing."""
     missing = [member for member in _MEMBERS if not hasattr(plugin, member)]
     if missing:
         return f"its hook returned {type(plugin).__name__!r}, no plugin: it lacks {', '.join(missing)}"
     if plugin.name != info.name:
         return f"it calls itself {plugin.name!r}, its entry point {info.name!r}; both must be the same"
-    problem = _contract_problem(info.kind, plugin.contract)
+    problem = terms[info.kind].problem(info.kind, plugin.contract)
     if problem is not None:
         return problem
     if not (isinstance(plugin.options_class, type) and attrs.has(plugin.options_class)):
@@ -96,14 +114,3 @@ def _form_problem(info: PluginInfo, plugin: Any) -> str | None:
         return f"its summary is {plugin.summary!r}, no text"
     uncallable = [member for member in ("supports", "build") if not callable(getattr(plugin, member))]
     return f"its {' and '.join(uncallable)} cannot be called" if uncallable else None
-
-
-def _contract_problem(kind: Kind, contract: Any) -> str | None:
-    ours = CONTRACT_VERSIONS[kind]
-    if type(contract) is int and contract == ours:
-        return None
-    if type(contract) is int and contract > ours:
-        todo = "install a newer dba, or an older version of the plugin"
-    else:
-        todo = "install a newer version of the plugin, or an older dba"
-    return f"it was written for {kind} contract {contract!r}, this dba has contract {ours}: {todo}"

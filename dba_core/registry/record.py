@@ -7,7 +7,7 @@ Called before a recorded configuration runs again; a difference stops it (exit c
 from __future__ import annotations
 
 from dba_core.config.plugins import PluginChoice, PluginChoices
-from dba_core.contracts import CONTRACT_VERSIONS, Kind
+from dba_core.contracts import Kind
 from dba_core.errors import RecordMismatchError
 from dba_core.registry.discovery import PluginInfo, canonical
 from dba_core.registry.registry import Registry
@@ -56,10 +56,9 @@ def _difference(kind: Kind, choice: PluginChoice, registry: Registry) -> str | N
         return f"{recorded}, which is not installed or does not provide it; {_installed(same_name)}."
     if own[0].version != record.version:
         return f"{recorded}, installed is {own[0].distribution} {own[0].version}."
-    if CONTRACT_VERSIONS[kind] != record.contract:
-        return (
-            f"{recorded} under contract {record.contract}, this dba has contract {CONTRACT_VERSIONS[kind]}."
-        )
+    terms = registry.terms[kind]
+    if not terms.accepts(record.contract):
+        return f"{recorded} under contract {record.contract}, this dba has contract {terms.number}."
     return None
 
 

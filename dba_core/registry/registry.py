@@ -6,72 +6,102 @@ Called by the attention and the model (`select`), the runs (`check_records`), `d
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-from collections.abc import Iterable
+import os
+import warnings
+from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution
 from typing import Any
 
 import attrs
 
 from dba_core.config.plugins import PluginChoice
-from dba_core.contracts import KINDS, Kind, Request
-from dba_core.errors import ConfigError, DBAError, PluginError, UnsupportedError, unknown
+from dba_core.contracts import KINDS, Kind, Request, Support
+from dba_core.errors import (
+    ConfigError,
+    DBAError,
+    DeprecatedContractWarning,
+    PluginError,
+    UnsupportedError,
+)
+from dba_core.registry.access import Access
 from dba_core.registry.auto_order import AutoOrder, read_auto_order
+from dba_core.registry.catalogue import Catalogue, Key, key_of
 from dba_core.registry.contain import contain
-from dba_core.registry.discovery import Discovery, PluginInfo, canonical, discover, name_problem
+from dba_core.registry.contract import Terms, current_terms
+from dba_core.registry.discovery import PluginInfo, name_problem
 from dba_core.registry.loading import LoadedPlugin, check_plugin, load_plugin
 from dba_core.registry.options import structure_options
 from dba_core.registry.selection import PassedOver, Selection, ask_support
+from dba_core.registry.trace import Trace
 
-_Key = tuple[Kind, str, str]
 _Infos = list[PluginInfo]  # inside the class, `list` is the method
 
 
 class Registry:
     """All plugins of some distributions (those of the interpreter's path when none are given)."""
 
-    def __init__(self, *, distributions: Iterable[Distribution] | None = None) -> None:
-        self._distributions = distributions
-        self._loaded: dict[_Key, LoadedPlugin | PluginError] = {}
-        self._registered: dict[_Key, PluginInfo] = {}
+    def __init__(
+        self,
+        *,
+        distributions: Iterable[Distribution] | None = None,
+        access: Access | None = None,
+        terms: Terms | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        """access: which plugins may be used; None: all. terms: the contracts; None: this library's. trace:
+        where imports and calls are noted.
+        """
+        self.access = Access() if access is None else access
+        self.terms = current_terms() if terms is None else terms
+        self.trace = Trace() if trace is None else trace
+        self._catalogue = Catalogue(distributions, self.access)
+        self._loaded: dict[Key, LoadedPlugin | PluginError] = {}
 
     @classmethod
     @functools.cache
     def default(cls) -> Registry:
-        """The registry of this process, read once."""
-        return cls()
-
-    @functools.cached_property
-    def _discovery(self) -> Discovery:
-        found = importlib.metadata.distributions() if self._distributions is None else self._distributions
-        return discover(found)
+        """The registry of this process, read once, under the allow list DBA_PLUGINS_ALLOW."""
+        return cls(access=Access.from_environment(os.environ))
 
     @functools.cached_property
     def _auto_order(self) -> AutoOrder:
-        return read_auto_order(self._discovery.orders)
+        return read_auto_order(self._catalogue.orders)
+
+    def auto_order(self, kind: Kind, *, device: str) -> tuple[tuple[str, str], ...]:
+        """The plugins that `auto` tries on this device, best first: (name, distribution that lists it)."""
+        return self._auto_order.of(kind, device=device)
+
+    @property
+    def auto_problems(self) -> tuple[str, ...]:
+        """The orders of `auto` that cannot be read, with the reason."""
+        return self._auto_order.problems
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Distributions whose metadata cannot be read, with the reason."""
-        return self._discovery.problems
+        return self._catalogue.problems
 
     def list(self, kind: Kind | None = None) -> _Infos:
         """Every plugin, in the order of the kinds, then by name. Imports nothing."""
-        kinds = KINDS if kind is None else (self._known_kind(kind),)
-        return [self._with_problem(info) for each in kinds for info in self._infos(each)]
+        kinds = KINDS if kind is None else (kind,)
+        return [self._with_problem(info) for each in kinds for info in self._catalogue.infos(each)]
 
     def load(self, kind: Kind, name: str, *, distribution: str | None = None) -> LoadedPlugin:
         """Import the plugin `name` or `distribution:name`. Raises PluginError with the reason against it.
 
         `distribution` settles a name that several distributions use.
         """
-        return self._load(self._find(kind, name, prefer=distribution))
+        return self._load(self._catalogue.find(kind, name, prefer=distribution))
+
+    def find(self, kind: Kind, name: str, *, distribution: str | None = None) -> PluginInfo:
+        """What `load` would import. Raises PluginError for a name that is unknown or ambiguous."""
+        return self._catalogue.find(kind, name, prefer=distribution)
 
     def register(
         self, kind: Kind, plugin: Any, *, distribution: str = "local", version: str = "0"
     ) -> LoadedPlugin:
         """Add a plugin made in code. Raises PluginError, and adds nothing, if it is none or known."""
-        self._known_kind(kind)
+        self._catalogue.infos(kind)
         stated = contain(lambda: plugin.name)
         name = stated if isinstance(stated, str) else "unnamed"
         module = f"{type(plugin).__module__}:{type(plugin).__qualname__}"
@@ -79,13 +109,14 @@ class Registry:
         problem = name_problem(name)
         if problem is not None:
             raise PluginError(f"this {kind} cannot be registered: {problem}")
-        loaded = check_plugin(info, plugin)
-        if any(_key(other) == _key(info) for other in self._infos(kind)):
+        loaded = check_plugin(info, plugin, terms=self.terms)
+        if self._catalogue.has(info):
             raise PluginError(
                 f"{kind} {info.qualified!r} is there already; give the plugin another name or distribution"
             )
-        self._registered[_key(info)] = info
-        self._loaded[_key(info)] = loaded
+        self._catalogue.add(info)
+        self._loaded[key_of(info)] = loaded
+        _warn_of(loaded)
         return loaded
 
     def select(self, kind: Kind, choice: str | PluginChoice, request: Request) -> Selection:
@@ -93,21 +124,22 @@ class Registry:
 
         Raises PluginError (missing, broken, ambiguous), ConfigError (options), UnsupportedError (reasons).
         """
+        self._catalogue.infos(kind)
         wanted = PluginChoice(choice) if isinstance(choice, str) else choice
         if wanted.name == "auto":
             if wanted.options:
                 raise ConfigError(
                     f"{wanted.options!r} belongs to no plugin while the name is 'auto'; choose one by name",
-                    path=f"plugins.{self._known_kind(kind)}.options",
+                    path=f"plugins.{kind}.options",
                 )
-            return self._first_supporting(self._known_kind(kind), request)
+            return self._first_supporting(kind, request)
         return self._by_name(kind, wanted, request)
 
     def _by_name(self, kind: Kind, choice: PluginChoice, request: Request) -> Selection:
         record = choice.record
         loaded = self.load(kind, choice.name, distribution=record.distribution if record else None)
         options = structure_options(loaded, choice.options)
-        answer = ask_support(loaded, request, options)
+        answer = self.ask(loaded, request, options)
         if isinstance(answer, str):
             raise PluginError(f"{kind} {loaded.info.qualified!r} is broken: {answer}. Choose another {kind}.")
         if not answer.ok:
@@ -117,9 +149,11 @@ class Registry:
         why = "chosen by name"
         if record is not None:
             why = record.why if record.why.startswith("as recorded") else f"as recorded ({record.why})"
-        return Selection(
-            kind=kind, info=loaded.info, plugin=loaded.plugin, options=options, request=request, why=why
-        )
+        return self._selection(loaded, options, request, why=why)
+
+    def ask(self, loaded: LoadedPlugin, request: Request, options: Any) -> Support | str:
+        """The plugin's answer to `supports()`, or the problem with it."""
+        return ask_support(loaded, request, options, trace=self.trace)
 
     def _first_supporting(self, kind: Kind, request: Request) -> Selection:
         passed = [PassedOver(name="auto order", problem=problem) for problem in self._auto_order.problems]
@@ -129,88 +163,84 @@ class Registry:
                 passed.append(outcome)
                 continue
             loaded, options = outcome
-            return Selection(
-                kind=kind,
-                info=loaded.info,
-                plugin=loaded.plugin,
-                options=options,
-                request=request,
-                why=_auto_why(passed),
-                passed_over=tuple(passed),
-            )
+            return self._selection(loaded, options, request, why=_auto_why(passed), passed=passed)
         raise UnsupportedError(
             f"no {kind} supports the request; choose one by name. Tried {len(passed)} in the order of auto:",
             reasons=tuple(reason for each in passed for reason in each.named_reasons()),
+        )
+
+    def _selection(
+        self,
+        loaded: LoadedPlugin,
+        options: Any,
+        request: Request,
+        *,
+        why: str,
+        passed: Sequence[PassedOver] = (),
+    ) -> Selection:
+        return Selection(
+            kind=loaded.info.kind,
+            info=loaded.info,
+            plugin=loaded.plugin,
+            options=options,
+            request=request,
+            why=why,
+            passed_over=tuple(passed),
+            deprecation=loaded.deprecation,
+            trace=self.trace,
         )
 
     def _try(
         self, kind: Kind, name: str, distribution: str, request: Request
     ) -> PassedOver | tuple[LoadedPlugin, Any]:
         try:
-            loaded = self.load(kind, name, distribution=distribution)
+            info = self._catalogue.find(kind, name, prefer=distribution)
+            refusal = self.access.refusal(info)
+            if refusal is not None:
+                return PassedOver(name=name, problem=refusal, blocked=True)
+            loaded = self._load(info)
             options = structure_options(loaded, {})
         except DBAError as error:
             return PassedOver(name=name, problem=str(error))
-        answer = ask_support(loaded, request, options)
+        answer = self.ask(loaded, request, options)
         if isinstance(answer, str):
             return PassedOver(name=name, problem=answer)
         return (loaded, options) if answer.ok else PassedOver(name=name, reasons=answer.reasons)
 
     def _load(self, info: PluginInfo) -> LoadedPlugin:
-        key = _key(info)
+        refusal = self.access.refusal(info)
+        if refusal is not None:
+            raise PluginError(
+                f"{info.kind} {info.name!r} of {info.distribution} {info.version} may not be used: it is "
+                f"{refusal}. Change that, or choose another {info.kind}."
+            )
+        key = key_of(info)
         if key not in self._loaded:
             try:
-                self._loaded[key] = load_plugin(info)
+                self._loaded[key] = loaded = load_plugin(info, terms=self.terms, trace=self.trace)
             except PluginError as error:
                 self._loaded[key] = error
+            else:
+                _warn_of(loaded)
         outcome = self._loaded[key]
         if isinstance(outcome, PluginError):
             raise PluginError(str(outcome)) from outcome.__cause__
         return outcome
 
-    def _find(self, kind: Kind, name: str, *, prefer: str | None = None) -> PluginInfo:
-        """The one plugin that `name` or `distribution:name` means."""
-        known = self._infos(self._known_kind(kind))
-        distribution, colon, plain = name.rpartition(":")
-        found = [info for info in known if info.name == plain]
-        if colon:
-            found = [info for info in found if canonical(info.distribution) == canonical(distribution)]
-        elif prefer is not None:
-            found = [i for i in found if canonical(i.distribution) == canonical(prefer)] or found
-        if len(found) == 1:
-            return found[0]
-        if found:
-            owners = " and ".join(f"{info.distribution} {info.version}" for info in found)
-            ways = " or ".join(repr(info.qualified) for info in found)
-            raise PluginError(f"{kind} {name!r} is ambiguous: {owners} both provide it. Write {ways}.")
-        names = {info.qualified for info in known} if colon else {info.name for info in known}
-        raise PluginError(unknown(kind, name, names | {"auto"}))
-
-    def _infos(self, kind: Kind) -> _Infos:
-        infos = [*self._discovery.plugins, *self._registered.values()]
-        mine = [info for info in infos if info.kind == kind]
-        return sorted(mine, key=lambda info: (info.name, info.distribution))
-
     def _with_problem(self, info: PluginInfo) -> PluginInfo:
-        """The info with what is known against it: a failed load, a name that another one uses too."""
-        outcome = self._loaded.get(_key(info))
-        if isinstance(outcome, PluginError):
+        """The info with what is known against it: what metadata say, or a failed load."""
+        outcome = self._loaded.get(key_of(info))
+        if isinstance(outcome, PluginError) and self.access.refusal(info) is None:
             return attrs.evolve(info, problem=str(outcome))
-        others = [i for i in self._infos(info.kind) if i.name == info.name and _key(i) != _key(info)]
-        if info.problem is None and others:
-            owners = ", ".join(other.distribution for other in others)
-            problem = f"{owners} provides this name too: choose it as {info.qualified!r}"
-            return attrs.evolve(info, problem=problem)
-        return info
-
-    def _known_kind(self, kind: Kind) -> Kind:
-        if kind not in KINDS:
-            raise PluginError(unknown("plugin kind", kind, KINDS))
-        return kind
+        return self._catalogue.shown(info)
 
 
-def _key(info: PluginInfo) -> _Key:
-    return info.kind, canonical(info.distribution), info.name
+def _warn_of(loaded: LoadedPlugin) -> None:
+    """Once for each plugin and registry."""
+    if loaded.deprecation is not None:
+        info = loaded.info
+        text = f"{info.kind} {info.name!r} of {info.distribution} {info.version}: {loaded.deprecation}"
+        warnings.warn(text, DeprecatedContractWarning, stacklevel=4)
 
 
 def _auto_why(passed: list[PassedOver]) -> str:

@@ -17,15 +17,20 @@ from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.loading import LoadedPlugin
 from dba_core.registry.options import options_to_dict
+from dba_core.registry.trace import Trace
 
 
 @attrs.frozen(kw_only=True)
 class PassedOver:
-    """A plugin that `auto` tried before: its reasons against the request, or the problem that broke it."""
+    """A plugin that `auto` tried before: its reasons against the request, or the problem that broke it.
+
+    blocked: the problem is that the user does not want it.
+    """
 
     name: str
     reasons: tuple[Reason, ...] = ()
     problem: str | None = None
+    blocked: bool = False
 
     def named_reasons(self) -> tuple[Reason, ...]:
         """The reasons with the plugin's name in the subject; a problem counts as one."""
@@ -50,14 +55,23 @@ class Selection:
     request: Request
     why: str
     passed_over: tuple[PassedOver, ...] = ()
+    deprecation: str | None = None
+    trace: Trace = attrs.field(factory=Trace, repr=False)
 
     @property
     def name(self) -> str:
         return self.info.name
 
+    @property
+    def fallbacks(self) -> tuple[PassedOver, ...]:
+        """What `auto` would rather have taken; not what the user blocked."""
+        return tuple(each for each in self.passed_over if not each.blocked)
+
     def build(self) -> Any:
         """What the plugin builds for the request. Its own DBAErrors pass, anything else is a PluginError."""
-        built = contain(lambda: self.plugin.build(self.request, self.options))
+        with self.trace.step(self.info, "build") as step:
+            built = contain(lambda: self.plugin.build(self.request, self.options))
+            step.what = f"raised {built}" if isinstance(built, Failure) else type(built).__name__
         if not isinstance(built, Failure):
             return built
         if isinstance(built.error, DBAError):
@@ -81,11 +95,14 @@ class Selection:
         )
 
 
-def ask_support(loaded: LoadedPlugin, request: Request, options: Any) -> Support | str:
+def ask_support(loaded: LoadedPlugin, request: Request, options: Any, *, trace: Trace) -> Support | str:
     """The plugin's own answer, or the problem with its answer."""
-    answer: object = contain(lambda: loaded.plugin.supports(request, options))
-    if isinstance(answer, Failure):
-        return f"its supports() raised {answer}"
-    if not isinstance(answer, Support):
-        return f"its supports() returned {answer!r}, no Support"
+    with trace.step(loaded.info, "supports") as step:
+        answer: object = contain(lambda: loaded.plugin.supports(request, options))
+        step.what = str(answer)
+        if isinstance(answer, Failure):
+            return f"its supports() raised {answer}"
+        if not isinstance(answer, Support):
+            return f"its supports() returned {answer!r}, no Support"
+        step.what = "yes" if answer.ok else f"no ({'; '.join(map(str, answer.reasons))})"
     return answer

@@ -47,11 +47,17 @@ class DryRun:
         return plain
 
 
-def dry_run(loaded: LoadedConfig, *, registry: Registry | None = None, allow_drift: bool = False) -> DryRun:
+def dry_run(
+    loaded: LoadedConfig,
+    *,
+    registry: Registry | None = None,
+    allow_drift: bool = False,
+    strict: bool = False,
+) -> DryRun:
     """Prepare the run as `run_job` does and describe it. Raises what the run would raise before it trains."""
     registry = Registry.default() if registry is None else registry
     config = attrs.evolve(loaded.config, device=resolve_device(loaded.config.device))
-    prepared = prepare(config, registry, device=config.device, allow_drift=allow_drift)
+    prepared = prepare(config, registry, device=config.device, allow_drift=allow_drift, strict=strict)
     model = model_facts(prepared)
     tokens = config.training.steps * config.training.batch_size * config.model.context
     return DryRun(

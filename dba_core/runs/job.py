@@ -61,13 +61,14 @@ def run_job(
     registry: Registry | None = None,
     reporter: Reporter | None = None,
     allow_drift: bool = False,
+    strict: bool = False,
 ) -> Path:
     """Do a new run and return its folder, `root/<time>-<name>`. See `dba_core.errors` for what it raises."""
     config = loaded.config
     with _joined(config) as world:
         job = _Job(world, registry, reporter)
         with job.phase("prepare", "Reading the data and building the model ..."):
-            prepared = job.prepare(config, allow_drift=allow_drift)
+            prepared = job.prepare(config, allow_drift=allow_drift, strict=strict)
         folder = _agree_on_folder(world, root, config.name)
         if world.is_main:
             write_json(folder.config_file, prepared.config.to_dict())
@@ -81,6 +82,7 @@ def resume_job(
     registry: Registry | None = None,
     reporter: Reporter | None = None,
     allow_drift: bool = False,
+    strict: bool = False,
 ) -> Path:
     """Go on with a run in its own folder, from its last checkpoint, with the configuration that it recorded.
 
@@ -92,7 +94,7 @@ def resume_job(
     with _joined(config) as world:
         job = _Job(world, registry, reporter)
         with job.phase("prepare", f"Going on with {folder.path} ..."):
-            prepared = job.prepare(config, allow_drift=allow_drift)
+            prepared = job.prepare(config, allow_drift=allow_drift, strict=strict)
         return job.train_and_evaluate(prepared, folder, resume=True)
 
 
@@ -113,9 +115,10 @@ class _Job:
         yield
         self.seconds[name] = time.perf_counter() - started
 
-    def prepare(self, config: RunConfig, *, allow_drift: bool) -> Prepared:
+    def prepare(self, config: RunConfig, *, allow_drift: bool, strict: bool) -> Prepared:
         settled = attrs.evolve(config, device=resolve_device(config.device))
-        prepared = prepare(settled, self.registry, device=str(self.world.device), allow_drift=allow_drift)
+        device = str(self.world.device)
+        prepared = prepare(settled, self.registry, device=device, allow_drift=allow_drift, strict=strict)
         for warning in prepared.warnings:
             self.reporter.warning(warning)
         return prepared

@@ -98,7 +98,7 @@ def summarize(
         environment=_environment(prepared),
         seconds=measured.seconds,
         plots=measured.plots,
-        warnings=(*prepared.warnings, *_far_from_exact(measured)),
+        warnings=(*prepared.warnings, *_deprecated(prepared), *_far_from_exact(measured)),
         commands=Commands(
             sample=f"dba sample {path} --prompt {shlex.quote('The ')}",
             evaluate=f"dba eval {path}",
@@ -187,6 +187,12 @@ def _losses(measured: Measured, metrics: Sequence[Mapping[str, Any]]) -> LossFac
         checkpoint=measured.checkpoint,
         checkpoint_step=measured.checkpoint_step,
     )
+
+
+def _deprecated(prepared: Prepared) -> dict[str, None]:
+    """What is said about plugins of an older contract, each once."""
+    chosen = (each.selection for each in prepared.selections.placed())
+    return {f"{each.kind} {each.name!r}: {each.deprecation}": None for each in chosen if each.deprecation}
 
 
 def _far_from_exact(measured: Measured) -> Iterator[str]:

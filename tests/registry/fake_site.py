@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import sys
+import tempfile
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from dba_core.contracts import ENTRY_POINT_GROUPS, GateRequest
+from dba_core.contracts import ENTRY_POINT_GROUPS, AttentionShape, GateRequest
 from dba_core.registry import Registry
 
 RequestOn = Callable[..., GateRequest]
@@ -48,6 +52,12 @@ class Gate:
 def dba_gate():
     return Gate()
 """
+
+
+def gate_request(device: str = "cpu") -> GateRequest:
+    """What a gate is asked for."""
+    shape = AttentionShape(d_model=8, n_heads=2, n_kv_heads=2, sem_head_dim=2, geo_head_dim=2, v_head_dim=4)
+    return GateRequest(shape=shape, device=device)
 
 
 class FakeSite:
@@ -95,5 +105,21 @@ class FakeSite:
         self.distribution(distribution, {"gate": {name: module}}, version=version)
         return module
 
-    def registry(self) -> Registry:
-        return Registry(distributions=importlib.metadata.distributions(path=[str(self.folder)]))
+    def registry(self, **how: Any) -> Registry:
+        """How: the registry's `access`, `terms` and `trace`."""
+        return Registry(distributions=importlib.metadata.distributions(path=[str(self.folder)]), **how)
+
+
+@contextlib.contextmanager
+def empty_site() -> Iterator[FakeSite]:
+    """A site on `sys.path`; modules imported from it are forgotten afterwards."""
+    before = set(sys.modules)
+    with tempfile.TemporaryDirectory() as folder:
+        sys.path.insert(0, folder)
+        try:
+            yield FakeSite(Path(folder))
+        finally:
+            sys.path.remove(folder)
+            for name in set(sys.modules) - before:
+                if (sys.modules[name].__dict__.get("__file__") or "").startswith(folder):
+                    del sys.modules[name]

@@ -11,10 +11,11 @@ _COMMANDS = {
     "list": LazyCommand(f"{_HERE}.list:list_plugins", "List the installed plugins. Imports none of them."),
     "info": LazyCommand(f"{_HERE}.info:info", "Describe a plugin: what it is, where from, its options."),
     "new": LazyCommand(f"{_HERE}.new:new", "Write an installable package with a plugin of your own."),
+    "doctor": LazyCommand(f"{_HERE}.doctor:doctor", "Check every installed plugin, one line each."),
     "why": LazyCommand(f"{_HERE}.why:why", "Explain which plugin a configuration gets, and why not others."),
 }
 
 
 @click.group(cls=LazyGroup, lazy=_COMMANDS)
 def plugins() -> None:
-    """List, describe and explain plugins."""
+    """List, describe, explain and check plugins."""

@@ -18,16 +18,21 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def kinds_with(registry: Registry, name: str, kind: Kind | None) -> list[Kind]:
     """The kinds that have a plugin of this name. Raises PluginError when there is none."""
     from dba_core.errors import PluginError, unknown
+    from dba_core.registry.discovery import canonical
 
     if kind is not None:
         return [kind]
+    distribution, colon, plain = name.rpartition(":")
     infos = registry.list()
-    kinds: list[Kind] = [
-        each for each in KINDS if any(_is_named(info, name) for info in infos if info.kind == each)
-    ]
-    if not kinds:
-        raise PluginError(unknown("plugin", name, {info.name for info in infos}))
-    return kinds
+    found = {
+        info.kind
+        for info in infos
+        if info.name == plain and (not colon or canonical(distribution) == canonical(info.distribution))
+    }
+    if not found:
+        names = {info.qualified if colon else info.name for info in infos}
+        raise PluginError(unknown("plugin", name, names))
+    return [each for each in KINDS if each in found]
 
 
 def info_document(info: PluginInfo) -> dict[str, Any]:
@@ -40,7 +45,3 @@ def info_document(info: PluginInfo) -> dict[str, Any]:
         "module": info.module,
         "problem": info.problem,
     }
-
-
-def _is_named(info: PluginInfo, name: str) -> bool:
-    return name in (info.name, info.qualified)

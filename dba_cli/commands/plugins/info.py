@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with
+from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.contracts import Kind
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name")
 @click.option("--kind", type=KIND, help="Where two kinds have a plugin of that name.")
+@plugin_options
 @json_option
-def info(name: str, kind: Kind | None, as_json: bool) -> None:
+def info(name: str, kind: Kind | None, plugin_flags: PluginFlags, as_json: bool) -> None:
     """Describe the plugin NAME: what it is, where it is from, its options.
 
     \b
@@ -26,9 +28,8 @@ def info(name: str, kind: Kind | None, as_json: bool) -> None:
       dba plugins info none --kind gate
     """
     from dba_cli.rendering import echo_json
-    from dba_core.registry import Registry
 
-    registry = Registry.default()
+    registry = plugin_flags.registry()
     loaded = [registry.load(each, name) for each in kinds_with(registry, name, kind)]
     if as_json:
         documents = [_document(each) for each in loaded]
@@ -51,6 +52,7 @@ def _show(loaded: LoadedPlugin) -> None:
             ("Module", info.module),
             ("Contract", str(plugin.contract)),
             ("Choose it with", f"--plugin {info.kind}={info.name}"),
+            *([("Warning", loaded.deprecation)] if loaded.deprecation else []),
         ],
     )
     options = [(name, kind, repr(default)) for name, kind, default in describe_options(plugin.options_class)]
@@ -66,5 +68,6 @@ def _document(loaded: LoadedPlugin) -> dict[str, Any]:
         **info_document(loaded.info),
         "summary": loaded.plugin.summary,
         "contract": loaded.plugin.contract,
+        "deprecation": loaded.deprecation,
         "options": [{"name": name, "type": kind, "default": default} for name, kind, default in options],
     }

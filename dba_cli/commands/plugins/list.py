@@ -5,13 +5,15 @@ from __future__ import annotations
 import click
 
 from dba_cli.commands.plugins.common import KIND, info_document, json_option
+from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.contracts import Kind
 
 
 @click.command("list")
 @click.option("--kind", type=KIND, help="Only this kind.")
+@plugin_options
 @json_option
-def list_plugins(kind: Kind | None, as_json: bool) -> None:
+def list_plugins(kind: Kind | None, plugin_flags: PluginFlags, as_json: bool) -> None:
     """List the installed plugins. Imports none of them.
 
     \b
@@ -20,9 +22,8 @@ def list_plugins(kind: Kind | None, as_json: bool) -> None:
       dba plugins list --kind gate --json
     """
     from dba_cli.rendering import columns, echo_json
-    from dba_core.registry import Registry
 
-    registry = Registry.default()
+    registry = plugin_flags.registry()
     found = registry.list(kind)
     if as_json:
         echo_json({"plugins": [info_document(info) for info in found], "problems": list(registry.problems)})

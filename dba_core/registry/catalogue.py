@@ -1,0 +1,115 @@
+"""What is installed and what a name means: metadata, plugins made in code, the allow and block lists.
+
+Imports no plugin. Called by `Registry`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Iterable
+from importlib.metadata import Distribution
+
+import attrs
+
+from dba_core.contracts import KINDS, Kind
+from dba_core.errors import PluginError, unknown
+from dba_core.registry.access import Access
+from dba_core.registry.discovery import Discovery, PluginInfo, canonical, discover
+
+#: Kind, distribution and name: what tells one plugin from every other.
+Key = tuple[Kind, str, str]
+
+
+def key_of(info: PluginInfo) -> Key:
+    return info.kind, canonical(info.distribution), info.name
+
+
+class Catalogue:
+    """The plugins of some distributions (None: those of the interpreter's path) and those that were added."""
+
+    def __init__(self, distributions: Iterable[Distribution] | None, access: Access) -> None:
+        self.access = access
+        self._distributions = distributions
+        self._added: dict[Key, PluginInfo] = {}
+
+    @functools.cached_property
+    def _discovery(self) -> Discovery:
+        found = importlib.metadata.distributions() if self._distributions is None else self._distributions
+        return discover(found)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Distributions whose metadata cannot be read, with the reason."""
+        return self._discovery.problems
+
+    @property
+    def orders(self) -> tuple[tuple[str, str], ...]:
+        """The auto orders (distribution, reference) of the distributions whose code may be imported."""
+        return tuple(order for order in self._discovery.orders if self._may_import(order[0]))
+
+    def add(self, info: PluginInfo) -> None:
+        """A plugin made in code."""
+        self._added[key_of(info)] = info
+
+    def has(self, info: PluginInfo) -> bool:
+        """Whether the distribution has a plugin of this kind and name already."""
+        return any(key_of(other) == key_of(info) for other in self._all())
+
+    def infos(self, kind: Kind) -> list[PluginInfo]:
+        """Those of one kind, by name. Raises PluginError for an unknown kind, and where the allow or block
+        list names what is not there.
+        """
+        if kind not in KINDS:
+            raise PluginError(unknown("plugin kind", kind, KINDS))
+        self.access.check(self._all())
+        mine = [info for info in self._all() if info.kind == kind]
+        return sorted(mine, key=lambda info: (info.name, info.distribution))
+
+    def shown(self, info: PluginInfo) -> PluginInfo:
+        """The info with what is known against it from metadata: not allowed, or a name of another one too."""
+        refusal = self.access.refusal(info)
+        if refusal is not None:
+            return attrs.evolve(info, problem=refusal)
+        others = [
+            other
+            for other in self.infos(info.kind)
+            if other.name == info.name and key_of(other) != key_of(info) and not self.access.refusal(other)
+        ]
+        if info.problem is None and others:
+            owners = ", ".join(other.distribution for other in others)
+            problem = f"{owners} provides this name too: choose it as {info.qualified!r}"
+            return attrs.evolve(info, problem=problem)
+        return info
+
+    def find(self, kind: Kind, name: str, *, prefer: str | None = None) -> PluginInfo:
+        """The one plugin that `name` or `distribution:name` means; a blocked one only where no other does.
+
+        prefer: the distribution that settles a name which several use. Raises PluginError for an unknown or
+        ambiguous name.
+        """
+        known = self.infos(kind)
+        distribution, colon, plain = name.rpartition(":")
+        found = [info for info in known if info.name == plain]
+        if colon:
+            found = [info for info in found if canonical(info.distribution) == canonical(distribution)]
+        elif prefer is not None:
+            found = [i for i in found if canonical(i.distribution) == canonical(prefer)] or found
+        found = [info for info in found if self.access.refusal(info) is None] or found
+        if len(found) == 1:
+            return found[0]
+        if found:
+            owners = " and ".join(f"{info.distribution} {info.version}" for info in found)
+            ways = " or ".join(repr(info.qualified) for info in found)
+            raise PluginError(f"{kind} {name!r} is ambiguous: {owners} both provide it. Write {ways}.")
+        names = {info.qualified for info in known} if colon else {info.name for info in known}
+        raise PluginError(unknown(kind, name, names | {"auto"}))
+
+    def _all(self) -> list[PluginInfo]:
+        return [*self._discovery.plugins, *self._added.values()]
+
+    def _may_import(self, distribution: str) -> bool:
+        """Not where every plugin of it is refused, nor outside of an allow list."""
+        own = [i for i in self._discovery.plugins if canonical(i.distribution) == canonical(distribution)]
+        allowed = [info for info in own if self.access.refusal(info) is None]
+        return bool(allowed) or (not own and self.access.allowed is None)

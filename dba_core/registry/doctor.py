@@ -1,0 +1,123 @@
+"""`dba plugins doctor`: every installed plugin looked at, and every order and list that names plugins.
+
+A plugin is sound when its entry point is well formed, its name its own, its module importable, its contract
+accepted, and when it answers a typical request. "No" is a sound answer. Imports all plugins that may be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import attrs
+
+from dba_core.contracts import (
+    KINDS,
+    AttentionShape,
+    CachedTensor,
+    DecodeRequest,
+    GateRequest,
+    Kind,
+    NullTokenRequest,
+    Request,
+    SummarizerRequest,
+    Support,
+)
+from dba_core.errors import DBAError, PluginError
+from dba_core.registry.discovery import PluginInfo
+from dba_core.registry.loading import LoadedPlugin
+from dba_core.registry.options import options_to_dict, structure_options
+from dba_core.registry.registry import Registry
+
+Status = Literal["ok", "warning", "blocked", "error"]
+
+_SHAPE = AttentionShape(d_model=128, n_heads=4, n_kv_heads=4, sem_head_dim=8, geo_head_dim=16, v_head_dim=16)
+
+
+@attrs.frozen(kw_only=True)
+class Diagnosis:
+    """What was found. subject: a plugin (`gate dba:causal`), an order of `auto`, or a distribution."""
+
+    subject: str
+    status: Status
+    text: str
+
+
+def diagnose(registry: Registry, *, device: str = "cpu") -> list[Diagnosis]:
+    """One diagnosis for every plugin, then one for everything else that is wrong."""
+    found = [_of_plugin(registry, info, device) for info in registry.list()]
+    return [*found, *_of_metadata(registry), *_of_orders(registry, device)]
+
+
+def typical_request(kind: Kind, *, device: str) -> Request:
+    """What a decoupled layer of four heads asks a plugin of this kind for."""
+    if kind == "summarizer":
+        return SummarizerRequest(shape=_SHAPE, mem_block=64, device=device)
+    if kind == "gate":
+        return GateRequest(shape=_SHAPE, device=device)
+    if kind == "null_token":
+        return NullTokenRequest(shape=_SHAPE, device=device)
+    return DecodeRequest(
+        shape=_SHAPE,
+        k_sem=CachedTensor(n_heads=4, head_dim=8, format="q4_0", qblock=32),
+        k_geo=CachedTensor(n_heads=4, head_dim=16, format="q8_0", qblock=32),
+        v=CachedTensor(n_heads=4, head_dim=16, format="q4_0", qblock=32),
+        residual_len=32,
+        batch=1,
+        capacity=1024,
+        has_null=False,
+        device=device,
+    )
+
+
+def _of_plugin(registry: Registry, info: PluginInfo, device: str) -> Diagnosis:
+    subject = f"{info.kind} {info.qualified}"
+    refusal = registry.access.refusal(info)
+    if refusal is not None:
+        return Diagnosis(subject=subject, status="blocked", text=refusal)
+    try:
+        loaded = registry.load(info.kind, info.qualified)
+        options = structure_options(loaded, {})
+        structure_options(loaded, options_to_dict(options))
+    except DBAError as error:
+        return Diagnosis(subject=subject, status="error", text=str(error))
+    answer = registry.ask(loaded, typical_request(info.kind, device=device), options)
+    if isinstance(answer, str):
+        return Diagnosis(subject=subject, status="error", text=f"{answer}; report it to the plugin's author")
+    if info.problem is not None:
+        return Diagnosis(subject=subject, status="error", text=info.problem)
+    if loaded.deprecation is not None:
+        return Diagnosis(subject=subject, status="warning", text=loaded.deprecation)
+    return Diagnosis(subject=subject, status="ok", text=_sound(loaded, answer))
+
+
+def _sound(loaded: LoadedPlugin, support: Support) -> str:
+    answer = "supports a typical request"
+    if not support.ok:
+        answer = f"says no to a typical request ({'; '.join(map(str, support.reasons))})"
+    return f"version {loaded.info.version}, contract {loaded.plugin.contract}, {answer}"
+
+
+def _of_metadata(registry: Registry) -> Iterator[Diagnosis]:
+    for problem in registry.problems:
+        yield Diagnosis(subject="metadata", status="error", text=problem)
+
+
+def _of_orders(registry: Registry, device: str) -> Iterator[Diagnosis]:
+    """An order that cannot be read, and names in one that mean no plugin."""
+    for problem in registry.auto_problems:
+        yield Diagnosis(subject="auto order", status="error", text=problem)
+    for kind in KINDS:
+        for name, distribution in registry.auto_order(kind, device=device):
+            missing = _not_found(registry, kind, name, distribution)
+            if missing is not None:
+                text = f"{distribution} lists {name!r} for {device}: {missing}"
+                yield Diagnosis(subject=f"auto order of {kind}", status="error", text=text)
+
+
+def _not_found(registry: Registry, kind: Kind, name: str, distribution: str) -> str | None:
+    try:
+        registry.find(kind, name, distribution=distribution)
+    except PluginError as error:
+        return str(error)
+    return None
