@@ -34,9 +34,6 @@ CONTRACT_VERSIONS: dict[Kind, int] = dict.fromkeys(KINDS, 1)
 #: The version of dba that drops a kind's previous contract, for the kinds that still take it, with a warning.
 PREVIOUS_CONTRACT_UNTIL: dict[Kind, str] = {}
 
-#: The version of dba that drops a kind's previous contract, for the kinds that still take it, with a warning.
-PREVIOUS_CONTRACT_UNTIL: dict[Kind, str] = {}
-
 
 @attrs.frozen(kw_only=True)
 class Reason:
