@@ -60,11 +60,15 @@ class Catalogue:
         """Those of one kind, by name. Raises PluginError for an unknown kind, and where the allow or block
         list names what is not there.
         """
-        if kind not in KINDS:
-            raise PluginError(unknown("plugin kind", kind, KINDS))
+        self.check_kind(kind)
         self.access.check(self._all())
         mine = [info for info in self._all() if info.kind == kind]
         return sorted(mine, key=lambda info: (info.name, info.distribution))
+
+    def check_kind(self, kind: Kind) -> None:
+        """Raise PluginError for an unknown kind."""
+        if kind not in KINDS:
+            raise PluginError(unknown("plugin kind", kind, KINDS))
 
     def shown(self, info: PluginInfo) -> PluginInfo:
         """The info with what is known against it from metadata: not allowed, or a name of another one too."""

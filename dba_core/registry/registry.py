@@ -101,7 +101,7 @@ class Registry:
         self, kind: Kind, plugin: Any, *, distribution: str = "local", version: str = "0"
     ) -> LoadedPlugin:
         """Add a plugin made in code. Raises PluginError, and adds nothing, if it is none or known."""
-        self._catalogue.infos(kind)
+        self._catalogue.check_kind(kind)
         stated = contain(lambda: plugin.name)
         name = stated if isinstance(stated, str) else "unnamed"
         module = f"{type(plugin).__module__}:{type(plugin).__qualname__}"
