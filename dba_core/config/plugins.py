@@ -73,8 +73,9 @@ class PluginChoices(Serializable):
         return choices[kind]
 
     def own(self, kind: Kind) -> dict[str, PluginChoice]:
-        """The choices of one kind that single layers have, by the text of the layers."""
-        return {text: choices[kind] for text, choices in self.layers.items() if kind in choices}
+        """The choices of one kind that single layers have, by the text of the layers, first layers first."""
+        texts = [text for text, choices in self.layers.items() if kind in choices]
+        return {text: self.layers[text][kind] for text in sorted(texts, key=lambda t: min(parse_layers(t)))}
 
     def entries(self) -> Iterator[tuple[str, Kind, PluginChoice]]:
         """Every choice with the text of its layers ("": the layers without a choice of their own)."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dba_core.attention.long_sequence_path import WITHOUT_WEIGHTS, OwnSummarizer
 from dba_core.attention.module import DecoupledAttention
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
@@ -94,7 +95,7 @@ class LanguageModel(nn.Module):
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens [B, T] -> the last block's output [B, T, d_model]; its `logits` are what `forward` gives."""
         self.check_tokens(tokens)
-        x = self._embed(tokens)
+        x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
         return x
@@ -128,8 +129,8 @@ class LanguageModel(nn.Module):
     ) -> Iterator[LongSequenceConfig]:
         """Within: evaluated, this model reads the far past as `config` says (exact attention is the rule).
 
-        Gives the configuration with every number and the summarizer's name, as it is used (where the layers
-        have several: all of them, each with its layers). Where a number is
+        Gives the configuration with every number and the summarizer's name, as it is used (None where the
+        layers have different ones of their own, see `summarizers`). Where a number is
         None it is chosen from the device and the model's context; `mem_summarizer` None is the model's own,
         or `mean` where it has none. `enabled` and `threshold` play no part, and neither training nor a pass
         with a cache changes. Raises UnsupportedError as
@@ -143,8 +144,8 @@ class LanguageModel(nn.Module):
                 )
                 for attention in self.attentions
             ]
-            names = [path.config.mem_summarizer or "" for path in paths]
-            yield attrs.evolve(paths[0].config, mem_summarizer=by_layer(names))
+            (name, *others) = {path.config.mem_summarizer for path in paths}
+            yield attrs.evolve(paths[0].config, mem_summarizer=None if others else name)
 
     @contextlib.contextmanager
     def exact_in_training(self) -> Iterator[None]:
@@ -183,6 +184,15 @@ class LanguageModel(nn.Module):
         """What the registry chose for each kind of plugin and why, in the first layer."""
         return self.attentions[0].selections
 
+    @property
+    def summarizers(self) -> str:
+        """The names of the layers' own summarizers, with the layers where they differ."""
+        own = [
+            OwnSummarizer(each.summarizer, each.selections.get("summarizer"), each.long_sequence)
+            for each in self.attentions
+        ]
+        return by_layer([each.name or WITHOUT_WEIGHTS for each in own])
+
     def decode_selections(self, cache: KVCache) -> list[Selection]:
         """The decode backend that the registry chose for this cache and why, layer by layer."""
         pairs = zip(self.attentions, cache.layers, strict=True)
@@ -201,8 +211,8 @@ class LanguageModel(nn.Module):
         """Trainable numbers; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        """[B, T] -> [B, T, d_model]."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens [B, T] -> what the first block is given, [B, T, d_model]."""
         x = F.embedding(tokens.long(), self.tok_emb.weight)  # [B, T, embed_dim]
         if self.emb_in is not None:
             x = self.emb_in(x)
@@ -218,7 +228,7 @@ class LanguageModel(nn.Module):
                 "new_cache of the same model"
             )
         cache.check_in_step()
-        x = self._embed(tokens)
+        x = self.embed(tokens)
         with _all_or_nothing(cache):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, cache=layer, counts=counts)

@@ -67,7 +67,8 @@ def drift_of_run(
         settings,
         on_pass=None if on_pass is None else lambda: on_pass(next(passes), total),
     )
-    return _report(run, request, corpus, stretches, tuple(map(setting_report, found)))
+    reports = tuple(setting_report(drift, own=run.model.summarizers) for drift in found)
+    return _report(run, request, corpus, stretches, reports)
 
 
 def sweep(run: Run, request: DriftRequest) -> Iterator[LongSequenceConfig]:
@@ -145,7 +146,8 @@ def trained_with(run: Run) -> str:
     config = attention.long_sequence
     if config is None or attention.summarizer is None:
         return "exact attention"
-    numbers = numbers_of(resolved_setting(run.model, attrs.evolve(config, mem_summarizer=None)))
+    setting = resolved_setting(run.model, attrs.evolve(config, mem_summarizer=None))
+    numbers = numbers_of(setting, own=run.model.summarizers)
     return f"long-sequence path from {config.threshold} tokens on ({numbers.text})"
 
 

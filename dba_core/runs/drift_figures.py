@@ -16,11 +16,14 @@ from dba_core.runs.long_sequence import numbers_of
 CURVE_POINTS = 32
 
 
-def setting_report(drift: SettingDrift) -> SettingReport:
-    """The figures of one setting over all positions, beyond the window, per document and along positions."""
+def setting_report(drift: SettingDrift, *, own: str) -> SettingReport:
+    """The figures of one setting over all positions, beyond the window, per document and along positions.
+
+    own: the model's own summarizers, for a setting that names none.
+    """
     total, plan = drift.total, drift.plan
     return SettingReport(
-        numbers=numbers_of(drift.config),
+        numbers=numbers_of(drift.config, own=own),
         exact=plan.exact,
         first_memory_position=None if plan.exact else plan.exact_stop,
         keys_per_query=keys_per_query(plan),

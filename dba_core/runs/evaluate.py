@@ -149,7 +149,7 @@ def _attention(run: Run, *, long_seq: bool) -> Iterator[LongSequenceUse | None]:
     model, context = run.model, run.config.model.context
     knobs = attrs.evolve(run.config.model.train_long_seq, mem_summarizer=None)
     with model.long_sequence(knobs) as used:
-        numbers = numbers_of(used)
+        numbers = numbers_of(used, own=model.summarizers)
         exact = plan_of(used, context).exact
         text = f"long-sequence path: {numbers.text}"
         if exact:

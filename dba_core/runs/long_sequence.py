@@ -37,14 +37,13 @@ class LongSequenceUse:
     numbers: LongSequenceNumbers
 
 
-def numbers_of(config: LongSequenceConfig) -> LongSequenceNumbers:
-    """Of a configuration as `LanguageModel.long_sequence` gives it."""
-    assert config.mem_summarizer is not None
+def numbers_of(config: LongSequenceConfig, *, own: str) -> LongSequenceNumbers:
+    """Of a configuration as `LanguageModel.long_sequence` gives it. own: the model's own `summarizers`."""
     assert config.mem_block is not None
     assert config.local_window is not None
     assert config.q_chunk is not None
     return LongSequenceNumbers(
-        summarizer=config.mem_summarizer,
+        summarizer=config.mem_summarizer or own,
         mem_block=config.mem_block,
         local_window=config.local_window,
         q_chunk=config.q_chunk,
