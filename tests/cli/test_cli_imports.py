@@ -38,6 +38,8 @@ def test_help_loads_click_and_next_to_nothing(dba_process, args: list[str]) -> N
         ["run", "--help"],
         ["plugins", "list"],
         ["plugins", "list", "--json"],
+        ["plugins", "list", "--no-plugin", "conv", "--trace-plugins"],
+        ["config", "diff", "preset:default", "preset:default"],
         ["config", "show"],
         ["config", "presets"],
         ["run", "--print-config"],

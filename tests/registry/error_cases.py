@@ -1,7 +1,7 @@
 """Every error about plugins that a user can meet, made for real.
 
 The whole texts stand in the error catalogue, docs/reference/errors.md: the test makes every error and
-compares, `python tests/registry/error_cases.py` writes the page.
+compares, `PYTHONPATH=tests python tests/registry/error_cases.py` writes the page.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from error_cases import CASES, PAGE, ErrorCase, entry, page
 
-HOW = "write the page with: python tests/registry/error_cases.py"
+HOW = "write the page with: PYTHONPATH=tests python tests/registry/error_cases.py"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)

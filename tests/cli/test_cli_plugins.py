@@ -1,0 +1,136 @@
+"""`dba plugins` with plugins from elsewhere: lists, names, times, deprecation, the doctor. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from fake_site import GOOD_GATE, FakeSite, empty_site
+
+from dba_core import contracts
+
+ONLY_OURS = "acme:*,other:*"
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch, dba) -> Iterator[FakeSite]:
+    """Gates `soft` of acme 1.0 and `twin` of acme and other, beside the built-ins, which are not allowed."""
+    with empty_site() as made:
+        made.module("acme_soft", GOOD_GATE.replace("NAME", "soft"))
+        made.module("acme_twin", GOOD_GATE.replace("NAME", "twin"))
+        made.distribution("acme", {"gate": {"soft": "acme_soft", "twin": "acme_twin"}})
+        made.gate("twin", distribution="other", version="2.0")
+        monkeypatch.setenv("DBA_PLUGINS_ALLOW", ONLY_OURS)
+        yield made
+
+
+def states(dba, *args: str) -> dict[str, str | None]:
+    listed = json.loads(dba("plugins", "list", "--kind", "gate", "--json", *args).out)["plugins"]
+    return {f"{plugin['distribution']}:{plugin['name']}": plugin["problem"] for plugin in listed}
+
+
+def test_lists_are_shown_where_plugins_are_listed(dba, site: FakeSite) -> None:
+    shown = states(dba, "--no-plugin", "other:*")
+    assert shown == {
+        "acme:soft": None,
+        "acme:twin": None,
+        "other:twin": "blocked by --no-plugin other:*",
+        **{
+            f"dba:{name}": f"not in the allow list DBA_PLUGINS_ALLOW={ONLY_OURS}"
+            for name in ("causal", "none", "static")
+        },
+    }
+    assert "blocked by --no-plugin other:*" in dba("plugins", "list", "--no-plugin", "other:*").out
+
+
+@pytest.mark.parametrize("command", [["list"], ["info", "soft"], ["doctor"]])
+def test_a_name_in_a_list_that_is_none_is_refused_everywhere(dba, site: FakeSite, command: list[str]) -> None:
+    done = dba("plugins", *command, "--no-plugin", "sotf")
+    assert (done.code, done.out) == (4, "")
+    assert done.err.startswith("error: --no-plugin: unknown plugin 'sotf'. Did you mean 'soft'? Allowed: ")
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["plugins", "list"]])
+def test_an_empty_allow_list_is_refused(dba, monkeypatch, command: list[str]) -> None:
+    monkeypatch.setenv("DBA_PLUGINS_ALLOW", " , ")
+    done = dba(*command)
+    assert done.code == 4
+    assert "error: DBA_PLUGINS_ALLOW=' , ' lists no plugin." in done.err
+
+
+def test_a_name_of_two_distributions(dba, site: FakeSite) -> None:
+    refused = dba("plugins", "info", "twin")
+    assert refused.code == 4
+    assert "acme 1.0 and other 2.0 both provide it. Write 'acme:twin' or 'other:twin'." in refused.err
+    assert json.loads(dba("plugins", "info", "Other:twin", "--json").out)["version"] == "2.0"
+    blocked = dba("plugins", "info", "twin", "--no-plugin", "acme:twin", "--json")
+    assert json.loads(blocked.out)["distribution"] == "other"
+    unknown = dba("plugins", "info", "acme:twn")
+    assert unknown.code == 4
+    assert "unknown plugin 'acme:twn'. Did you mean 'acme:twin'" in unknown.err
+
+
+def test_a_trace_goes_to_stderr_with_the_sums_at_the_end(dba, site: FakeSite) -> None:
+    done = dba("plugins", "info", "soft", "--json", "--trace-plugins")
+    assert json.loads(done.out)["name"] == "soft"
+    lines = done.err.splitlines()
+    assert [line.partition(" ms")[0].rpartition(" ")[0] for line in lines[:2]] == [
+        "trace: gate acme:soft: import",
+        "trace: gate acme:soft: hook",
+    ]
+    assert lines[0].endswith(" ms, acme_soft (1 new modules)")
+    assert lines[1].endswith(" ms, dba_gate() returned Gate")
+    assert lines[2].startswith("trace: total of gate acme:soft: import 1x ")
+    assert len(lines) == 3
+
+
+def test_a_trace_of_nothing_says_so(dba, site: FakeSite) -> None:
+    done = dba("plugins", "list", "--trace-plugins", "--json")
+    assert json.loads(done.out)["problems"] == []
+    assert done.err == "trace: no plugin was imported or called\n"
+
+
+def test_the_doctor_finds_nothing_wrong(dba, site: FakeSite) -> None:
+    done = dba("plugins", "doctor", "--json", "--no-plugin", "twin")
+    assert done.code == 0
+    report = json.loads(done.out)
+    assert report["sound"] is True
+    found = {each["subject"]: each["status"] for each in report["diagnoses"]}
+    assert found["gate acme:soft"] == "ok"
+    assert found["gate acme:twin"] == found["summarizer dba:conv"] == "blocked"
+    table = dba("plugins", "doctor", "--no-plugin", "twin").out
+    assert "gate acme:soft" in table
+    assert table.rstrip().endswith("Nothing is wrong.")
+
+
+def test_the_doctor_exits_4_and_says_what_is_wrong(dba, site: FakeSite, monkeypatch) -> None:
+    site.gate("bad", distribution="broken", source="raise RuntimeError('boom')")
+    monkeypatch.setenv("DBA_PLUGINS_ALLOW", f"{ONLY_OURS},broken:*")
+    done = dba("plugins", "doctor", "--json")
+    assert done.code == 4
+    found = {each["subject"]: each for each in json.loads(done.out)["diagnoses"]}
+    assert found["gate broken:bad"]["status"] == found["gate acme:twin"]["status"] == "error"
+    assert "(RuntimeError: boom)" in found["gate broken:bad"]["text"]
+    assert found["gate acme:soft"]["status"] == "ok"
+    table = dba("plugins", "doctor")
+    assert table.code == 4
+    assert f"3 of {len(found)} are wrong." in table.out
+
+
+@pytest.mark.filterwarnings("default::dba_core.errors.DeprecatedContractWarning")
+def test_a_plugin_of_the_previous_contract_is_warned_about_in_one_line(
+    dba, site: FakeSite, monkeypatch
+) -> None:
+    monkeypatch.setitem(contracts.CONTRACT_VERSIONS, "gate", 2)
+    monkeypatch.setitem(contracts.PREVIOUS_CONTRACT_UNTIL, "gate", "0.9")
+    said = (
+        "it was written for gate contract 1, which dba 0.9 drops; this dba has contract 2: install a newer "
+        "version of the plugin before you update dba"
+    )
+    done = dba("plugins", "info", "soft", "--json")
+    assert done.err == f"warning: gate 'soft' of acme 1.0: {said}\n"
+    assert json.loads(done.out)["deprecation"] == said
+    assert "it was written for gate contract 1" in dba("plugins", "info", "soft").out
+    monkeypatch.delitem(contracts.PREVIOUS_CONTRACT_UNTIL, "gate")
+    assert dba("plugins", "info", "soft").code == 4
