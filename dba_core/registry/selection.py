@@ -34,6 +34,9 @@ class PassedOver:
 
     def named_reasons(self) -> tuple[Reason, ...]:
         """The reasons with the plugin's name in the subject; a problem counts as one."""
+        if self.blocked:
+            allowed, action = "a plugin that may be used", "Change the list, or choose another by name."
+            return (Reason(subject=self.name, got=str(self.problem), supported=allowed, action=action),)
         if self.problem is not None:
             return (
                 Reason(subject=self.name, got="a problem", supported="a sound plugin", action=self.problem),

@@ -85,7 +85,10 @@ def test_auto_passes_over_what_is_blocked(two: FakeSite) -> None:
     assert (passed.name, passed.problem, passed.blocked) == ("soft", "blocked by --no-plugin soft", True)
     assert selection.fallbacks == ()
     assert "acme_soft" not in sys.modules
-    with pytest.raises(UnsupportedError, match=r"soft: got a problem.*blocked by --no-plugin soft"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"soft: got blocked by --no-plugin soft; supported: a plugin that may be used\. Change",
+    ):
         two.registry(access=Access(blocked=("soft", "hard"))).select("gate", "auto", gate_request())
 
 
