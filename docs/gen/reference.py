@@ -85,7 +85,7 @@ def type_text(kind: object) -> str:
         return " or ".join(
             "none" if part is type(None) else type_text(part) for part in typing.get_args(kind)
         )
-    return str(kind).replace("typing.", "")
+    return re.sub(r"\b(typing|dba_core(\.\w+)*)\.", "", str(kind))
 
 
 def default_text(default: object) -> str:
