@@ -103,8 +103,8 @@ _OPTIONS = (
         "--plugin",
         "plugins",
         multiple=True,
-        metavar="KIND=NAME[:K=V,...]",
-        help="Choose a plugin.",
+        metavar="KIND[@layers.0-3]=NAME[:K=V,...]",
+        help="Choose a plugin, for all layers or for some; may be repeated.",
     ),
     click.option("--kv-policy", metavar="TEXT", help=KV_POLICY_HELP),
     click.option(

@@ -26,6 +26,12 @@ class PluginFlags:
     no_plugin: tuple[str, ...] = ()
     trace_plugins: bool = False
 
+    @property
+    def given(self) -> list[str]:
+        """The flags that were used, for the places where they may not be."""
+        used = {"--no-plugin": bool(self.no_plugin), "--trace-plugins": self.trace_plugins}
+        return [flag for flag, is_used in used.items() if is_used]
+
     def registry(self) -> Registry:
         """The installed plugins under `--no-plugin` and the allow list of the environment."""
         from dba_core.registry import Access, Registry

@@ -67,6 +67,9 @@ def run(
     """
     if sum((resume is not None, print_config, dry_run)) > 1:
         raise UsageError("--resume, --print-config and --dry-run exclude each other; give one of them")
+    if print_config and (plugin_flags.given or strict):
+        flags_given = ", ".join([*plugin_flags.given, *(["--strict"] if strict else [])])
+        raise UsageError(f"--print-config chooses no plugin; leave out {flags_given}, or use --dry-run")
     how = _How(plugin_flags, allow_drift=allow_drift, strict=strict, as_json=as_json, quiet=quiet)
     if resume is not None:
         _resume(resume, flags, how)

@@ -85,6 +85,7 @@ def test_version_is_that_of_the_distribution(dba) -> None:
         (["plugins", "why", "gat"], "'gate'"),
         (["sample", "x", "--checkpoint", "newest"], "'best'"),
         (["run", "--resume", "x", "--dry-run"], "exclude each other"),
+        (["run", "--print-config", "--strict", "--no-plugin", "conv"], "leave out --no-plugin, --strict"),
         (["run", "--resume", "x", "--set", "seed=1", "--kv-policy", POLICY], "--set, --kv-policy cannot"),
         (["sample", "x"], "--prompt"),
         (["sample", "x", "--prompt-file", "none.txt"], "none.txt"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_site import GOOD_GATE, FakeSite, gate_request
 
+from dba_core.contracts import AttentionShape, SummarizerRequest
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Access, Registry, refuse_fallbacks
 from dba_core.registry.explain import explain_others
@@ -87,3 +88,17 @@ def test_the_first_choice_a_choice_by_name_and_a_block_are_no_fallbacks(site_of_
         assert selection.name == "soft"
         refuse_fallbacks([("0-3", selection)])
     refuse_fallbacks([("0-3", site_of_five.registry().select("gate", "auto", gate_request("cuda")))])
+
+
+@pytest.mark.torch
+def test_a_default_summarizer_that_cannot_run_is_a_fallback() -> None:
+    """On CUDA the default is conv, whose kernel of 3 does not fit blocks of 2 tokens."""
+    pytest.importorskip("torch")
+    shape = AttentionShape(d_model=8, n_heads=2, n_kv_heads=2, sem_head_dim=2, geo_head_dim=2, v_head_dim=4)
+    request = SummarizerRequest(shape=shape, mem_block=2, device="cuda")
+    selection = Registry(access=Access(allowed=("dba:*",))).select("summarizer", "auto", request)
+    assert selection.name == "linear"
+    with pytest.raises(UnsupportedError) as caught:
+        refuse_fallbacks([("0-3", selection)])
+    assert "choose what runs by name (--plugin summarizer=linear)" in str(caught.value)
+    assert "summarizer of layers 0-3, conv, kernel_size: got 3 for blocks of 2 tokens" in str(caught.value)
