@@ -40,11 +40,16 @@ def layers_text(layers: Iterable[int]) -> str:
     return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)
 
 
+def in_words(text: str) -> str:
+    """`layer 2` or `layers 0-3,6`, of a text as `layers_text` gives it."""
+    return f"layer {text}" if text.isdecimal() else f"layers {text}"
+
+
 def by_layer(names: Sequence[str]) -> str:
-    """What each layer has, in words: `conv`, or `conv (layers 0-1), mean (layers 2-3)`."""
+    """What each layer has, in words: `conv`, or `conv (layers 0-1), mean (layer 2)`."""
     places: dict[str, list[int]] = {}
     for layer, name in enumerate(names):
         places.setdefault(name, []).append(layer)
     if len(places) == 1:
         return names[0]
-    return ", ".join(f"{name} (layers {layers_text(layers)})" for name, layers in places.items())
+    return ", ".join(f"{name} ({in_words(layers_text(layers))})" for name, layers in places.items())

@@ -10,7 +10,7 @@ import attrs
 
 from dba_core.config.converter import Serializable
 from dba_core.config.exact import exact_types
-from dba_core.config.layer_ranges import parse_layers
+from dba_core.config.layer_ranges import in_words, parse_layers
 from dba_core.config.validators import not_empty
 from dba_core.contracts import KINDS, Kind
 from dba_core.errors import ConfigError, unknown
@@ -129,7 +129,7 @@ class PluginChoices(Serializable):
             both = parse_layers(text) & parse_layers(other)
             if both:
                 raise ConfigError(
-                    f"layer {min(both)} has two choices of {kind}: {choice.name!r} from layers {text} and "
-                    f"{second.name!r} from layers {other}; give each layer one",
+                    f"layer {min(both)} has two choices of {kind}: {choice.name!r} from {in_words(text)} "
+                    f"and {second.name!r} from {in_words(other)}; give each layer one",
                     path="layers",
                 )

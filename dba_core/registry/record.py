@@ -6,6 +6,7 @@ Called before a recorded configuration runs again; a difference stops it (exit c
 
 from __future__ import annotations
 
+from dba_core.config.layer_ranges import in_words
 from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.contracts import Kind
 from dba_core.errors import RecordMismatchError
@@ -26,7 +27,7 @@ def check_record(
     if difference is None:
         return None
     place = f"@layers.{layers}" if layers else ""
-    difference = f"in layers {layers}, {difference}" if layers else difference
+    difference = f"in {in_words(layers)}, {difference}" if layers else difference
     if allow_drift:
         return f"{difference} Going on, because drift is allowed."
     raise RecordMismatchError(

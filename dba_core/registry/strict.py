@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from dba_core.config.layer_ranges import in_words
 from dba_core.contracts import Reason
 from dba_core.errors import UnsupportedError
 from dba_core.registry.selection import Selection
@@ -26,7 +27,7 @@ def refuse_fallbacks(selections: Iterable[tuple[str, Selection]]) -> None:
             instead[f"--plugin {selection.kind}={selection.name}"] = None
         for passed in selection.fallbacks:
             reasons += [
-                attrs.evolve(reason, subject=f"{selection.kind} of layers {layers}, {reason.subject}")
+                attrs.evolve(reason, subject=f"{selection.kind} of {in_words(layers)}, {reason.subject}")
                 for reason in passed.named_reasons()
             ]
     if reasons:

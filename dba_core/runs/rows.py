@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dba_core.config.layer_ranges import in_words
 from dba_core.runs.kv_memory import KvMemory, human_bytes
 from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
 
@@ -54,7 +55,7 @@ def plugin_rows(
     for kind, title in _KIND_TITLES.items():
         own = [chosen[kind] for chosen in layer_plugins.values() if kind in chosen]
         for plugin in [*([plugins[kind]] if kind in plugins else []), *own]:
-            yield from _plugin_rows(f"{title}, layers {plugin.layers}" if own else title, plugin)
+            yield from _plugin_rows(f"{title}, {in_words(plugin.layers)}" if own else title, plugin)
 
 
 def _plugin_rows(title: str, plugin: PluginFacts) -> Iterable[Row]:

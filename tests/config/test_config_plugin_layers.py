@@ -104,6 +104,28 @@ def test_the_command_line_takes_layers_out_of_a_range(tmp_path: Path) -> None:
     assert config.plugins.layers["3"]["gate"].options == {"bias": 1.0}
 
 
+NAMES = st.lists(st.sampled_from([None, "a", "b"]), min_size=4, max_size=4)
+
+
+@given(NAMES, NAMES)
+def test_layer_by_layer_the_later_source_wins(below: list[str | None], above: list[str | None]) -> None:
+    def ranges(names: list[str | None]) -> list[tuple[str, str]]:
+        return [
+            (layers_text(layer for layer, each in enumerate(names) if each == name), name)
+            for name in ("a", "b")
+            if name in names
+        ]
+
+    environment = {f"DBA__PLUGINS__LAYERS__{text}__GATE": f"low-{name}" for text, name in ranges(below)}
+    plugins = [f"gate@layers.{text}=high-{name}" for text, name in ranges(above)]
+    config = load_config(environ=environment, plugins=plugins).config
+    expected = [
+        f"high-{high}" if high else f"low-{low}" if low else "auto"
+        for low, high in zip(below, above, strict=True)
+    ]
+    assert gates(config) == expected
+
+
 def test_the_same_layers_again_replace_name_and_options(tmp_path: Path) -> None:
     again = load(tmp_path, FOUR_LAYERS, "gate@layers.3=causal:x=2")
     assert again.plugins.layers["3"]["gate"] == PluginChoice("causal", options={"x": 2})
@@ -132,7 +154,7 @@ def test_a_choice_for_all_layers_leaves_those_of_single_layers(tmp_path: Path) -
             ("gate@layers.0-2=static",),
             ("plugins.layers.1.gate=static",),
             "plugins.layers: layer 1 has two choices of gate: 'static' from layers 0-2 and 'static' from "
-            "layers 1; give each layer one (set by --plugin)",
+            "layer 1; give each layer one (set by --plugin)",
         ),
         (
             ("gate=static", "gate=causal"),

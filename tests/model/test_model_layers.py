@@ -130,7 +130,7 @@ def test_at_evaluation_the_path_names_the_summarizer_of_every_layer() -> None:
     model = made().eval()
     with model.long_sequence(attrs.evolve(LONG, mem_summarizer=None)) as used:
         assert used.mem_summarizer is None
-        assert model.summarizers == "linear (layers 0), conv (layers 1-2), mean (layers 3)"
+        assert model.summarizers == "linear (layer 0), conv (layers 1-2), mean (layer 3)"
         approximate = model(tokens())
     assert not torch.equal(approximate, model(tokens()))
     with (

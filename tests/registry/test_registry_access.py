@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -140,6 +142,20 @@ def test_an_entry_that_names_nothing_is_an_error_wherever_it_is_used(two: FakeSi
             with pytest.raises(PluginError, match=re.escape(f"unknown plugin {entry!r}")) as caught:
                 use()
             assert "distribution:*" in str(caught.value)
+
+
+def test_the_registry_of_the_process_is_under_the_allow_list() -> None:
+    code = (
+        "from dba_core import Registry; print([i.name for i in Registry.default().list() if not i.problem])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "DBA_PLUGINS_ALLOW": "dba:mean,gate=static"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "['mean', 'static']\n"
 
 
 def test_a_plugin_made_in_code_counts(two: FakeSite) -> None:

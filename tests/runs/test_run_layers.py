@@ -11,9 +11,13 @@ from runs_tiny import dba, losses, only_run
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+from dba_core.config.loading import load_config  # noqa: E402
 from dba_core.errors import RecordMismatchError  # noqa: E402
 from dba_core.runs.folder import RunFolder  # noqa: E402
+from dba_core.runs.job import RunInterruptedError, run_job  # noqa: E402
 from dba_core.runs.load import load_run  # noqa: E402
+from dba_core.runs.report import SilentReporter  # noqa: E402
+from dba_core.training.events import StepFinished  # noqa: E402
 
 CHOICES = [
     "summarizer=linear",
@@ -64,12 +68,12 @@ def test_the_summary_shows_it(layered) -> None:
     assert summary["layer_plugins"]["0"]["gate"]["name"] == "static"
     assert summary["layer_plugins"]["1"]["null_token"]["layers"] == "1"
     assert summary["null_attention"] == "Active (Unfused)"
-    assert "summarizer linear (layers 0), mean (layers 1), mass" in summary["long_sequence"]["text"]
+    assert "summarizer linear (layer 0), mean (layer 1), mass" in summary["long_sequence"]["text"]
     text = folder.summary_md.read_text()
     for row in (
-        "| Gate, layers 0 | static",
-        "| Gate, layers 1 | none",
-        "| Summarizer, layers 1 | mean of dba",
+        "| Gate, layer 0 | static",
+        "| Gate, layer 1 | none",
+        "| Summarizer, layer 1 | mean of dba",
     ):
         assert row in text
     assert summary["plots"]["gate"] == "plots/gate.png"
@@ -93,13 +97,45 @@ def test_it_repeats_from_its_record(layered, tmp_path: Path) -> None:
     assert {each["key"].rpartition(".")[2] for each in diff.json["differences"]} == {"why"}
 
 
+class StopsAfterFive(SilentReporter):
+    """Presses Ctrl-C after step 5."""
+
+    def training(self, event) -> None:
+        if isinstance(event, StepFinished) and event.step == 5:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_it_goes_on_with_the_same_plugins_only(tiny, layered, tmp_path: Path) -> None:
+    config = load_config(file=layered[0].config_file)
+    with pytest.raises(RunInterruptedError):
+        run_job(config, root=tmp_path, reporter=StopsAfterFive())
+    folder = only_run(tmp_path)
+    recorded = folder.config_file.read_text()
+    data = json.loads(recorded)
+    data["plugins"]["layers"]["0"]["gate"]["options"]["init"] = 0.25
+    folder.config_file.write_text(json.dumps(data))
+    refused = dba("run", "--resume", str(folder.path))
+    assert refused.code == 3
+    assert "plugins.gate.options.init was 0.5 and is now 0.25" in refused.err
+    data = json.loads(recorded)
+    data["plugins"]["layers"]["1"]["null_token"] = {"name": "none", "options": {}, "record": None}
+    folder.config_file.write_text(json.dumps(data))
+    refused = dba("run", "--resume", str(folder.path))
+    assert refused.code == 3
+    assert "plugins.layers.1.null_token.name was 'learned' and is now 'none'" in refused.err
+    folder.config_file.write_text(recorded)
+    done = dba("run", "--resume", str(folder.path), "--json", "--quiet")
+    assert done.code == 0, done.err
+    assert losses(folder) == losses(layered[0])
+
+
 def test_it_is_evaluated_sampled_and_compared(layered) -> None:
     run = str(layered[0].path)
     exact = dba("eval", run, "--json").json
     assert exact["held_out"]["loss"] == pytest.approx(layered[1]["losses"]["held_out"], rel=1e-6)
     assert exact["null_attention"] == "Active (Unfused)"
     as_trained = dba("eval", run, "--long-seq", "--json").json
-    assert as_trained["long_sequence"]["numbers"]["summarizer"] == "linear (layers 0), mean (layers 1)"
+    assert as_trained["long_sequence"]["numbers"]["summarizer"] == "linear (layer 0), mean (layer 1)"
     assert as_trained["held_out"]["loss"] == pytest.approx(
         layered[1]["losses"]["held_out_as_trained"], rel=1e-6
     )
@@ -119,7 +155,7 @@ def test_it_is_evaluated_sampled_and_compared(layered) -> None:
     assert sampled.json["samples"] == other.json["samples"]
     drift = dba("drift", run, "--json")
     assert drift.code == 0, drift.err
-    assert "linear (layers 0), mean (layers 1)" in drift.json["trained_with"]
+    assert "linear (layer 0), mean (layer 1)" in drift.json["trained_with"]
 
 
 def test_a_backend_for_all_layers_replaces_those_of_single_layers(layered) -> None:
@@ -138,12 +174,12 @@ def test_drift_in_one_layer_stops_it(layered, tmp_path: Path) -> None:
     file.write_text(json.dumps(data))
     done = dba("run", "--config", str(file), "--out", str(tmp_path / "runs"))
     assert done.code == 5
-    assert "error: in layers 1, null_token 'learned' was recorded with dba 0.0.1, installed is" in done.err
+    assert "error: in layer 1, null_token 'learned' was recorded with dba 0.0.1, installed is" in done.err
     assert "--plugin null_token@layers.1=NAME" in done.err
-    with pytest.raises(RecordMismatchError, match="in layers 1, null_token"):
+    with pytest.raises(RecordMismatchError, match="in layer 1, null_token"):
         load_run(tmp_path)
     allowed = dba("run", "--config", str(file), "--dry-run", "--allow-drift", "--json")
-    assert allowed.json["warnings"][0].startswith("in layers 1, null_token 'learned'")
+    assert allowed.json["warnings"][0].startswith("in layer 1, null_token 'learned'")
 
 
 def test_other_plugins_of_a_layer_are_another_run(tiny, layered, tmp_path: Path) -> None:
