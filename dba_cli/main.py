@@ -25,6 +25,9 @@ _COMMANDS = {
     "drift": LazyCommand(
         "dba_cli.commands.drift:drift", "Long-sequence attention of a run against exact attention."
     ),
+    "convert": LazyCommand(
+        "dba_cli.commands.convert:convert", "Decouple a pretrained Llama-family model without training."
+    ),
     "plugins": LazyCommand("dba_cli.commands.plugins:plugins", "List, describe, explain and check plugins."),
     "config": LazyCommand(
         "dba_cli.commands.config:config", "Show, check, compare configurations; list presets."

@@ -13,10 +13,11 @@ from dba_core.config.validators import between, not_empty, one_of
 class DataConfig(Serializable):
     """What to train on.
 
-    source: `pydoc` (the language reference inside CPython), or the path of a text file, a folder of text
-    files, a `.npy` or a `.bin` token array. tokenizer: `bytes`, the path of a Hugging Face `tokenizer.json`,
-    `tiktoken:NAME`, or `ids:VOCABULARY` for token arrays without text. held_out: the share of tokens at the
-    end that is never trained on. bin_dtype: the integer type of a `.bin` file.
+    source: `pydoc` (the language reference inside CPython), `docstrings` (those of its standard library), or
+    the path of a text file, a folder of text files, a `.npy` or a `.bin` token array. tokenizer: `bytes`, the
+    path of a Hugging Face `tokenizer.json`, `tiktoken:NAME`, or `ids:VOCABULARY` for token arrays without
+    text. held_out: the share of tokens at the end that is never trained on. bin_dtype: the integer type of a
+    `.bin` file.
     """
 
     source: str = attrs.field(default="pydoc", validator=not_empty)

@@ -7,6 +7,7 @@ Called by training, evaluation and the summary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from typing import Any
 import attrs
 
 from dba_core.config.data import DataConfig
+from dba_core.data.docstrings import read_docstrings
 from dba_core.data.pydoc import read_pydoc
 from dba_core.data.text_sources import Document, TextSource, read_folder, read_text_file, require_path
 from dba_core.data.token_arrays import array_sha256, check_vocabulary, read_bin, read_npy
 from dba_core.data.tokenizers import IdTokenizer, Tokenizer, Tokens, load_tokenizer
 from dba_core.errors import DataError
+
+#: Texts that every CPython brings along, by the name that `data.source` has for them.
+INSTALLED: dict[str, Callable[[], TextSource]] = {"pydoc": read_pydoc, "docstrings": read_docstrings}
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -71,8 +76,8 @@ def load_corpus(config: DataConfig, *, context: int) -> Corpus:
     Raises DataError with the file, what is wrong with it and what to do.
     """
     tokenizer = load_tokenizer(config.tokenizer)
-    if config.source == "pydoc":
-        corpus = _text_corpus(read_pydoc(), tokenizer, config.held_out)
+    if config.source in INSTALLED:
+        corpus = _text_corpus(INSTALLED[config.source](), tokenizer, config.held_out)
     else:
         corpus = _file_corpus(require_path(config.source), tokenizer, config)
     _require_length(corpus, context=context, held_out=config.held_out)

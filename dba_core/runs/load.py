@@ -54,7 +54,7 @@ def load_run(
     """
     folder = find_run(path)
     registry = Registry.default() if registry is None else registry
-    config = read_resolved(folder)
+    config = _with_own_tokenizer(read_resolved(folder), folder)
     choices = config.plugins
     for kind, choice in (plugins or {}).items():
         choices = choices.in_all_layers(kind, choice)
@@ -78,6 +78,14 @@ def load_run(
         step=stored.state["step"],
         warnings=tuple(warnings),
     )
+
+
+def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """A tokenizer that the run's folder holds (a converted model's) is found wherever the folder is."""
+    own = folder.path / config.data.tokenizer
+    if not own.is_file():
+        return config
+    return attrs.evolve(config, data=attrs.evolve(config.data, tokenizer=str(own)))
 
 
 def read_resolved(folder: RunFolder) -> RunConfig:

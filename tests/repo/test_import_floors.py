@@ -17,6 +17,7 @@ FLOORS = (
     ("dba_core.model",),
     ("dba_core.data", "dba_core.training", "dba_core.generation", "dba_core.evaluation"),
     ("dba_core.runs", "dba_core.testing"),
+    ("dba_core.convert",),
     ("dba_cli",),
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

@@ -1,0 +1,46 @@
+"""What `dba convert` says on stderr while it runs: a bar on a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.progress import Progress, TaskID
+
+from dba_cli.rendering import console
+from dba_core.convert.job import ConvertReporter
+
+
+class ConvertProgress(ConvertReporter):
+    """Draws the phases of a conversion."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = console(stderr=True)
+        self._quiet = quiet
+        self._bar = Progress(
+            console=self._console, transient=True, disable=quiet or not self._console.is_terminal
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> ConvertProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def phase(self, text: str, steps: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(text, total=steps or None)
+        if self._bar.disable:
+            self.note(text)
+
+    def step(self) -> None:
+        if self._task is not None:
+            self._bar.advance(self._task)
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(text, soft_wrap=True, markup=False)

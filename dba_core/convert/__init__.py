@@ -1,0 +1,1 @@
+"""Pretrained models: loaders of other systems' checkpoints, and their conversion to decoupled attention."""

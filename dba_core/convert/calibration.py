@@ -1,0 +1,205 @@
+"""What a model does on real text, layer by layer, as the conversion needs it.
+
+With q_i(m), k_i(n) the i-th channel pair of query m and key n as complex numbers, unrotated, and f_i its
+frequency, leaving the pair unrotated changes the score of (m, n) by
+
+    d_i(m, n) = Re( q_i(m) conj(k_i(n)) (e^(i f_i (m - n)) - 1) )
+
+and the attention distribution p(m) of query m by, to second order, KL = Var_{n ~ p(m)}[d_i] / 2. `damage` is
+its mean over queries, summed over the query heads of a KV head. Both moments under p are matrix products:
+d_i is bilinear in (rotated, unrotated) parts of q_i(m) and k_i(n), and d_i^2 in their products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dba_core.attention.module import DecoupledAttention
+from dba_core.errors import UnsupportedError
+from dba_core.generation.inference import inference
+from dba_core.model.block import Block
+from dba_core.model.language_model import LanguageModel
+
+#: Queries of a sequence at which the distribution is taken: every so manieth.
+QUERY_STRIDE = 8
+_QUERY_BLOCK = 128
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class LayerCalibration:
+    """One layer. G KV heads of D channels, P = D/2 pairs; channels i and i + P are pair i.
+
+    damage [G,P]: see the module. q_norm, k_norm [G,P]: root mean square length of the pair in queries and
+    keys. k_mean [G*D], k_cov [G*D,G*D]: of unrotated keys, all heads together. q_moment [G,D,D]: mean of
+    q q^T over queries and query heads, unrotated and unscaled. float64.
+    """
+
+    damage: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
+    k_mean: Tensor
+    k_cov: Tensor
+    q_moment: Tensor
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Calibration:
+    """All layers, first layer first, and the number of tokens that they were measured on."""
+
+    layers: tuple[LayerCalibration, ...]
+    tokens: int
+
+
+def calibrate(
+    model: LanguageModel,
+    sequences: Tensor,
+    *,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Calibration:
+    """Run sequences [N,T] of tokens through the model, all of whose attention is rotated.
+
+    on_step: called with (done, total) after every layer of every sequence. Raises UnsupportedError for a
+    model with a semantic path, a gate or a null token.
+    """
+    attentions = model.attentions
+    for attention in attentions:
+        _require_plain(attention)
+    sums = [_Sums.of(attention) for attention in attentions]
+    total = len(sequences) * len(attentions)
+    done = 0
+    with inference(model):
+        for row in sequences:
+            x = model.embed(row[None].to(model.device))
+            for block, part in zip(cast("Iterable[Block]", model.blocks), sums, strict=True):
+                part.add(block.attn, block.ln1(x))
+                x = block(x)
+                done += 1
+                on_step(done, total)
+    return Calibration(layers=tuple(part.result() for part in sums), tokens=sequences.numel())
+
+
+def _require_plain(attention: DecoupledAttention) -> None:
+    parts = attention.gate, attention.null_token
+    if attention.shape.sem_head_dim or parts != (None, None):
+        raise UnsupportedError(
+            f"layer {attention.layer} has a semantic path, a gate or a null token already; only a model "
+            "whose attention is rotated throughout can be converted"
+        )
+
+
+@attrs.define(eq=False)
+class _Sums:
+    """Sums over all sequences so far."""
+
+    damage: Tensor
+    q_square: Tensor
+    k_square: Tensor
+    k_sum: Tensor
+    k_outer: Tensor
+    q_outer: Tensor
+    queries: int = 0
+    keys: int = 0
+    sampled: int = 0
+
+    @classmethod
+    def of(cls, attention: DecoupledAttention) -> _Sums:
+        kv_heads, width = attention.shape.n_kv_heads, attention.shape.geo_head_dim
+        pairs = torch.zeros(kv_heads, width // 2, dtype=torch.float64)
+        return cls(
+            damage=pairs,
+            q_square=pairs.clone(),
+            k_square=pairs.clone(),
+            k_sum=torch.zeros(kv_heads * width, dtype=torch.float64),
+            k_outer=torch.zeros(kv_heads * width, kv_heads * width, dtype=torch.float64),
+            q_outer=torch.zeros(kv_heads, width, width, dtype=torch.float64),
+        )
+
+    def add(self, attention: DecoupledAttention, hidden: Tensor) -> None:
+        """hidden [1,T,d_model]: what the attention is given."""
+        shape = attention.shape
+        assert attention.k_geo is not None
+        length = hidden.shape[1]
+        q = _per_head(F.linear(hidden, attention.q_geo.weight), shape.n_heads)  # [H, T, D]
+        k = _per_head(F.linear(hidden, attention.k_geo.weight), shape.n_kv_heads)  # [G, T, D]
+        cos, sin = attention.rope.span(0, length, hidden)  # [T, G or 1, P]
+        grouped = torch.unflatten(q, 0, (shape.n_kv_heads, -1))  # [G, H/G, T, D]
+        self.q_square += _pair_squares(grouped).sum(1).cpu()
+        self.k_square += _pair_squares(k).cpu()
+        flat = k.transpose(0, 1).flatten(1).double()  # [T, G*D]
+        self.k_sum += flat.sum(0).cpu()
+        self.k_outer += (flat.mT @ flat).cpu()
+        rows = grouped.flatten(1, 2).double()  # [G, H/G*T, D]
+        self.q_outer += (rows.mT @ rows).cpu()
+        self.queries += length * (shape.n_heads // shape.n_kv_heads)
+        self.keys += length
+        at = torch.arange(0, length, QUERY_STRIDE, device=hidden.device)
+        self.sampled += len(at)
+        for head in range(shape.n_kv_heads):
+            angle = [t[:, head if t.shape[1] > 1 else 0] for t in (cos, sin)]
+            self.damage[head] += _damage(grouped[head], k[head], *angle, at=at).double().cpu()
+
+    def result(self) -> LayerCalibration:
+        mean = self.k_sum / self.keys
+        return LayerCalibration(
+            damage=self.damage / self.sampled,
+            q_norm=(self.q_square / self.queries).sqrt(),
+            k_norm=(self.k_square / self.keys).sqrt(),
+            k_mean=mean,
+            k_cov=self.k_outer / self.keys - torch.outer(mean, mean),
+            q_moment=self.q_outer / self.queries,
+        )
+
+
+def _per_head(x: Tensor, n_heads: int) -> Tensor:
+    """[1, T, n*D] -> [n, T, D]."""
+    return torch.unflatten(x[0], -1, (n_heads, -1)).transpose(0, 1)
+
+
+def _pair_squares(x: Tensor) -> Tensor:
+    """[..., T, D] -> the sum over T of each pair's squared length: float64 [..., P]."""
+    a, b = x.double().chunk(2, dim=-1)
+    return (a.square() + b.square()).sum(dim=-2)
+
+
+def _damage(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) -> Tensor:
+    """q [R,T,D] of one KV head's R query heads, k [T,D], cos and sin [T,P] -> sum over queries `at` [P]."""
+    keys = _parts(k, cos, sin)  # [T, P, 4]
+    moments = torch.cat([keys, _products(keys)], dim=-1).flatten(1)  # [T, P*14]
+    rotated_keys = keys[..., :2].transpose(1, 2).flatten(1)  # [T, D], halves
+    scale = k.shape[-1] ** -0.5
+    total = k.new_zeros(k.shape[-1] // 2)
+    for rows in torch.split(at, _QUERY_BLOCK):
+        stop = int(rows[-1]) + 1
+        future = torch.arange(stop, device=k.device) > rows[:, None]
+        for head in q:
+            queries = _parts(head[rows], cos[rows], sin[rows])  # [m, P, 4]
+            rotated = queries[..., :2].transpose(1, 2).flatten(1)
+            scores = (rotated @ rotated_keys[:stop].mT * scale).masked_fill_(future, -torch.inf)
+            under_p = torch.unflatten(scores.softmax(-1) @ moments[:stop], 1, (-1, 14))  # [m, P, 14]
+            signed = queries * queries.new_tensor([1.0, 1.0, -1.0, -1.0]) * scale
+            first = (signed * under_p[..., :4]).sum(-1)
+            second = (_products(signed) * _CROSS.to(k.device) * under_p[..., 4:]).sum(-1)
+            total += (second - first.square()).clamp_min_(0.0).sum(0)
+    return total / 2
+
+
+def _parts(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[T,D], [T,P] -> [T,P,4]: rotated and unrotated parts of every pair."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin, a, b], dim=-1)
+
+
+_ROWS, _COLUMNS = torch.triu_indices(4, 4)
+#: A product of two different parts stands twice in the square.
+_CROSS = torch.where(_ROWS == _COLUMNS, 1.0, 2.0)
+
+
+def _products(parts: Tensor) -> Tensor:
+    """[..., 4] -> [..., 10]: all products of two parts."""
+    return parts[..., _ROWS] * parts[..., _COLUMNS]

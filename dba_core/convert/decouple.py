@@ -1,0 +1,192 @@
+"""A model with rotated attention as one with decoupled attention, by rearranging its weights.
+
+    score = q_sem . k_sem / sqrt(Ds) + R q_geo . R k_geo / sqrt(Dg)
+
+The chosen pairs of channels become semantic: they keep their weights and lose their rotation, the others keep
+theirs with the frequencies that they had. Queries are scaled so that both divisions give the source's one by
+sqrt(D). What is not rotated may be transformed at will as long as queries undo it, which costs nothing:
+
+- the mean key is subtracted: it adds one constant to all scores of a query, which the softmax cancels;
+- `latent` r: the semantic keys of all KV heads become one of r numbers, the r directions that matter most to
+  the scores: with M = blockdiag_g E[q_g q_g^T] = L L^T, the top eigenvectors V of L^T Cov(k) L give
+  keys V^T L^T (k - mean) and queries V^T L^-1 q;
+- `spread`: semantic keys and values are turned by an orthogonal matrix that mixes all channels of a head, so
+  that none is an outlier in its quantization block (QuaRot: Ashkboos et al. 2024, arXiv:2404.00456); queries
+  and the output projection turn them back.
+
+Called by `dba_core.convert.job`.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+
+from dba_core.attention.module import DecoupledAttention
+from dba_core.config.attention import AttentionConfig
+from dba_core.convert.calibration import Calibration, LayerCalibration
+from dba_core.convert.source import PLAIN
+from dba_core.errors import UsageError
+from dba_core.model.language_model import LanguageModel
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """pairs: channel pairs of a head that become semantic. latent: width of one semantic key for all KV
+    heads; None keeps one per head. rule: of `selection`. spread: see the module.
+    """
+
+    pairs: int
+    latent: int | None = None
+    rule: str = "kl"
+    spread: bool = True
+
+
+def decouple(
+    source: LanguageModel, calibration: Calibration, chosen: Tensor, recipe: Recipe
+) -> LanguageModel:
+    """The converted model, float32, in evaluation mode; the source stays as it is.
+
+    chosen [layers,G,pairs]: of `select_pairs`. Raises UsageError for a latent that is wider than what it
+    stands for.
+    """
+    config = source.config
+    attention = decoupled_config(config.attention, recipe)
+    model = LanguageModel(attrs.evolve(config, attention=attention), plugins=PLAIN)
+    own, given = model.state_dict(), source.state_dict()
+    with torch.no_grad():
+        for name, tensor in given.items():
+            if ".attn." not in name:
+                own[name].copy_(tensor)
+        parts = zip(source.attentions, model.attentions, calibration.layers, chosen, strict=True)
+        for before, after, measured, pairs in parts:
+            _fill(before, after, measured, pairs, recipe)
+    return model.eval()
+
+
+def decoupled_config(source: AttentionConfig, recipe: Recipe) -> AttentionConfig:
+    """The layout that `recipe` gives a model of this one."""
+    shape = source.resolved().shape
+    own_width = 2 * recipe.pairs
+    if recipe.latent is not None and not 1 <= recipe.latent <= own_width * shape.n_kv_heads:
+        raise UsageError(
+            f"a latent of {recipe.latent} channels cannot stand for {shape.n_kv_heads} semantic keys of "
+            f"{own_width}; allowed: 1 to {own_width * shape.n_kv_heads}, or none"
+        )
+    return attrs.evolve(
+        source,
+        mode="decoupled",
+        sem_head_dim=own_width if recipe.latent is None else recipe.latent,
+        geo_head_dim=shape.geo_head_dim - own_width,
+        sem_kv_heads=None if recipe.latent is None else 1,
+        rope_table=True,
+        sem_offset=True,
+    )
+
+
+def _fill(
+    before: DecoupledAttention,
+    after: DecoupledAttention,
+    measured: LayerCalibration,
+    pairs: Tensor,
+    recipe: Recipe,
+) -> None:
+    """Write one layer's weights; everything is computed in float64. pairs [G,n]."""
+    shape = before.shape
+    kv_heads, width, share = shape.n_kv_heads, shape.geo_head_dim, shape.n_heads // shape.n_kv_heads
+    assert before.k_geo is not None
+    assert after.q_sem is not None
+    assert after.k_sem is not None
+    assert after.k_geo is not None
+    assert after.sem_offset is not None
+    assert after.rope_frequencies is not None
+    q = before.q_geo.weight.double().view(kv_heads, share, width, -1)  # [G, H/G, D, d_model]
+    k = before.k_geo.weight.double().view(kv_heads, width, -1)
+    frequencies = before.rope.frequencies.expand(kv_heads, -1)  # [G, P]
+    semantic, rotated, kept = channels_of(pairs, width)
+
+    q_sem = _rows(q, semantic)  # [G, H/G, Ds, d_model]
+    k_sem = torch.stack([k[g, semantic[g]] for g in range(kv_heads)])
+    mean = measured.k_mean.view(kv_heads, width).gather(1, semantic)  # [G, Ds]
+    if recipe.latent is None:
+        keys, queries = _identity(kv_heads, semantic.shape[1])
+    else:
+        keys, queries = _latent_maps(measured, semantic, recipe.latent)
+    if recipe.spread:
+        turn = spreading_matrix(keys.shape[1])
+        keys, queries = turn @ keys, turn @ queries
+    # keys [M, n, Ds of M's heads], queries [G, n, Ds]: what k_sem and q_sem are multiplied by
+    stacked = k_sem.reshape(len(keys), -1, k_sem.shape[-1])
+    after.k_sem.weight.copy_((keys @ stacked).flatten(0, 1))
+    after.sem_offset.copy_((keys @ mean.reshape(len(keys), -1, 1)).squeeze(-1))
+    sem_width = after.shape.sem_head_dim
+    after.q_sem.weight.copy_((queries[:, None] @ q_sem).flatten(0, 2) * (sem_width / width) ** 0.5)
+
+    geo_width = after.shape.geo_head_dim
+    after.q_geo.weight.copy_(_rows(q, rotated).flatten(0, 2) * (geo_width / width) ** 0.5)
+    after.k_geo.weight.copy_(torch.cat([k[g, rotated[g]] for g in range(kv_heads)]))
+    after.rope_frequencies.frequencies.copy_(frequencies.gather(1, kept))
+    _fill_values(before, after, spread=recipe.spread)
+
+
+def _fill_values(before: DecoupledAttention, after: DecoupledAttention, *, spread: bool) -> None:
+    shape = before.shape
+    v, out = before.v_proj.weight.double(), before.out_proj.weight.double()
+    if spread:
+        turn = spreading_matrix(shape.v_head_dim)
+        v = (turn @ v.view(shape.n_kv_heads, shape.v_head_dim, -1)).flatten(0, 1)
+        out = (out.view(len(out), shape.n_heads, -1) @ turn.mT).flatten(1)
+    after.v_proj.weight.copy_(v)
+    after.out_proj.weight.copy_(out)
+
+
+def channels_of(pairs: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """pairs [G,n] -> semantic channels [G,2n], rotated ones [G,D-2n] by halves, their pairs [G,P-n]."""
+    half = width // 2
+    every = torch.arange(half)
+    kept = torch.stack([every[~torch.isin(every, row)] for row in pairs])
+    return torch.cat([pairs, pairs + half], dim=1), torch.cat([kept, kept + half], dim=1), kept
+
+
+def _rows(q: Tensor, channels: Tensor) -> Tensor:
+    """q [G,H/G,D,d_model], channels [G,n] -> [G,H/G,n,d_model]."""
+    return torch.stack([q[g][:, channels[g]] for g in range(len(q))])
+
+
+def _identity(kv_heads: int, width: int) -> tuple[Tensor, Tensor]:
+    eye = torch.eye(width, dtype=torch.float64).expand(kv_heads, -1, -1)
+    return eye, eye
+
+
+def _latent_maps(measured: LayerCalibration, semantic: Tensor, latent: int) -> tuple[Tensor, Tensor]:
+    """What makes the latent of all heads' keys [1,r,G*Ds], and of each head's queries [G,r,Ds]."""
+    kv_heads, width = semantic.shape
+    full = measured.q_moment.shape[-1]
+    flat = (semantic + full * torch.arange(kv_heads)[:, None]).flatten()
+    cov = measured.k_cov[flat][:, flat]
+    blocks = [measured.q_moment[g][semantic[g]][:, semantic[g]] for g in range(kv_heads)]
+    weight: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    weight += torch.eye(len(weight), dtype=torch.float64) * weight.diagonal().mean() * 1e-6
+    lower = torch.linalg.cholesky(weight)
+    _, vectors = torch.linalg.eigh(lower.mT @ cov @ lower)  # ascending
+    top = vectors[:, -latent:]
+    keys = top.mT @ lower.mT  # [r, G*Ds]
+    up = torch.linalg.solve_triangular(lower.mT, top, upper=True)  # [G*Ds, r]
+    return keys[None], up.view(kv_heads, width, latent).mT
+
+
+def spreading_matrix(width: int) -> Tensor:
+    """Orthogonal, float64 [width,width]: a Hadamard matrix where the width is a power of two, else a fixed
+    random rotation.
+    """
+    if width & (width - 1) == 0:
+        matrix = torch.ones(1, 1, dtype=torch.float64)
+        while len(matrix) < width:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        hadamard: Tensor = matrix / width**0.5
+        return hadamard
+    generator = torch.Generator().manual_seed(width)
+    q, r = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=generator))
+    rotation: Tensor = q * r.diagonal().sign()
+    return rotation

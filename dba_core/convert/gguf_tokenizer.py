@@ -1,0 +1,71 @@
+"""The tokenizer of a GGUF file as a Hugging Face tokenizer.json: byte-level BPE. Called by `gguf_file`.
+
+tokenizer.ggml.model   gpt2 (byte-level BPE); sentencepiece models are left out: no tokenizer then
+tokenizer.ggml.pre     how text is cut before merging
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_CONTROL = 3  # llama.cpp's token type of special tokens
+_USER_DEFINED = 4
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [_BYTE_LEVEL],
+    "smollm": [_DIGITS, _BYTE_LEVEL],
+    "starcoder": [_DIGITS, _BYTE_LEVEL],
+    "llama-bpe": [
+        {"type": "Split", "pattern": {"Regex": _LLAMA3}, "behavior": "Isolated", "invert": False},
+        {**_BYTE_LEVEL, "use_regex": False},
+    ],
+}
+
+
+def tokenizer_json(fields: Mapping[str, Any]) -> str | None:
+    """The text of a tokenizer.json; None for a kind of tokenizer that is not rebuilt here."""
+    pre = fields.get("tokenizer.ggml.pre", "gpt-2")
+    if fields.get("tokenizer.ggml.model") != "gpt2" or pre not in _PRE_TOKENIZERS:
+        return None
+    tokens = fields["tokenizer.ggml.tokens"]
+    kinds = fields.get("tokenizer.ggml.token_type", [])
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(number, tokens[number], special=kind == _CONTROL)
+            for number, kind in enumerate(kinds)
+            if kind in (_CONTROL, _USER_DEFINED)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre == "llama-bpe",
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": fields["tokenizer.ggml.merges"],
+        },
+    }
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _added(number: int, token: str, *, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": number, "content": token, **flags, "special": special}

@@ -1,0 +1,27 @@
+"""`load_source`: the pretrained model at a path, whatever kind of file it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dba_core.convert.gguf_file import load_gguf
+from dba_core.convert.huggingface import load_huggingface
+from dba_core.convert.source import SourceModel
+from dba_core.errors import CheckpointError
+
+
+def load_source(path: str | Path) -> SourceModel:
+    """A Hugging Face folder or a .gguf file.
+
+    Nothing is read into memory but names and sizes; `SourceModel.build` reads the weights. Raises
+    CheckpointError for what is none of these, or is damaged, UnsupportedError for another family of models.
+    """
+    given = Path(path)
+    if given.is_dir():
+        return load_huggingface(given)
+    if given.suffix == ".gguf" and given.is_file():
+        return load_gguf(given)
+    raise CheckpointError(
+        f"{given} is no model; give the folder of a Hugging Face model (config.json, *.safetensors) or a "
+        ".gguf file"
+    )
