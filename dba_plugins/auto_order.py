@@ -11,5 +11,5 @@ AUTO_ORDER: dict[str, tuple[str, ...] | Mapping[str, tuple[str, ...]]] = {
     "summarizer": {"cuda": ("conv", "linear", "mean"), "*": ("linear", "mean")},
     "gate": ("causal", "none"),
     "null_token": ("none",),
-    "decode_backend": ("streaming",),
+    "decode_backend": {"cpu": ("cpu", "streaming"), "*": ("streaming",)},
 }

@@ -217,7 +217,7 @@ def test_the_backend_is_chosen_once_per_kind_of_cache(monkeypatch: pytest.Monkey
     assert "decode_backend" not in layer.selections
     cache = layer.new_cache(batch=1, capacity=8, policy=FP32)
     chosen = layer.selections["decode_backend"]
-    assert chosen.name == "streaming"
+    assert chosen.name == "cpu"
     assert chosen.request.has_null is False
     assert (chosen.request.batch, chosen.request.capacity, chosen.request.residual_len) == (1, 8, 0)
     assert chosen.request.k_sem == cache.specs[0]

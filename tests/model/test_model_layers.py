@@ -96,8 +96,8 @@ def test_every_layer_decodes_with_its_own_backend() -> None:
     cache = model.new_cache(batch=1, capacity=8, policy=POLICY)
     options = [selection.options for selection in model.decode_selections(cache)]
     assert options[0].block == 4
-    assert {each.block for each in options[1:]} == {type(options[0])().block}
-    assert model.decode_backends(cache) == "streaming"
+    assert {type(each).__name__ for each in options[1:]} == {"NoOptions"}
+    assert model.decode_backends(cache) == "streaming (layer 0), cpu (layers 1-3)"
 
 
 def test_training_takes_each_layers_own_summarizer_and_reaches_it() -> None:

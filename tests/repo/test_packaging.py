@@ -61,7 +61,7 @@ def declared() -> set[str]:
 
 
 def test_imports_and_declared_dependencies_agree() -> None:
-    optional = {"triton", "tokenizers", "tiktoken"}
+    optional = {"triton", "llvmlite", "tokenizers", "tiktoken"}
     used = {
         DISTRIBUTION_OF.get(name, name)
         for path in SOURCE

@@ -69,4 +69,4 @@ def test_a_trace_shows_what_was_done_with_every_plugin(inputs) -> None:
 def test_a_trace_of_a_finished_run(tiny) -> None:
     done = dba("eval", str(tiny.folder.path), "--json", "--trace-plugins")
     assert done.json["checkpoint"] == "best"
-    assert "trace: decode_backend dba:streaming: supports " in done.err
+    assert "trace: decode_backend dba:cpu: supports " in done.err

@@ -36,7 +36,7 @@ def test_plugins_and_policy_change_exactly_what_they_say(inputs, tiny, tmp_path:
     args = [*inputs[:4], *changes, "--set", "training.steps=2", "--out", str(tmp_path / "runs"), "--json"]
     done = dba("run", *args)
     assert done.code == 0, done.err
-    assert done.json["null_attention"] == "Active (Unfused)"
+    assert done.json["null_attention"] == "Active (Fused)"
     assert done.json["kv_policy"] == policy
     assert (done.json["plugins"]["gate"]["name"], done.json["plugins"]["gate"]["why"]) == (
         "static",
@@ -148,7 +148,7 @@ def test_why_explains_the_choice_and_what_was_passed_over(inputs) -> None:
     absent = dba("plugins", "why", "summarizer", "--preset", "paper-baseline")
     assert absent.code == 1
     assert "has no summarizer" in absent.err
-    assert dba("plugins", "why", "decode_backend", *inputs).out.startswith("decode_backend: streaming of dba")
+    assert dba("plugins", "why", "decode_backend", *inputs).out.startswith("decode_backend: cpu of dba")
 
 
 def test_info_describes_a_plugin() -> None:

@@ -1,0 +1,105 @@
+"""The decode backend `cpu`: one call of the compiled kernel per token and layer.
+
+What a call costs beside the kernel is one array of arguments, filled anew each time because tensors may move;
+nothing of a cache is kept. Built by the plugin.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from dba_core.cache.layer import LayerCache
+from dba_core.contracts import DecodeOutput, NullKV, TokenWriter
+from dba_plugins.decode.cpu.compiler import compiled, machine
+from dba_plugins.decode.cpu.kernel import ENTRIES, build_module
+from dba_plugins.decode.cpu.spec import KernelSpec
+from dba_plugins.decode.cpu.threads import on_threads
+from dba_plugins.decode.cpu.tile import STATE, TILE
+from dba_plugins.decode.cpu.work import Arg
+
+#: Tokens of a partition, and the fewest that are worth a partition of their own.
+PARTITION, LEAST = 2048, 256
+_ARRAY = ctypes.c_int64 * len(Arg)
+
+
+class CpuDecode:
+    """See the module. Thread-safe: every call has its own arguments and scratch."""
+
+    name = "cpu"
+    fused_null = True
+
+    def __init__(self, spec: KernelSpec, *, writer: TokenWriter | None = None) -> None:
+        self.spec = spec
+        self.writer = writer
+        has_permute = machine().has_permute
+        code = compiled(repr(spec), lambda: build_module(spec, has_permute=has_permute), ENTRIES)
+        self._code = code
+        self._run = code.functions["decode_work"]
+        self._merge = code.functions["decode_merge"]
+
+    @torch.no_grad()
+    def decode(
+        self,
+        q_sem: Tensor,
+        q_geo: Tensor,
+        cache: LayerCache,
+        *,
+        null: NullKV | None = None,
+        needs_lse: bool = False,
+    ) -> DecodeOutput:
+        """q_sem [B,H,Ds], q_geo [B,H,Dg], scaled, float32 -> out [B,H,Dv] and, when asked for, lse [B,H]."""
+        spec, batch = self.spec, cache.batch
+        threads = torch.get_num_threads()
+        size = _partition(cache.length, batch * spec.units, threads)
+        parts = max(1, -(-cache.length // size))
+        items = batch * spec.units * parts
+        scratch = torch.empty(items * spec.share * (STATE + spec.v.width))
+        out = torch.empty(batch, spec.heads, spec.v.width)
+        lse = torch.empty(batch, spec.heads) if needs_lse else None
+        kept = [q_sem.contiguous(), q_geo.contiguous(), scratch]
+        stores = cache.k_sem, cache.k_geo, cache.v
+        given = _ARRAY(
+            0,
+            items,
+            batch,
+            parts,
+            size,
+            cache.lengths_device.data_ptr(),
+            cache.residual_len,
+            _ring_size(cache),
+            cache.capacity,
+            kept[0].data_ptr(),
+            kept[1].data_ptr(),
+            *(store.codes.data_ptr() for store in stores),
+            *(0 if store.scales is None else store.scales.data_ptr() for store in stores),
+            *(0 if store.recent_ring is None else store.recent_ring.data_ptr() for store in stores),
+        )
+        given[Arg.SCRATCH], given[Arg.OUT] = scratch.data_ptr(), out.data_ptr()
+        if lse is not None:
+            given[Arg.LSE] = lse.data_ptr()
+        if null is not None:
+            nulls = [part.float().contiguous() for part in (null.k_sem, null.k_geo, null.v)]
+            kept += nulls
+            given[Arg.NULL_SEM], given[Arg.NULL_GEO], given[Arg.NULL_V] = (part.data_ptr() for part in nulls)
+            given[Arg.NULL_HEADS] = len(nulls[1])
+        address = ctypes.addressof(given)
+        on_threads(self._run, address, min(threads, items))
+        self._merge(address)
+        return DecodeOutput(out=out, lse=lse)
+
+
+def _partition(length: int, rows: int, threads: int) -> int:
+    """Tokens of a partition: so many that every thread gets several pieces of work, a multiple of TILE."""
+    size = PARTITION
+    while size > LEAST and rows * -(-length // size) < 4 * threads:
+        size //= 2
+    assert size % TILE == 0
+    return size
+
+
+def _ring_size(cache: LayerCache) -> int:
+    rings = [store.recent_ring for store in (cache.k_sem, cache.k_geo, cache.v)]
+    return next((ring.shape[2] for ring in rings if ring is not None), 1)
