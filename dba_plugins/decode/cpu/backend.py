@@ -83,8 +83,9 @@ class CpuDecode:
         if null is not None:
             nulls = [part.float().contiguous() for part in (null.k_sem, null.k_geo, null.v)]
             kept += nulls
-            given[Arg.NULL_SEM], given[Arg.NULL_GEO], given[Arg.NULL_V] = (part.data_ptr() for part in nulls)
-            given[Arg.NULL_HEADS] = len(nulls[1])
+            for number, part in enumerate(nulls):
+                given[Arg.NULL_SEM + number] = part.data_ptr()
+                given[Arg.NULL_HEADS + number] = len(part)
         address = ctypes.addressof(given)
         on_threads(self._run, address, min(threads, items))
         self._merge(address)

@@ -50,10 +50,9 @@ def _head(e: Emitter, args: Arguments, spec: KernelSpec, line: ir.Value) -> None
     with e.loop(e.i64(0), e.i64(width)) as index:
         b.store(e.f32(0.0), e.at(out, index))
     with e.when(b.icmp_signed(">", null_heads, e.i64(0))):
-        null_head = b.udiv(b.mul(head, null_heads), e.i64(spec.heads))
-        b.store(_null_score(e, args, spec, line, null_head), m)
+        b.store(_null_score(e, args, spec, line, head), m)
         b.store(e.f32(1.0), mass)
-        value = e.at(args.pointer(Arg.NULL_V, F32), b.mul(null_head, e.i64(width)))
+        value = _null_row(e, args, spec, 2, width, head)
         with e.loop(e.i64(0), e.i64(width)) as index:
             b.store(b.load(e.at(value, index)), e.at(out, index))
     with e.loop(e.i64(0), parts) as part:
@@ -63,16 +62,22 @@ def _head(e: Emitter, args: Arguments, spec: KernelSpec, line: ir.Value) -> None
     _finish(e, args, line, m, mass, out, width)
 
 
+def _null_row(
+    e: Emitter, args: Arguments, spec: KernelSpec, number: int, width: int, head: ir.Value
+) -> ir.Value:
+    """The null token's k_sem (0), k_geo (1) or v (2) for a query head; each has heads of its own."""
+    b = e.b
+    own = b.udiv(b.mul(head, args.number(Arg.NULL_HEADS + number)), e.i64(spec.heads))
+    return e.at(args.pointer(Arg.NULL_SEM + number, F32), b.mul(own, e.i64(width)))
+
+
 def _null_score(e: Emitter, args: Arguments, spec: KernelSpec, line: ir.Value, head: ir.Value) -> ir.Value:
     total = e.local(e.f32(0.0))
-    for query, key, tensor in (
-        (Arg.Q_SEM, Arg.NULL_SEM, spec.k_sem),
-        (Arg.Q_GEO, Arg.NULL_GEO, spec.k_geo),
-    ):
+    for number, query, tensor in ((0, Arg.Q_SEM, spec.k_sem), (1, Arg.Q_GEO, spec.k_geo)):
         if not tensor.width:
             continue
         q = e.at(args.pointer(query, F32), e.b.mul(line, e.i64(tensor.width)))
-        k = e.at(args.pointer(key, F32), e.b.mul(head, e.i64(tensor.width)))
+        k = _null_row(e, args, spec, number, tensor.width, head)
         for start in range(0, tensor.width, LANES):
             count = min(LANES, tensor.width - start)
             product = e.b.fmul(e.load_vector(e.at(q, start), count), e.load_vector(e.at(k, start), count))

@@ -35,7 +35,12 @@ def on_threads(entry: Any, arguments: int, count: int) -> None:
     if team is not None:
         team(entry, arguments, count, 0)
         return
-    others = [_pool(os.getpid(), count - 1).submit(entry, arguments) for _ in range(count - 1)]
+    _on_pool(entry, arguments, count)
+
+
+def _on_pool(entry: Any, arguments: int, count: int) -> None:
+    pool = _pool(os.getpid(), count - 1)
+    others = [pool.submit(entry, arguments) for _ in range(count - 1)]
     try:
         entry(arguments)
     finally:

@@ -44,6 +44,8 @@ class Arg(enum.IntEnum):
     NULL_GEO = enum.auto()
     NULL_V = enum.auto()
     NULL_HEADS = enum.auto()
+    NULL_HEADS_GEO = enum.auto()
+    NULL_HEADS_V = enum.auto()
     SCRATCH = enum.auto()
     OUT = enum.auto()
     LSE = enum.auto()
