@@ -37,29 +37,35 @@ def generate(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     *,
-    kv_policy: KVCachePolicy | str,
+    kv_policy: KVCachePolicy | str | None = None,
+    cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
     seed: int | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[int]]:
     """The new tokens of every prompt (token lists of any lengths >= 1), without the stop text.
 
-    kv_policy: formats of the cache. tokenizer: needed when `config.stop` names texts. seed: used where
-    `config.seed` is None (0 if both are). on_token(row, token) is called in order for every token of the
-    result as soon as it is certain that it belongs there. A sequence depends on its own prompt and the seed,
-    not on the batch around it, except for the rounding of batched matrix products.
+    kv_policy: formats of the cache. cache, instead of it: the prompts continue what it holds, one row each,
+    and it then also holds them and the new tokens but the last. tokenizer: needed when `config.stop` names
+    texts. seed: used where `config.seed` is None (0 if both are). on_token(row, token) is called in order for
+    every token of the result as soon as it is certain that it belongs there. A sequence depends on its own
+    prompt and the seed, not on the batch around it, except for the rounding of batched matrix products.
     Raises DataError for an empty prompt or a token out of the vocabulary, ConfigError for stop texts without
-    tokenizer.
+    tokenizer and unless either kv_policy or cache is given, CacheError for too small a cache.
     """
+    if (kv_policy is None) == (cache is None):
+        raise ConfigError("generate takes either kv_policy=, for a new cache, or cache=; give one of them")
     lists = _checked_prompts(prompts, model)
     rows = [_Row(row, _stop_watch(config.stop, tokenizer, lists[row]), on_token) for row in range(len(lists))]
     if not lists or config.max_new_tokens == 0:
         return [row.tokens for row in rows]
     chosen = config.seed if config.seed is not None else seed
     streams = RowStreams(0 if chosen is None else chosen, lists)
-    capacity = max(map(len, lists)) + config.max_new_tokens
     with inference(model):
-        cache = model.new_cache(batch=len(lists), capacity=capacity, policy=kv_policy, rollback=0)
+        if kv_policy is not None:
+            capacity = max(map(len, lists)) + config.max_new_tokens
+            cache = model.new_cache(batch=len(lists), capacity=capacity, policy=kv_policy, rollback=0)
+        assert cache is not None
         logits = prefill(model, lists, cache)  # [B, V]
         for step in range(config.max_new_tokens):
             tokens = _next_tokens(logits, streams, config)  # [B]
@@ -75,8 +81,9 @@ def generate(
 
 
 def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Put the prompts (each at least one token) into the empty cache, in chunks -> logits [B, V] after each
-    prompt's last token. Shorter prompts are padded on the right; `counts` keeps the padding out of the cache.
+    """Put the prompts (each at least one token) into the cache, after what it holds, in chunks -> logits
+    [B, V] after each prompt's last token. Shorter prompts are padded on the right; `counts` keeps the padding
+    out of the cache.
     """
     longest = max(map(len, prompts))
     assert model.config.vocab_size is not None
