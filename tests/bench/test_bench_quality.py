@@ -1,0 +1,151 @@
+"""`dba bench quality`: losses through the cache, differences to the fp32 cache, bytes, and the frontier."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+CONTEXT, TOKENS = 24, 24 * 5 + 7
+Q4 = "ksem=q4_0@8,kgeo=q4_0@8,v=q4_0@8,resid=0"
+FP16 = "ksem=fp16,kgeo=fp16,v=fp16,resid=0"
+COVERED = "ksem=q4_0@8,kgeo=q4_0@8,v=q4_0@8,resid=24"
+
+
+@pytest.fixture(scope="module")
+def model():
+    from dba_core.config.attention import AttentionConfig
+    from dba_core.config.model import ModelConfig
+    from dba_core.model.language_model import LanguageModel
+
+    attention = AttentionConfig(n_heads=4, sem_head_dim=4, geo_head_dim=8, v_head_dim=8)
+    return LanguageModel(
+        ModelConfig(vocab_size=29, n_layers=2, d_model=32, context=CONTEXT, attention=attention), seed=5
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def text():
+    import numpy as np
+
+    return np.random.default_rng(1).integers(0, 29, 400).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def report(model, text):
+    from dba_core.bench.quality import measure_quality
+
+    return measure_quality(
+        model,
+        text,
+        policies=(Q4, FP16, COVERED),
+        context=CONTEXT,
+        limit_tokens=TOKENS,
+        name="toy",
+        command="dba bench quality toy",
+    )
+
+
+def test_the_fp32_row_is_the_plain_held_out_loss(model, text, report):
+    from dba_core.evaluation.held_out import held_out_loss
+
+    plain = held_out_loss(model, text, context=CONTEXT, batch_size=3, limit_tokens=TOKENS)
+    row = report.rows[0]
+    assert row["policy"] == "ksem=fp32,kgeo=fp32,v=fp32,resid=0"
+    assert row["nll"] == pytest.approx(plain.loss, rel=1e-5)
+    assert row["tokens"] == plain.tokens == TOKENS
+    assert row["windows"] == 6
+    assert (row["delta_nll"], row["kl"], row["std_error"], row["perplexity_increase"]) == (0, 0, 0, 0)
+
+
+def test_differences_are_those_of_decoding_token_by_token(model, text, report):
+    from dba_core.evaluation.fidelity import policy_fidelity
+
+    row = report.rows[1]
+    decoded = policy_fidelity(model, text, context=CONTEXT, policy=Q4, n_tokens=TOKENS, batch_size=2)
+    assert row["delta_nll"] == pytest.approx(decoded.delta_nll, abs=1e-5)
+    assert row["kl"] == pytest.approx(decoded.kl, rel=1e-2)
+    assert row["perplexity_increase"] == pytest.approx(math.expm1(row["delta_nll"]))
+
+
+def test_the_standard_error_is_that_of_the_mean_over_windows(model, text, report):
+    import numpy as np
+
+    from dba_core.bench.quality import measure_quality
+
+    deltas = []
+    for window in range(6):
+        begin = window * CONTEXT
+        alone = measure_quality(
+            model,
+            text[begin:],
+            policies=(Q4,),
+            context=CONTEXT,
+            limit_tokens=min(CONTEXT, TOKENS - begin),
+            name="toy",
+            command="",
+        ).rows[1]
+        deltas.append(alone["delta_nll"])
+        assert math.isnan(alone["std_error"])
+    assert report.rows[1]["std_error"] == pytest.approx(np.std(deltas, ddof=1) / math.sqrt(6), rel=1e-6)
+
+
+def test_bytes_per_token_are_those_of_all_layers(model, report):
+    from dba_core.cache.bytes import bytes_per_token
+    from dba_core.config.kv_policy import KVCachePolicy
+
+    for row in report.rows:
+        policy = KVCachePolicy.parse(row["policy"])
+        assert row["bytes_per_token"] == 2 * bytes_per_token(model.attentions[0].shape, policy)
+    assert report.rows[0]["bytes_per_token"] == 2 * 4 * (4 * (4 + 8 + 8))  # layers, fp32, heads, widths
+
+
+def test_the_frontier_holds_what_nothing_else_beats(report):
+    for row in report.rows:
+        others = [other for other in report.rows if other is not row]
+        beaten = any(
+            other["bytes_per_token"] <= row["bytes_per_token"]
+            and other["nll"] <= row["nll"]
+            and (other["bytes_per_token"] < row["bytes_per_token"] or other["nll"] < row["nll"])
+            for other in others
+        )
+        assert row["frontier"] is not beaten
+    assert any(row["frontier"] for row in report.rows)
+
+
+def test_the_dozen_policies_go_from_fp32_to_all_q4_with_and_without_a_residual_window():
+    from dba_core.bench.quality import POLICIES
+    from dba_core.config.kv_policy import KVCachePolicy
+
+    policies = [KVCachePolicy.parse(text) for text in POLICIES]
+    assert len(set(policies)) == len(policies) >= 12
+    formats = {(p.k_sem.format, p.k_geo.format, p.v.format) for p in policies}
+    assert {("fp32",) * 3, ("fp16",) * 3, ("q8_0",) * 3, ("q4_0",) * 3, ("nf4",) * 3} <= formats
+    assert any(p.residual for p in policies)
+    assert any(not p.residual for p in policies)
+
+
+def test_a_text_of_one_token_is_refused(model, text):
+    from dba_core.bench.quality import measure_quality
+    from dba_core.errors import DataError
+
+    with pytest.raises(DataError, match="give at least 2"):
+        measure_quality(model, text[:1], context=8, limit_tokens=8, name="toy", command="")
+
+
+def test_a_policy_that_cannot_be_read_is_refused(model, text):
+    from dba_core.bench.quality import measure_quality
+    from dba_core.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="cache format"):
+        measure_quality(
+            model,
+            text,
+            policies=("ksem=q3,kgeo=fp16,v=fp16",),
+            context=8,
+            limit_tokens=8,
+            name="t",
+            command="",
+        )
