@@ -1,0 +1,123 @@
+"""Reads the machine code of a compiled GPU kernel as text: loads, spills, tensor-core work, its main loop.
+
+The text is what `cuobjdump -sass` and `cuobjdump -res-usage` print for one cubin with one kernel. Nothing here
+needs a GPU. Called by `bench.kernels`.
+
+A loop is the stretch from the target of a backward branch to the branch; code that the compiler has moved
+out of that stretch is not counted. The main loop is the innermost loop with the most tensor-core
+instructions, then with the most global loads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import attrs
+
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+_TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+_TENSOR_CORE = ("HMMA", "IMMA", "QMMA", "OMMA", "HGMMA", "IGMMA", "QGMMA", "BGMMA", "UTCHMMA", "UTCIMMA")
+_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+
+
+@attrs.frozen
+class Instruction:
+    """One instruction; `target` is the address that a branch leads to."""
+
+    address: int
+    opcode: str
+    target: int | None = None
+
+    @property
+    def base(self) -> str:
+        return self.opcode.partition(".")[0]
+
+
+@attrs.frozen(kw_only=True)
+class MachineCode:
+    """One kernel. Sizes in bytes per thread, `shared_bytes` per block, as the assembler states them."""
+
+    instructions: tuple[Instruction, ...]
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+    shared_bytes: int
+
+    @property
+    def spills(self) -> int:
+        """Loads from and stores to local memory."""
+        return sum(each.base in ("LDL", "STL") for each in self.instructions)
+
+    @property
+    def tensor_core(self) -> int:
+        return sum(each.base in _TENSOR_CORE for each in self.instructions)
+
+    @property
+    def global_loads(self) -> dict[int, int]:
+        """How many global loads there are of each width, bytes per thread; asynchronous copies included."""
+        found = Counter(
+            load_bytes(each) for each in self.instructions if each.base in ("LDG", "LDGSTS", "LD")
+        )
+        return dict(sorted(found.items()))
+
+    @property
+    def opcodes(self) -> tuple[str, ...]:
+        return tuple(each.opcode for each in self.instructions)
+
+    @property
+    def main_loop(self) -> tuple[Instruction, ...]:
+        """The instructions of the main loop; none without a loop."""
+        return max(_innermost(self.instructions), key=_weight, default=())
+
+
+def load_bytes(instruction: Instruction) -> int:
+    """Bytes that one thread loads: 4 unless the opcode says otherwise."""
+    return next((_WIDTHS[part] for part in instruction.opcode.split(".") if part in _WIDTHS), 4)
+
+
+def read_machine_code(sass: str, usage: str) -> MachineCode:
+    """Both listings of one kernel. Raises ValueError where they hold no kernel, or more than one."""
+    sizes = _USAGE.findall(usage)
+    if len(sizes) != 1 or sass.count("Function :") > 1:
+        raise ValueError(f"expected the listings of one kernel, got {len(sizes)} lines of resource usage")
+    instructions = tuple(_instruction(*found) for found in _LINE.findall(sass))
+    if not instructions:
+        raise ValueError("the listing has no instruction; give the output of cuobjdump -sass")
+    registers, stack, shared, local = (int(size) for size in sizes[0])
+    return MachineCode(
+        instructions=instructions,
+        registers=registers,
+        stack_bytes=stack,
+        local_bytes=local,
+        shared_bytes=shared,
+    )
+
+
+def _instruction(address: str, opcode: str, operands: str) -> Instruction:
+    target = _TARGET.search(operands) if opcode.partition(".")[0] == "BRA" else None
+    return Instruction(int(address, 16), opcode, int(target[1], 16) if target else None)
+
+
+def _innermost(code: Sequence[Instruction]) -> list[tuple[Instruction, ...]]:
+    """The loops that hold no other loop. The branch to itself that ends every kernel is none."""
+    spans = {
+        (each.target, each.address) for each in code if each.target is not None and each.target < each.address
+    }
+    inner = [
+        (first, last)
+        for first, last in spans
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in spans)
+    ]
+    return [tuple(each for each in code if first <= each.address <= last) for first, last in inner]
+
+
+def _weight(loop: Sequence[Instruction]) -> tuple[int, int, int]:
+    """By tensor-core instructions, then global loads, then length."""
+    return (
+        sum(each.base in _TENSOR_CORE for each in loop),
+        sum(each.base in ("LDG", "LDGSTS") for each in loop),
+        len(loop),
+    )

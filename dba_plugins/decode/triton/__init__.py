@@ -1,0 +1,1 @@
+"""Fused decode and quantizing append in Triton, for NVIDIA GPUs."""

@@ -1,0 +1,95 @@
+"""Machine code is read right: kernels whose loads, spills and loops are known, compiled for a GPU without one."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+
+from dba_core.bench.sass import MachineCode, read_machine_code  # noqa: E402
+from dba_plugins.decode.triton.static import compile_kernel  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+BLOCK = 1024
+TARGETS = (80, 90, 100)
+
+
+@triton.jit
+def total(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    """out = the sum of x over n blocks."""
+    at = tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), dtype=tl.float32)
+    for i in range(n):
+        acc += tl.load(x_ptr + i * BLOCK + at).to(tl.float32)
+    tl.store(out_ptr + at, acc)
+
+
+@triton.jit
+def product(x_ptr, y_ptr, out_ptr, n, SIDE: tl.constexpr):
+    """out = sum over n tiles of x @ y, every tile SIDE by SIDE."""
+    row, column = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
+    tile = row * SIDE + column
+    acc = tl.zeros((SIDE, SIDE), dtype=tl.float32)
+    for i in range(n):
+        start = i * SIDE * SIDE
+        acc = tl.dot(tl.load(x_ptr + start + tile), tl.load(y_ptr + start + tile), acc)
+    tl.store(out_ptr + tile, acc)
+
+
+def code_of(kernel, types, constants, **more) -> MachineCode:
+    listing = compile_kernel(kernel, types, constants, **more)
+    return read_machine_code(listing.sass, listing.usage)
+
+
+def sum_of(kind: str, block: int = BLOCK, **more) -> MachineCode:
+    types = {"x_ptr": f"*{kind}", "out_ptr": "*fp32", "n": "i32"}
+    return code_of(total, types, {"BLOCK": block}, num_stages=1, **more)
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize(("kind", "block", "width"), [("i8", 128, 1), ("fp16", 128, 2), ("fp32", 128, 4)])
+def test_one_value_per_thread_is_one_load_of_its_width(
+    kind: str, block: int, width: int, capability: int
+) -> None:
+    code = sum_of(kind, block, capability=capability)
+    assert set(code.global_loads) == {width}
+    assert code.spills == code.local_bytes == code.tensor_core == 0
+
+
+@pytest.mark.parametrize(("kind", "block", "width"), [("i8", 2048, 16), ("fp16", 512, 8), ("fp32", 512, 16)])
+def test_neighbouring_values_of_a_thread_are_loaded_together(kind: str, block: int, width: int) -> None:
+    assert set(sum_of(kind, block).global_loads) == {width}
+
+
+def test_the_main_loop_is_found() -> None:
+    code = sum_of("fp32", 512)
+    loop = [each.base for each in code.main_loop]
+    assert loop.count("BRA") >= 1
+    assert loop.count("FADD") == 4 * loop.count("LDG")
+    assert 0 < len(loop) < len(code.instructions)
+
+
+def test_a_block_that_does_not_fit_the_registers_spills() -> None:
+    code = sum_of("fp32", 32768, num_warps=4)
+    assert code.spills > 0
+    assert code.stack_bytes > 0
+
+
+def test_tensor_core_instructions_are_as_many_as_the_shapes_say() -> None:
+    """A 64 x 64 x 64 product is 4 * 8 * 4 of m16n8k16; each of 4 warps issues a quarter."""
+    types = {"x_ptr": "*fp16", "y_ptr": "*fp16", "out_ptr": "*fp32", "n": "i32"}
+    code = code_of(product, types, {"SIDE": 64}, capability=80, num_stages=1)
+    assert sum(each.base == "HMMA" for each in code.main_loop) == 4 * 8 * 4 // 4
+    assert code.shared_bytes >= 0
+
+
+def test_listings_without_one_kernel_are_refused() -> None:
+    usage = " REG:10 STACK:0 SHARED:0 LOCAL:0 "
+    with pytest.raises(ValueError, match="no instruction"):
+        read_machine_code("", usage)
+    with pytest.raises(ValueError, match="listings of one kernel, got 0"):
+        read_machine_code("/*0000*/ EXIT ;", "")
