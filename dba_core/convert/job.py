@@ -29,13 +29,13 @@ from dba_core.convert.comparators import Variant, variants
 from dba_core.convert.decouple import Recipe, decouple, decoupled_config
 from dba_core.convert.heal import Healing, heal
 from dba_core.convert.load import load_source
-from dba_core.convert.perplexity import TextLoss, text_loss
 from dba_core.convert.plots import Point, pair_map, pareto
 from dba_core.convert.report import ConversionReport, VariantReport, markdown
 from dba_core.convert.selection import select_pairs
 from dba_core.convert.source import PLAIN, SourceModel
 from dba_core.convert.texts import CALIBRATION, EVALUATION, Texts, read_texts
 from dba_core.errors import CheckpointError, UsageError
+from dba_core.evaluation.cached_loss import TextLoss, text_loss
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.folder import RunFolder, write_json, write_whole
 from dba_core.runs.summary import as_plain

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from dba_core.convert.decouple import Recipe
-from dba_core.convert.perplexity import TextLoss
+from dba_core.evaluation.cached_loss import TextLoss
 from dba_core.runs.summary import as_plain
 
 SCHEMA = 1

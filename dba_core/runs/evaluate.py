@@ -14,7 +14,7 @@ import attrs
 from dba_core.attention.long_sequence_path import plan_of
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.run import RunConfig
-from dba_core.data.corpus import load_corpus
+from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.tokenizers import Tokenizer, Tokens
 from dba_core.evaluation.fidelity import PolicyFidelity, policy_fidelity
 from dba_core.evaluation.held_out import HeldOut, held_out_loss
@@ -116,12 +116,7 @@ def evaluate_run(
     corpus that cannot be read with the run's tokenizer, UnsupportedError for a path that the run has not.
     """
     config = run.config if policy is None else attrs.evolve(run.config, kv_policy=policy)
-    if data is None:
-        corpus = load_corpus(config.data, context=config.model.context)
-        tokens = corpus.held_out
-    else:
-        corpus = load_corpus(attrs.evolve(config.data, source=data), context=1)
-        tokens = corpus.tokens
+    corpus, tokens = _text(config, data)
     model = run.model
     cache = model.new_cache(batch=1, capacity=config.model.context, policy=config.kv_policy)
     with _attention(run, long_seq=long_seq) as long_sequence:
@@ -138,6 +133,19 @@ def evaluate_run(
         null_attention=null_attention(model, model.decode_selections(cache)),
         fidelity=evaluate_fidelity(model, tokens, config.kv_policy, config),
     )
+
+
+def tokens_of(config: RunConfig, data: str | None) -> Tokens:
+    """What a run is evaluated on: the held-out part of its corpus, or all of the corpus at `data`."""
+    return _text(config, data)[1]
+
+
+def _text(config: RunConfig, data: str | None) -> tuple[Corpus, Tokens]:
+    if data is None:
+        corpus = load_corpus(config.data, context=config.model.context)
+        return corpus, corpus.held_out
+    corpus = load_corpus(attrs.evolve(config.data, source=data), context=1)
+    return corpus, corpus.tokens
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Vectors (norms, biases, temperatures, gate biases) and null tokens, which are one vector per KV head, are
 not decayed. The fused implementation is used wherever torch has one. Called by training.loop and
-training.step_time.
+bench.train.
 """
 
 from __future__ import annotations

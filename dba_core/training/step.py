@@ -3,7 +3,7 @@
     gradient = mean over processes and accumulation parts of d loss / d w
 
 Gradients and their application are two calls, so that the loop can refuse a loss that is not finite before it
-reaches the weights. Called by training.loop and training.step_time.
+reaches the weights. Called by training.loop and bench.train.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ FLOORS = (
     ("dba_core.data", "dba_core.training", "dba_core.generation", "dba_core.evaluation"),
     ("dba_core.runs", "dba_core.testing"),
     ("dba_core.convert",),
+    ("dba_core.bench",),
     ("dba_cli",),
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

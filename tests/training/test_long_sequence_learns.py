@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from dba_core.attention.long_sequence_masks import ChunkMasks  # noqa: E402
 from dba_core.attention.long_sequence_path import plan_of  # noqa: E402
 from dba_core.errors import ConfigError  # noqa: E402
-from dba_core.training import recall_tasks  # noqa: E402
-from dba_core.training.recall_tasks import (  # noqa: E402
+from dba_core.bench import recall as recall_tasks  # noqa: E402
+from dba_core.bench.recall import (  # noqa: E402
     COPY_DISTANCE,
     HELD_OUT_SEQUENCES,
     LENGTH,
@@ -144,9 +144,7 @@ def test_rows_are_every_way_of_training_with_every_seed() -> None:
     assert len({row.exact for row in rows}) == 6  # six models
 
 
-def test_the_command_prints_every_figure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_has_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(task: RecallTask, *, seeds) -> list[recall_tasks.RecallLosses]:
         return [
             recall_tasks.RecallLosses(
@@ -157,10 +155,8 @@ def test_the_command_prints_every_figure(
         ]
 
     monkeypatch.setattr(recall_tasks, "measure_recall", rows)
-    recall_tasks._main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "copy: 80 steps of 16, chance 2.7726"
-    assert lines[3] == (
-        "  trained blind   evaluated exact 4.0000 (2.0000 to 6.0000)  long 4.5000 (2.5000 to 6.5000)"
-    )
-    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["copy", "mark of 4"]
+    report = recall_tasks.recall_report(seeds=5, command="dba bench recall")
+    assert [row["task"] for row in report.rows] == ["copy"] * 3 + ["mark of 4"] * 3
+    assert report.rows[2]["exact_text"] == "4.0000 (2.0000 to 6.0000)"
+    assert report.rows[2]["long"] == 4.5
+    assert report.rows[0]["chance"] == pytest.approx(2.7725887)

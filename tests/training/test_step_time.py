@@ -9,13 +9,13 @@ torch = pytest.importorskip("torch")
 
 from tiny_run import tiny_config, without_dropout  # noqa: E402
 
+from dba_core.bench import train as step_time  # noqa: E402
+from dba_core.bench.plain_gpt import PlainGPT  # noqa: E402
+from dba_core.bench.train import PLAIN, measure_step_times  # noqa: E402
 from dba_core.config.model import ModelConfig  # noqa: E402
 from dba_core.errors import ConfigError  # noqa: E402
 from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.training import step_time  # noqa: E402
 from dba_core.training.distributed import World  # noqa: E402
-from dba_core.training.plain_gpt import PlainGPT  # noqa: E402
-from dba_core.training.step_time import PLAIN, measure_step_times  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

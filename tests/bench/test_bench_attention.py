@@ -6,10 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from dba_core.bench import attention as attention_time  # noqa: E402
+from dba_core.bench import timing  # noqa: E402
+from dba_core.bench.attention import FP16, QUANTIZED, measure_long, measure_prefill  # noqa: E402
+from dba_core.bench.timing import interleaved  # noqa: E402
 from dba_core.errors import ConfigError  # noqa: E402
-from dba_core.evaluation import attention_time, timing  # noqa: E402
-from dba_core.evaluation.attention_time import FP16, QUANTIZED, measure_long, measure_prefill  # noqa: E402
-from dba_core.evaluation.timing import interleaved  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -73,13 +74,17 @@ def test_both_training_calls_are_right_and_reach_every_tensor(monkeypatch: pytes
     assert not torch.allclose(outs["long"][:, :, exact_part:], outs["exact"][:, :, exact_part:], atol=1e-3)
 
 
-def test_the_command_prints_a_row_per_candidate(capsys: pytest.CaptureFixture[str]) -> None:
-    attention_time.main(["prefill", "--tokens", "9", "--repeats", "2"])
-    lines = capsys.readouterr().out.splitlines()
-    assert "medians of 2, interleaved" in lines[0]
-    assert [line.split()[2] for line in lines[1:]] == [
+def test_the_report_has_a_row_per_candidate() -> None:
+    report = attention_time.prefill_report(
+        tokens=9, policies=attention_time.POLICIES, repeats=2, command="dba bench prefill"
+    )
+    assert [row["name"] for row in report.rows] == [
         f"{FP16},resid=0",
         f"{QUANTIZED},resid=0",
         f"{QUANTIZED},resid=128",
         f"{QUANTIZED},resid=1024",
     ]
+    assert report.rows[0]["ratio"] == 1.0
+    long = attention_time.long_report(tokens=(40, 50), q_chunk=8, repeats=2, command="dba bench long")
+    assert [row["tokens"] for row in long.rows] == [40, 40, 50, 50]
+    assert [row["speedup"] * row["ratio"] for row in long.rows] == pytest.approx([1.0] * 4)

@@ -8,7 +8,7 @@ Only positions that read memory tokens are scored, in training too, and the mode
 below ln(answers) came through that one attention. Each task is learned with exact attention, with the
 long-sequence path, and blind: with that path and the source of the answer withheld.
 
-    python -m dba_core.training.recall_tasks
+    dba bench recall
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dba_core.attention.long_sequence_path import plan_of
+from dba_core.bench.machine import describe_machine
+from dba_core.bench.report import Column, Report
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
@@ -215,22 +217,43 @@ def _loss(model: LanguageModel, tokens: Tensor, answers: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), answers.flatten())
 
 
-def _main() -> None:
-    """Both tasks with five seeds: median (lowest to highest), in nats."""
+def recall_report(*, seeds: int, command: str) -> Report:
+    """Both tasks: median (lowest to highest) over the seeds, in nats."""
+    rows = []
     for task in (copy_task(), mark_task()):
-        print(f"{task.name}: {TRAINING.steps} steps of {TRAINING.batch_size}, chance {task.chance:.4f}")
-        rows = measure_recall(task, seeds=range(5))
+        found = measure_recall(task, seeds=range(seeds))
         for trained in TRAINED:
-            mine = [row for row in rows if row.trained == trained]
-            print(
-                f"  trained {trained:6}  evaluated exact {_spread([row.exact for row in mine])}"
-                f"  long {_spread([row.long for row in mine])}"
+            mine = [row for row in found if row.trained == trained]
+            exact, long = [row.exact for row in mine], [row.long for row in mine]
+            rows.append(
+                {
+                    "task": task.name,
+                    "chance": task.chance,
+                    "trained": trained,
+                    "exact": statistics.median(exact),
+                    "exact_losses": exact,
+                    "exact_text": _spread(exact),
+                    "long": statistics.median(long),
+                    "long_losses": long,
+                    "long_text": _spread(long),
+                }
             )
+    return Report(
+        name="recall",
+        title="What the long-sequence path learns to recall",
+        command=command,
+        columns=(
+            Column("task", "task"),
+            Column("chance", "chance", "{:.4f}"),
+            Column("trained", "trained"),
+            Column("exact_text", "evaluated exact"),
+            Column("long_text", "evaluated long"),
+        ),
+        rows=tuple(rows),
+        machine=describe_machine(torch.device("cpu")),
+        notes=(f"{TRAINING.steps} steps of {TRAINING.batch_size}, {seeds} seeds; nats per token",),
+    )
 
 
 def _spread(losses: list[float]) -> str:
     return f"{statistics.median(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
-
-
-if __name__ == "__main__":
-    _main()

@@ -1,7 +1,7 @@
 """How long one attention layer takes: prefill into a quantized cache, and long training sequences.
 
-    python -m dba_core.evaluation.attention_time prefill
-    python -m dba_core.evaluation.attention_time long
+    dba bench prefill
+    dba bench long
 
 Random tensors, 8 heads, one sequence, interleaved repeats. `prefill`: a chunk after as many cached tokens,
 each KV policy against fp16. `long`: forward and backward of the long-sequence path with the summarizer `mean`
@@ -11,7 +11,6 @@ contiguous queries, keys and values).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -23,10 +22,12 @@ from torch import Tensor
 from dba_core.attention.long_sequence import long_sequence_attention
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import Heads
+from dba_core.bench.machine import describe_machine
+from dba_core.bench.report import Column, Report
+from dba_core.bench.timing import Timing, interleaved
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape, Summarizer, SummarizerRequest
-from dba_core.evaluation.timing import Timing, interleaved
 from dba_core.registry import Registry
 
 N_HEADS = 8
@@ -157,24 +158,46 @@ def _rows(timings: dict[str, Timing]) -> list[Row]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table of one measurement."""
-    parser = argparse.ArgumentParser(prog="python -m dba_core.evaluation.attention_time")
-    parser.add_argument("what", choices=("prefill", "long"))
-    parser.add_argument("--tokens", type=int, nargs="+", help="default: 2048; for long 2048 4096 8192")
-    parser.add_argument("--q-chunk", type=int, default=Q_CHUNK, help="queries per chunk of the long path")
-    parser.add_argument("--repeats", type=int, default=20)
-    asked = parser.parse_args(argv)
-    threads = torch.get_num_threads()
-    print(f"{threads} threads, torch {torch.__version__}, medians of {asked.repeats}, interleaved")
-    for tokens in asked.tokens or ((2048,) if asked.what == "prefill" else (2048, 4096, 8192)):
-        if asked.what == "prefill":
-            rows = measure_prefill(tokens=tokens, repeats=asked.repeats)
-        else:
-            rows = measure_long(tokens=tokens, repeats=asked.repeats, q_chunk=asked.q_chunk)
-        for row in rows:
-            print(f"{tokens:6} tokens  {row.name:50} {row.timing.text}  {row.ratio:.2f}x of the first")
+def prefill_report(*, tokens: int, policies: Sequence[str], repeats: int, command: str) -> Report:
+    """`measure_prefill` as a report."""
+    rows = measure_prefill(tokens=tokens, policies=policies, repeats=repeats)
+    return _report("prefill", f"{tokens:,} tokens after {tokens:,} cached ones", {tokens: rows}, command)
 
 
-if __name__ == "__main__":
-    main()
+def long_report(*, tokens: Sequence[int], q_chunk: int, repeats: int, command: str) -> Report:
+    """`measure_long` at several lengths as a report."""
+    found = {length: measure_long(tokens=length, repeats=repeats, q_chunk=q_chunk) for length in tokens}
+    return _report("long", "Long training sequences, forward and backward of one layer", found, command)
+
+
+def _report(name: str, title: str, found: dict[int, list[Row]], command: str) -> Report:
+    return Report(
+        name=name,
+        title=title,
+        command=command,
+        columns=(
+            Column("threads", "threads"),
+            Column("tokens", "tokens", "{:,}"),
+            Column("name", "what"),
+            Column("ms", "ms", "{:.1f}"),
+            Column("spread", "quartiles"),
+            Column("ratio", "of the first", "{:.2f}x"),
+            Column("speedup", "times as fast", "{:.2f}x"),
+        ),
+        rows=tuple(
+            {
+                "threads": torch.get_num_threads(),
+                "tokens": tokens,
+                "name": row.name,
+                **row.timing.fields,
+                "ratio": row.ratio,
+                "speedup": 1 / row.ratio,
+            }
+            for tokens, rows in found.items()
+            for row in rows
+        ),
+        machine=describe_machine(CPU),
+        notes=(
+            f"{N_HEADS} heads, one sequence, random tensors; medians in turn; compared with the first row",
+        ),
+    )

@@ -1,6 +1,6 @@
 """Fair comparison of times: all candidates in one process, taking turns, so that noise hits all alike.
 
-Called by evaluation.attention_time and training.step_time.
+Called by the measurements of this package.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import attrs
 import torch
@@ -29,6 +30,22 @@ class Timing:
     @property
     def text(self) -> str:
         return f"{self.median_ms:8.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f})"
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quartiles, as a share of the median."""
+        return (self.high_ms - self.low_ms) / 2 / self.median_ms
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """For the row of a report."""
+        return {
+            "ms": self.median_ms,
+            "low_ms": self.low_ms,
+            "high_ms": self.high_ms,
+            "repeats": self.repeats,
+            "spread": f"{self.low_ms:.2f} to {self.high_ms:.2f}",
+        }
 
 
 def interleaved(

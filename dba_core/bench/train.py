@@ -5,7 +5,7 @@ slows all of them. A step is forward, backward, clipping and AdamW on the batch 
 library's models take it as the training loop does, the plain one in the usual six lines. The median over
 the rounds counts.
 
-    python -m dba_core.training.step_time
+    dba bench train
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from dba_core.config.attention import MODES, AttentionConfig
+from dba_core.bench.machine import describe_machine
+from dba_core.bench.plain_gpt import PlainGPT
+from dba_core.bench.report import Column, Report
+from dba_core.bench.timing import WARMUP_ROUNDS, Timing, interleaved
+from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.config.training import TrainingConfig
-from dba_core.evaluation.timing import WARMUP_ROUNDS, Timing, interleaved
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
 from dba_core.training.optimizer import build_optimizer
-from dba_core.training.plain_gpt import PlainGPT
 from dba_core.training.step import TrainingStep, autocast
 
 PLAIN = "plain GPT"
@@ -134,14 +136,41 @@ def _device(name: str) -> torch.device:
     return World(0, 1, name).device
 
 
-def _main() -> None:
-    """The shape of the preset `shakespeare-cpu`, as text."""
+def default_config(device: str) -> RunConfig:
+    """The shape of the preset `shakespeare-cpu`, as bytes."""
     model = ModelConfig(context=64, n_layers=4, d_model=128, attention=AttentionConfig(n_heads=4))
-    config = RunConfig(device="cpu", model=model, training=TrainingConfig(batch_size=12, lr=1e-3))
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, medians of 30, interleaved")
-    for row in measure_step_times(config, modes=MODES):
-        print(f"{row.name:12} {row.parameters:>10,} parameters {row.timing.text}  {row.ratio:.2f}x")
+    return RunConfig(device=device, model=model, training=TrainingConfig(batch_size=12, lr=1e-3))
 
 
-if __name__ == "__main__":
-    _main()
+def train_report(config: RunConfig, *, modes: Sequence[str], repeats: int, command: str) -> Report:
+    """`measure_step_times` as a report."""
+    rows = measure_step_times(config, modes=modes, repeats=repeats)
+    return Report(
+        name="train",
+        title="A training step of each layout beside a plain GPT",
+        command=command,
+        columns=(
+            Column("threads", "threads"),
+            Column("name", "model"),
+            Column("parameters", "parameters", "{:,}"),
+            Column("ms", "ms", "{:.2f}"),
+            Column("spread", "quartiles"),
+            Column("ratio", "of the plain GPT", "{:.2f}x"),
+        ),
+        rows=tuple(
+            {
+                "threads": torch.get_num_threads(),
+                "name": row.name,
+                "parameters": row.parameters,
+                **row.timing.fields,
+                "ratio": row.ratio,
+            }
+            for row in rows
+        ),
+        machine=describe_machine(_device(config.device)),
+        notes=(
+            f"context {config.model.context}, batch {config.training.batch_size}, "
+            f"{config.model.n_layers} layers of width {config.model.d_model}",
+            f"a step is forward, backward, clipping and AdamW; medians of {repeats}, in turn",
+        ),
+    )

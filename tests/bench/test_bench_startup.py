@@ -1,0 +1,32 @@
+"""`dba bench startup` and `dba bench train` on tiny models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.torch
+pytest.importorskip("torch")
+
+from dba_cli.main import main  # noqa: E402
+from dba_core.bench.startup import measure_startup  # noqa: E402
+
+
+def test_startup_names_the_backend_that_ran() -> None:
+    report = measure_startup(repeats=2, command="dba bench startup")
+    names = [row["name"] for row in report.rows]
+    assert names[:2] == ["python -c pass", "import dba_core"]
+    assert "kernels on the disk" in names[-1]
+    assert all(row["seconds"] > 0 for row in report.rows)
+
+
+def test_train_takes_a_configuration_and_knows_its_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["--set", "model.d_model=16", "--set", "model.n_layers=1", "--set", "model.context=8"]
+    tiny += ["--set", "model.attention.n_heads=2", "--set", "training.batch_size=2", "--set", "device=cpu"]
+    assert main(["bench", "train", *tiny, "--mode", "decoupled", "--repeats", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["name"] for row in rows] == ["plain GPT", "decoupled"]
+    assert rows[0]["ratio"] == 1.0
+    assert main(["bench", "train", "--mode", "decupled"]) == 2
+    assert "Did you mean 'decoupled'" in capsys.readouterr().err
