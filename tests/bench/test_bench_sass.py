@@ -1,4 +1,4 @@
-"""Machine code is read right: kernels whose loads, spills and loops are known, compiled for a GPU without one."""
+"""Machine code is read right: kernels of known loads, spills and loops, compiled for a GPU without one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Compiles Triton kernels for a GPU that is not there, and takes their machine code as text.
 
-`compile_kernel(kernel, types, constants, capability=90)` gives what `cuobjdump` of the triton package prints for the
-cubin. Called by the plugins' `static_kernels` and by the tests; needs triton, neither a GPU nor a driver.
+`compile_kernel(kernel, types, constants, capability=90)` gives what `cuobjdump` of the triton
+package prints for the cubin. Called by the plugins' `static_kernels` and by the tests; needs triton, neither a GPU nor a driver.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def compile_kernel(
 ) -> Listing:
     """Compile one variant for compute capability `capability` (80, 90, 100).
 
-    types: of every argument that is not in `constants`, in Triton's spelling ("*fp16", "i32"). Pointers count as
-    aligned to 16 bytes, as the cache's planes are; whole numbers as nothing in particular, as arguments
+    types: of every argument that is not in `constants`, in Triton's spelling ("*fp16", "i32"). Pointers count
+    as aligned to 16 bytes, as the cache's planes are; whole numbers as nothing in particular, as arguments
     that are not specialized.
     """
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
