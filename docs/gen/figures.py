@@ -124,14 +124,16 @@ def cache_bytes() -> Figure:
         d_model=1024, n_heads=8, n_kv_heads=8, sem_head_dim=32, geo_head_dim=64, v_head_dim=64
     )
     sizes = [bytes_per_token(shape, KVCachePolicy.parse(text)) for text in POLICIES]
-    figure = Figure(figsize=(7, 2.4))
+    figure = Figure(figsize=(5.2, 2.8))
     axes = figure.subplots()
-    bars = axes.barh([text.replace("@32", "") for text in POLICIES], sizes, color=INDIGO)
+    bars = axes.barh(
+        [text.replace("@32", "").replace(",", "\n", 1) for text in POLICIES], sizes, color=INDIGO
+    )
     axes.bar_label(bars, [f" {size:,.0f}" for size in sizes])
     axes.invert_yaxis()
     axes.set_xlabel("bytes per token and layer")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(0, max(sizes) * 1.12)
+    axes.set_xlim(0, max(sizes) * 1.2)
     return figure
 
 
