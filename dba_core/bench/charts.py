@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dba_core.bench.report import Report
-from dba_core.convert.plots import Point, pareto
 
 _DPI = 150
 Draw = Callable[[Path, Report], None]
@@ -81,20 +80,6 @@ def generate_chart(path: Path, report: Report) -> None:
     lines_over_length(
         path, report, value="tokens_per_second", label="tokens per second", panel=("threads", "batch")
     )
-
-
-def quality_chart(path: Path, report: Report) -> None:
-    """Perplexity increase over bytes per token."""
-    points = [
-        Point(
-            name=row["policy"].replace("ksem=", "").replace("kgeo=", "").replace("v=", ""),
-            bytes_per_token=row["bytes_per_token"],
-            increase=row["perplexity_increase"],
-            own=True,
-        )
-        for row in report.rows
-    ]
-    pareto(path, points, title=report.title)
 
 
 def bars(path: Path, report: Report) -> None:

@@ -85,7 +85,8 @@ def measure_quality(
             f"{rows[0]['tokens']:,} tokens in {rows[0]['windows']} windows of {context}, through the cache",
             "± is the standard error of the mean over windows; KL is from the fp32 cache",
             "bytes per token: of all layers, without the residual window, which does not grow",
-            "frontier: no other policy is as small and loses less, or is smaller and loses as little",
+            "frontier: no other policy is as small with less KL, or smaller with as little; KL is never negative "
+            "and less noisy than the loss, whose difference may have either sign by chance",
         ),
     )
 
@@ -155,8 +156,8 @@ def _std_error(values: Tensor) -> float:
 
 def _better(other: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether `other` leaves no reason to choose `row`."""
-    no_worse = other["bytes_per_token"] <= row["bytes_per_token"] and other["nll"] <= row["nll"]
-    return no_worse and (other["bytes_per_token"], other["nll"]) != (row["bytes_per_token"], row["nll"])
+    no_worse = other["bytes_per_token"] <= row["bytes_per_token"] and other["kl"] <= row["kl"]
+    return no_worse and (other["bytes_per_token"], other["kl"]) != (row["bytes_per_token"], row["kl"])
 
 
 _COLUMNS = (

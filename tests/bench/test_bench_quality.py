@@ -107,8 +107,8 @@ def test_the_frontier_holds_what_nothing_else_beats(report):
         others = [other for other in report.rows if other is not row]
         beaten = any(
             other["bytes_per_token"] <= row["bytes_per_token"]
-            and other["nll"] <= row["nll"]
-            and (other["bytes_per_token"] < row["bytes_per_token"] or other["nll"] < row["nll"])
+            and other["kl"] <= row["kl"]
+            and (other["bytes_per_token"] < row["bytes_per_token"] or other["kl"] < row["kl"])
             for other in others
         )
         assert row["frontier"] is not beaten
@@ -149,3 +149,13 @@ def test_a_policy_that_cannot_be_read_is_refused(model, text):
             name="t",
             command="",
         )
+
+
+def test_the_picture_names_every_policy(report, tmp_path):
+    from dba_core.bench.quality_chart import quality_chart, short_policy
+
+    quality_chart(tmp_path / "deep" / "quality.png", report)
+    assert (tmp_path / "deep" / "quality.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    names = [short_policy(row["policy"]) for row in report.rows]
+    assert names == ["fp32", "q4_0@8", "fp16", "q4_0@8, newest 24 in fp16"]
+    assert short_policy("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=0") == "q4_0, q8_0, q4_0"

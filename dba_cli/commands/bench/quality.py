@@ -38,8 +38,8 @@ def quality(
       dba bench quality latest
       dba bench quality latest --tokens 65536 --context 512 --plot
     """
-    from dba_core.bench.charts import quality_chart
     from dba_core.bench.quality import POLICIES, measure_quality
+    from dba_core.bench.quality_chart import quality_chart
     from dba_core.runs.evaluate import tokens_of
 
     run = run_flags.load()
