@@ -85,8 +85,8 @@ def measure_quality(
             f"{rows[0]['tokens']:,} tokens in {rows[0]['windows']} windows of {context}, through the cache",
             "± is the standard error of the mean over windows; KL is from the fp32 cache",
             "bytes per token: of all layers, without the residual window, which does not grow",
-            "frontier: no other policy is as small with less KL, or smaller with as little; KL is never negative "
-            "and less noisy than the loss, whose difference may have either sign by chance",
+            "frontier: no other policy is as small with less KL, or smaller with as little; KL is never "
+            "negative and less noisy than the loss, whose difference may have either sign by chance",
         ),
     )
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 POLICIES = ("ksem=q4_0@8,kgeo=q8_0@8,v=q4_0@8,resid=4", "ksem=fp32,kgeo=fp32,v=fp32")
@@ -40,8 +41,6 @@ def test_a_filled_cache_has_its_length_in_every_layer_and_the_bytes_of_its_polic
 
 
 def test_our_greedy_tokens_are_the_argmax_of_the_whole_sequence():
-    import torch
-
     from dba_core.bench.generate import build_ours
     from dba_core.config.generation import GenerationConfig
     from dba_core.generation.loop import generate
@@ -58,8 +57,6 @@ def test_our_greedy_tokens_are_the_argmax_of_the_whole_sequence():
 
 
 def test_models_of_different_sizes_are_not_compared():
-    import torch
-
     from dba_core.bench.generate import parameter_counts
     from dba_core.errors import ConfigError
 
@@ -70,8 +67,6 @@ def test_models_of_different_sizes_are_not_compared():
 
 def test_the_report_has_a_row_per_shape_and_cache():
     pytest.importorskip("transformers")
-    import torch
-
     from dba_core.bench.generate import measure_generate
 
     before = torch.get_num_threads()
@@ -97,8 +92,6 @@ def test_the_report_has_a_row_per_shape_and_cache():
 @pytest.mark.parametrize("static", [True, False])
 def test_the_llama_decodes_after_its_filled_cache_and_goes_back_to_it(static):
     pytest.importorskip("transformers")
-    import torch
-
     from dba_core.bench.llama import FIRST, LlamaGenerator, build_llama
 
     llama = build_llama(tiny().model, seed=0)
