@@ -1,7 +1,7 @@
 """Compiles Triton kernels for a GPU that is not there, and takes their machine code as text.
 
 `compile_kernel(kernel, types, constants, capability=90)` gives what `cuobjdump` of the triton
-package prints for the cubin. Called by the plugins' `static_kernels` and by the tests; needs triton, neither a GPU nor a driver.
+package prints for the cubin. Called by the tests; needs triton, neither a GPU nor a driver.
 """
 
 from __future__ import annotations
