@@ -66,9 +66,14 @@ def decouple(
 
 
 def decoupled_config(source: AttentionConfig, recipe: Recipe) -> AttentionConfig:
-    """The layout that `recipe` gives a model of this one."""
+    """The layout that `recipe` gives a model of this one. Raises UsageError for a recipe that does not fit."""
     shape = source.resolved().shape
-    own_width = 2 * recipe.pairs
+    own_width, n_pairs = 2 * recipe.pairs, shape.geo_head_dim // 2
+    if not 1 <= recipe.pairs < n_pairs:
+        raise UsageError(
+            f"{recipe.pairs} pairs cannot become semantic; allowed: 1 to {n_pairs - 1}, since a head has "
+            f"{n_pairs} pairs and at least one stays rotated"
+        )
     if recipe.latent is not None and not 1 <= recipe.latent <= own_width * shape.n_kv_heads:
         raise UsageError(
             f"a latent of {recipe.latent} channels cannot stand for {shape.n_kv_heads} semantic keys of "

@@ -1,0 +1,194 @@
+"""Loaders give the source's own logits, and say what is wrong with a file that they cannot load."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+from llama_oracle import CONFIG, llama_logits, random_weights, write_folder  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from dba_core.attention.rope import rope_frequencies  # noqa: E402
+from dba_core.convert.load import load_source  # noqa: E402
+from dba_core.convert.rope_scaling import scaled_frequencies  # noqa: E402
+from dba_core.errors import CheckpointError, UnsupportedError  # noqa: E402
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS = {
+    "tied": {},
+    "own head": {"tie_word_embeddings": False},
+    "as many kv heads": {"num_key_value_heads": 4},
+    "wide heads": {"head_dim": 10},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "llama3": {"rope_scaling": LLAMA3},
+    "parameters": {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+}
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(256, (2, 13), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_logits_are_the_models_own(name: str, tmp_path: Path) -> None:
+    config = {**CONFIG, **VARIANTS[name]}
+    weights = random_weights(config)
+    source = load_source(write_folder(tmp_path / "model", config, weights))
+    head = config.get("head_dim", 6)
+    theta = 77.0 if name == "parameters" else 500.0
+    frequencies = rope_frequencies(head, theta)
+    if name == "linear":
+        frequencies = frequencies / 4
+    if name == "llama3":
+        frequencies = torch.tensor([llama3(float(f)) for f in frequencies], dtype=torch.float64)
+    expected = llama_logits(config, weights, tokens(), frequencies)
+    logits = source.build()(tokens())
+    assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
+    assert source.name == "model"
+
+
+def llama3(frequency: float) -> float:
+    """The published rule, one pair at a time."""
+    wavelength = 2 * math.pi / frequency
+    if wavelength < 32 / 4.0:
+        return frequency
+    if wavelength > 32 / 1.0:
+        return frequency / 8
+    smooth = (32 / wavelength - 1.0) / (4.0 - 1.0)
+    return (1 - smooth) * frequency / 8 + smooth * frequency
+
+
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    weights = random_weights(CONFIG)
+    names = sorted(weights)
+    folder = write_folder(tmp_path / "m", CONFIG, weights)
+    (folder / "model.safetensors").unlink()
+    files = {"a.safetensors": names[:7], "b.safetensors": names[7:]}
+    for file, part in files.items():
+        save_file({name: weights[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in files.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    expected = llama_logits(CONFIG, weights, tokens(), rope_frequencies(6, 500.0))
+    assert (load_source(folder).build()(tokens()) - expected).abs().max() < 1e-3
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks b\.safetensors"):
+        load_source(folder)
+
+
+def test_a_gguf_file_has_its_rows_put_back(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    config = {**CONFIG, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    weights = random_weights(config)
+    path = tmp_path / "tiny.gguf"
+    write_gguf(gguf, path, config, weights)
+    source = load_source(path)
+    expected = llama_logits(config, weights, tokens(), rope_frequencies(8, 500.0))
+    logits = source.build()(tokens())
+    assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
+    assert source.tokenizer_json is None, "no tokenizer in the file"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(CheckpointError, match="cannot be read as GGUF"):
+        load_source(path)
+
+
+def write_gguf(gguf, path: Path, config, weights) -> None:
+    """As llama.cpp's converter does: neighbouring rows of q and k are a pair."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    names = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "input_layernorm.weight": "attn_norm.weight",
+        "self_attn.q_proj.weight": "attn_q.weight",
+        "self_attn.k_proj.weight": "attn_k.weight",
+        "self_attn.v_proj.weight": "attn_v.weight",
+        "self_attn.o_proj.weight": "attn_output.weight",
+        "post_attention_layernorm.weight": "ffn_norm.weight",
+        "mlp.gate_proj.weight": "ffn_gate.weight",
+        "mlp.up_proj.weight": "ffn_up.weight",
+        "mlp.down_proj.weight": "ffn_down.weight",
+    }
+    for name, tensor in weights.items():
+        parts = name.split(".", 3)
+        theirs = names[name] if name in names else f"blk.{parts[2]}.{names[parts[3]]}"
+        for part, key in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+            if part in name:
+                rows = tensor.view(config[key], 2, -1, tensor.shape[-1])  # halves
+                tensor = rows.transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(theirs, tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "hint"),
+    [
+        ({"model_type": "gpt2"}, UnsupportedError, "unknown model family 'gpt2'"),
+        ({"model_type": None}, UnsupportedError, "unknown model family"),
+        ({"attention_bias": True}, UnsupportedError, "attention_bias=True"),
+        ({"sliding_window": 4096}, UnsupportedError, "sliding_window=4096"),
+        ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act='gelu'"),
+        ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantization_config"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, UnsupportedError, "RoPE scaling 'yarn'"),
+        ({"rope_scaling": {"type": "linear"}}, UnsupportedError, "needs factor > 0"),
+        ({"hidden_size": "24"}, CheckpointError, "hidden_size is '24'"),
+        ({"num_hidden_layers": 3}, CheckpointError, r"blocks\.2\..* is missing"),
+        ({"num_hidden_layers": 1}, CheckpointError, r"blocks\.1\..* is not part of this architecture"),
+        ({"intermediate_size": 41}, CheckpointError, "do not belong together"),
+        ({"tie_word_embeddings": False}, CheckpointError, r"lm_head\.weight is missing"),
+    ],
+)
+def test_what_does_not_fit_is_said(change, error, hint: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", {**CONFIG, **change}, random_weights(CONFIG))
+    with pytest.raises(error, match=hint):
+        load_source(folder).build()
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no model; give the folder"):
+        load_source(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        load_source(tmp_path / "empty")
+    folder = write_folder(tmp_path / "m", CONFIG, random_weights(CONFIG))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="cut off or no safetensors file"):
+        load_source(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no \*\.safetensors file"):
+        load_source(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, which are pickles"):
+        load_source(folder)
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is no JSON file"):
+        load_source(folder)
+
+
+def test_no_scaling_is_the_series_itself() -> None:
+    assert scaled_frequencies(8, 100.0, None) is None
+    assert scaled_frequencies(8, 100.0, {"rope_type": "default"}) is None
