@@ -12,6 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import make_backend  # noqa: E402
+from triton.runtime.jit import create_function_from_signature  # noqa: E402
+
 from dba_core.bench.sass import read_machine_code  # noqa: E402
 from dba_core.cache.layer import LayerCache  # noqa: E402
 from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
@@ -69,3 +73,27 @@ def test_divisions_are_correctly_rounded_and_keep_small_numbers(fmt: str) -> Non
     divisions = {line.split()[0] for line in ptx.splitlines() if line.strip().startswith("div.")}
     assert "div.rn.f32" in divisions
     assert not any(".ftz" in each or ".full" in each or ".approx" in each for each in divisions)
+
+
+def test_one_compilation_serves_every_length_capacity_and_stride() -> None:
+    """Triton compiles anew for a 1 and for a multiple of 16, unless it is told not to."""
+    kernel, backend = writer.append_kernel, make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    planes = dict.fromkeys(("x_ptr", "codes_ptr", "scales_ptr", "ring_ptr", "lengths_ptr", "bad_ptr"))
+    planes = {name: torch.zeros(64, dtype=torch.int32) for name in planes}
+    policy = KVCachePolicy.parse("ksem=q4_0,kgeo=q8_0,v=q4_0,resid=32")
+    keys = set()
+    for capacity, size in ((1, 1), (16, 16), (17, 48), (131072, 2**30)):
+        cache = LayerCache(
+            k_sem=(2, 8),
+            k_geo=(2, 16),
+            v=(2, 8),
+            batch=1,
+            capacity=capacity,
+            policy=policy,
+            rollback=size % 64,
+        )
+        runtime = dict.fromkeys(writer.RUNTIME, size) | {"capacity": capacity}
+        _, specialization, _ = bind(**planes, **runtime, **writer.constants(cache.v))
+        keys.add(str(specialization))
+    assert len(keys) == 1
