@@ -1,0 +1,98 @@
+"""Asking a decode backend: one case in, its output beside the oracle's, whatever it raises as a violation.
+
+Called by the checks of `testing.decode` and `testing.decode_safety`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from dba_core.contracts import DecodeBackend, DecodeOutput
+from dba_core.registry.contain import Failure, contain
+from dba_core.testing.compare import far, near
+from dba_core.testing.decode_cases import DecodeCase, Filled
+from dba_core.testing.decode_oracle import Answer, oracle
+from dba_core.testing.report import Violation
+from dba_core.testing.subject import BreachError, Subject
+
+_GENERAL = "Compare with the reference backend, dba_plugins/decode/streaming.py."
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Asked:
+    """A backend built for one case. has_lse: it is asked for the log-sum-exp too, where it supports that."""
+
+    subject: Subject
+    case: DecodeCase
+    backend: DecodeBackend
+    has_lse: bool
+
+    def decode(self, filled: Filled) -> DecodeOutput:
+        """Raises BreachError where the backend raises, or returns no DecodeOutput."""
+        done: object = contain(
+            lambda: self.backend.decode(
+                filled.q_sem, filled.q_geo, filled.cache, null=filled.null, needs_lse=self.has_lse
+            )
+        )
+        complete = isinstance(done, DecodeOutput) and (done.lse is not None or not self.has_lse)
+        if isinstance(done, DecodeOutput) and complete:
+            return done
+        raise BreachError(
+            Violation(
+                case=str(self.case),
+                expected="a DecodeOutput" + (" with lse, as asked for" if self.has_lse else ""),
+                got=f"it raised {done}" if isinstance(done, Failure) else repr(done)[:200],
+                hint="Let supports() decline what decode() cannot do, with a Reason.",
+            )
+        )
+
+    def answers(self, got: DecodeOutput, wanted: Answer, *, hint: str = _GENERAL) -> Iterator[Violation]:
+        """Violations for output and log-sum-exp that differ from `wanted` by more than the dtype allows."""
+        case, dtype = str(self.case), self.case.dtype
+        yield from near(got.out, wanted.out, dtype=dtype, what="out", case=case, hint=hint)
+        if got.lse is not None:
+            yield from near(got.lse, wanted.lse, dtype=dtype, what="lse", case=case, hint=hint)
+
+
+def asked(subject: Subject, case: DecodeCase) -> Iterator[Asked]:
+    """The backend for this case, once; nothing where it declines. Prefers to be asked for the lse."""
+    with_lse = case.request(device=subject.device, needs_lse=True)
+    has_lse = subject.answer(with_lse).ok
+    request = with_lse if has_lse else case.request(device=subject.device, needs_lse=False)
+    for backend in subject.built(request):
+        yield Asked(subject=subject, case=case, backend=backend, has_lse=has_lse)
+
+
+def diagnosed(each: Asked, filled: Filled, got: DecodeOutput) -> Iterator[Violation]:
+    """`answers` against the oracle, the hint naming the mistake where the output equals a known wrong one."""
+    wanted = oracle(filled)
+    violations = list(each.answers(got, wanted))
+    if violations:
+        mistake = _mistake(each, filled, got)
+        for violation in violations:
+            yield attrs.evolve(violation, hint=mistake or violation.hint)
+
+
+def _mistake(each: Asked, filled: Filled, got: DecodeOutput) -> str | None:
+    """Which wrong oracle the output equals."""
+    guesses: list[tuple[str, Answer]] = []
+    if filled.null is not None and min(filled.cache.lengths):
+        guesses += [
+            ("It equals the result without the null token.", oracle(filled, null_count=0)),
+            *(
+                (f"It equals the result with the null token counted {n} times.", oracle(filled, null_count=n))
+                for n in range(2, 9)
+            ),
+        ]
+    if each.case.sizes.heads > each.case.sizes.kv_heads:
+        text = "It equals the result with query head h reading KV head h % G; right is h // (H/G)."
+        guesses.append((text, oracle(filled, interleaved_heads=True)))
+    if filled.cache.residual_len:
+        text = "It equals the result that reads the residual window as stored; right is from recent_ring."
+        guesses.append((text, oracle(filled, residual=False)))
+    for text, answer in guesses:
+        if far(got.out, answer.out, dtype=each.case.dtype) is None:
+            return text
+    return None
