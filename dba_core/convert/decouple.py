@@ -66,7 +66,7 @@ def decouple(
 
 
 def decoupled_config(source: AttentionConfig, recipe: Recipe) -> AttentionConfig:
-    """The layout that `recipe` gives a model of this one. Raises UsageError for a recipe that does not fit."""
+    """The layout that `recipe` gives a model of this one. Raises UsageError where it does not fit."""
     shape = source.resolved().shape
     own_width, n_pairs = 2 * recipe.pairs, shape.geo_head_dim // 2
     if not 1 <= recipe.pairs < n_pairs:

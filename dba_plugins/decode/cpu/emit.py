@@ -159,7 +159,7 @@ class Emitter:
     def exp(self, x: ir.Value) -> ir.Value:
         """e^x for x <= 0, one vector; 0 below -87. n = round(x log2 e), e^x = 2^n e^(x - n ln 2)."""
         bounded = self.maximum(x, self.vf(_EXP_LEAST))
-        n = self._call("llvm.rint", [self.b.fmul(bounded, self.vf(_LOG2E))])
+        n = self.rint(self.b.fmul(bounded, self.vf(_LOG2E)))
         r = self.fma(n, self.vf(-_LN2_HIGH), bounded)
         r = self.fma(n, self.vf(-_LN2_LOW), r)
         series = self.vf(_EXP[0])
@@ -172,6 +172,18 @@ class Emitter:
 
     def exp_scalar(self, x: ir.Value) -> ir.Value:
         return self.b.extract_element(self.exp(self.splat(x)), ir.Constant(I32, 0))
+
+    def rint(self, x: ir.Value) -> ir.Value:
+        """The nearest whole number, the even one of two."""
+        return self._call("llvm.rint", [x])
+
+    def intrinsic(self, name: str) -> ir.Function:
+        """An intrinsic of one vector."""
+        full = f"{name}.v{LANES}f32"
+        function = self.module.globals.get(full)
+        if function is None:
+            function = ir.Function(self.module, ir.FunctionType(VF, [VF]), name=full)
+        return function
 
     def log_scalar(self, x: ir.Value) -> ir.Value:
         return self._call("llvm.log", [x])

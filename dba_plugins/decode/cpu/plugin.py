@@ -31,9 +31,12 @@ class CpuPlugin:
         return Support(tuple(_reasons(request)))
 
     def build(self, request: DecodeRequest, options: NoOptions) -> DecodeBackend:
-        from dba_plugins.decode.cpu.backend import CpuDecode  # needs llvmlite, which `supports` has found
+        # these need llvmlite, which `supports` has found
+        from dba_plugins.decode.cpu.backend import CpuDecode
+        from dba_plugins.decode.cpu.writer import CpuWriter
 
-        return CpuDecode(KernelSpec.of(request))
+        spec = KernelSpec.of(request)
+        return CpuDecode(spec, writer=CpuWriter(spec))
 
 
 def _reasons(request: DecodeRequest) -> Iterator[Reason]:
