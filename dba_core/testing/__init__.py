@@ -7,7 +7,12 @@ From the shell: `dba plugins check mine`. Imports torch, and not pytest.
 from __future__ import annotations
 
 from dba_core.testing.check import Check, Suite, check_plugin, run_check
-from dba_core.testing.pytest_classes import DecodeBackendContract
+from dba_core.testing.pytest_classes import (
+    DecodeBackendContract,
+    GateContract,
+    NullTokenContract,
+    SummarizerContract,
+)
 from dba_core.testing.report import CheckResult, Report, Violation
 from dba_core.testing.subject import Subject
 from dba_core.testing.suites import SUITES
@@ -17,9 +22,12 @@ __all__ = [
     "Check",
     "CheckResult",
     "DecodeBackendContract",
+    "GateContract",
+    "NullTokenContract",
     "Report",
     "Subject",
     "Suite",
+    "SummarizerContract",
     "Violation",
     "check_plugin",
     "run_check",

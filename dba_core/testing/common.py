@@ -131,11 +131,6 @@ def metadata_without_torch(subject: Subject) -> Iterator[Violation]:
 
 def _reasons(reasons: tuple[Reason, ...], *, case: str) -> Iterator[Violation]:
     for reason in reasons:
-        if not isinstance(reason, Reason):
-            yield Violation(
-                case=case, expected="a Reason", got=repr(reason), hint="Reasons are data, not text."
-            )
-            continue
         empty = [name for name, value in attrs.asdict(reason).items() if not str(value).strip()]
         if empty:
             yield Violation(

@@ -117,3 +117,4 @@ def _with_width(base: DecodeRequest, width: int) -> DecodeRequest:
 
 
 capability_checks(DECODE, _requests)
+__all__ = ["DECODE"]

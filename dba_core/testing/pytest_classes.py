@@ -53,6 +53,24 @@ class Contract:
         return Subject.of(self.kind, self.plugin, options=self.options, device=self.device, quick=self.quick)
 
 
+class SummarizerContract(Contract):
+    """What every memory summarizer promises."""
+
+    kind = "summarizer"
+
+
+class GateContract(Contract):
+    """What every gate promises."""
+
+    kind = "gate"
+
+
+class NullTokenContract(Contract):
+    """What every null token promises."""
+
+    kind = "null_token"
+
+
 class DecodeBackendContract(Contract):
     """What every decode backend promises."""
 
