@@ -14,6 +14,7 @@ import attrs
 import torch
 
 from dba_core.contracts import AttentionShape, DecodeRequest, Kind, Request, Support
+from dba_core.errors import UsageError
 from dba_core.registry import LoadedPlugin, Registry
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.contract import current_terms
@@ -66,8 +67,12 @@ class Subject:
     ) -> Subject:
         """plugin: an installed one's name, or the object that its hook returns.
 
-        Raises PluginError for one that is missing or lacks the form of a plugin, ConfigError for options.
+        Raises PluginError for one that is missing or lacks the form of a plugin, ConfigError for options,
+        UsageError for a device that this machine lacks.
         """
+        reached = contain(lambda: torch.zeros(1, device=device))
+        if isinstance(reached, Failure):
+            raise UsageError(f"device {device!r} cannot be used here ({reached}); give cpu, cuda or cuda:N")
         if isinstance(plugin, str):
             loaded = (Registry.default() if registry is None else registry).load(kind, plugin)
         else:

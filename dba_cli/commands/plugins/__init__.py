@@ -8,6 +8,7 @@ from dba_cli.lazy import LazyCommand, LazyGroup
 
 _HERE = "dba_cli.commands.plugins"
 _COMMANDS = {
+    "check": LazyCommand(f"{_HERE}.check:check", "Run the contract of its kind on a plugin."),
     "list": LazyCommand(f"{_HERE}.list:list_plugins", "List the installed plugins. Imports none of them."),
     "info": LazyCommand(f"{_HERE}.info:info", "Describe a plugin: what it is, where from, its options."),
     "new": LazyCommand(f"{_HERE}.new:new", "Write an installable package with a plugin of your own."),
