@@ -1,6 +1,6 @@
 """Measurements that anyone can repeat: `dba bench`. Nothing here is imported by the library itself.
 
-    timing, machine, bandwidth, report, plots   what all have in common
+    timing, machine, bandwidth, report, charts  what all have in common
     decode, decode_case, baselines              one decoded token, every backend and the alternatives
     attention                                   prefill into a quantized cache; long training sequences
     train, plain_gpt, recall                    training steps; what the long-sequence path learns

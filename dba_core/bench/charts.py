@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from dba_core.bench.report import Report
 
@@ -42,7 +42,7 @@ def lines_over_length(path: Path, report: Report, *, value: str, label: str, pan
                 markersize=4,
                 linewidth=2.0 if own else 1.2,
                 linestyle="-" if own else "--",
-                label=name,
+                label=_short(name),
             )
         axes.set_title(", ".join(f"{k} {v}" for k, v in zip(panel, key, strict=True)), fontsize=9)
         _log_axes(axes, sorted({row["length"] for row in report.rows}))
@@ -52,9 +52,8 @@ def lines_over_length(path: Path, report: Report, *, value: str, label: str, pan
         axes.set_xlabel("cached tokens", fontsize=9)
     figure.supylabel(label, fontsize=10)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=8
-    )
+    per_line = 4 if columns > 1 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=per_line, frameon=False, fontsize=8)
     figure.suptitle(report.title, fontsize=10.5)
     _save(figure, path)
 
@@ -105,6 +104,19 @@ def bars(path: Path, report: Report) -> None:
     _save(figure, path)
 
 
+def _short(name: str) -> str:
+    """A policy in a name without what all of them have: "dba, q4_0/q8_0/q4_0, resid 128"."""
+    for long, short in (
+        (",resid=0", ""),
+        (",resid=", ", resid "),
+        ("ksem=", ""),
+        (",kgeo=", "/"),
+        (",v=", "/"),
+    ):
+        name = name.replace(long, short)
+    return name.replace("@32", "")
+
+
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -118,6 +130,8 @@ def _log_axes(axes: Axes, lengths: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
     )
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
