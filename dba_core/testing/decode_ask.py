@@ -70,29 +70,33 @@ def diagnosed(each: Asked, filled: Filled, got: DecodeOutput) -> Iterator[Violat
     wanted = oracle(filled)
     violations = list(each.answers(got, wanted))
     if violations:
-        mistake = _mistake(each, filled, got)
+        mistake = _mistake(each, filled, got, wanted)
         for violation in violations:
             yield attrs.evolve(violation, hint=mistake or violation.hint)
 
 
-def _mistake(each: Asked, filled: Filled, got: DecodeOutput) -> str | None:
-    """Which wrong oracle the output equals."""
-    guesses: list[tuple[str, Answer]] = []
-    if filled.null is not None and min(filled.cache.lengths):
-        guesses += [
-            ("It equals the result without the null token.", oracle(filled, null_count=0)),
-            *(
-                (f"It equals the result with the null token counted {n} times.", oracle(filled, null_count=n))
-                for n in range(2, 9)
-            ),
-        ]
-    if each.case.sizes.heads > each.case.sizes.kv_heads:
-        text = "It equals the result with query head h reading KV head h % G; right is h // (H/G)."
-        guesses.append((text, oracle(filled, interleaved_heads=True)))
-    if filled.cache.residual_len:
-        text = "It equals the result that reads the residual window as stored; right is from recent_ring."
-        guesses.append((text, oracle(filled, residual=False)))
-    for text, answer in guesses:
-        if far(got.out, answer.out, dtype=each.case.dtype) is None:
-            return text
+def _mistake(each: Asked, filled: Filled, got: DecodeOutput, wanted: Answer) -> str | None:
+    """Which wrong oracle the first wrong row equals."""
+    dtype, lengths = each.case.dtype, filled.cache.lengths
+    wrong = [row for row in range(len(lengths)) if far(got.out[row], wanted.out[row], dtype=dtype)]
+    if got.out.shape != wanted.out.shape or not wrong:
+        return None
+    row = wrong[0]
+    for what, answer in _wrong_answers(each, filled):
+        if far(got.out[row], answer.out[row], dtype=dtype) is None:
+            return f"Row {row} of {lengths[row]} tokens equals the result {what}."
     return None
+
+
+def _wrong_answers(each: Asked, filled: Filled) -> Iterator[tuple[str, Answer]]:
+    """Known mistakes with their answers."""
+    if filled.null is not None:
+        yield "without the null token", oracle(filled, null_count=0)
+        for n in range(2, 9):
+            yield f"with the null token counted {n} times", oracle(filled, null_count=n)
+    if each.case.sizes.heads > each.case.sizes.kv_heads:
+        text = "with query head h reading KV head h % G; right is h // (H/G)"
+        yield text, oracle(filled, interleaved_heads=True)
+    if filled.cache.residual_len:
+        text = "that reads the residual window as stored; right is from recent_ring"
+        yield text, oracle(filled, residual=False)

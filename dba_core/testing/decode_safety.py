@@ -89,7 +89,9 @@ def deterministic(subject: Subject) -> Iterator[Violation]:
 def _requests(subject: Subject) -> Iterator[Request]:
     """Usual requests and some that few backends take."""
     grid = [
-        case.request(device=subject.device, needs_lse=lse) for case in parity_grid(subject) for lse in (0, 1)
+        case.request(device=subject.device, needs_lse=lse)
+        for case in parity_grid(subject)
+        for lse in (False, True)
     ]
     yield from grid[:: max(1, len(grid) // 64)]
     base = DecodeCase(sizes=PLAIN, policy=MIXED_POLICY, lengths=(13, 4)).request(

@@ -84,7 +84,7 @@ def parameters_have_gradients(subject: Subject, case: ModuleCase, module: nn.Mod
     if not any(out.requires_grad and out.numel() for out in outputs.values()):
         missing = [name for name, _ in module.named_parameters()]
     else:
-        sum((out.square().sum() for out in outputs.values()), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+        torch.stack([out.square().sum() for out in outputs.values()]).sum().backward()  # type: ignore[no-untyped-call]
         missing = [
             name
             for name, parameter in module.named_parameters()
