@@ -15,7 +15,7 @@ import attrs
 from llvmlite import ir
 
 from dba_plugins.decode.cpu.convert import Converter
-from dba_plugins.decode.cpu.emit import F32, I8, I16, I64, LOWEST, VF, VI, Emitter
+from dba_plugins.decode.cpu.emit import F32, I8, I16, I64, VF, VI, Emitter
 from dba_plugins.decode.cpu.layout import LANES, HeadLayout, Segment, head_layout
 from dba_plugins.decode.cpu.spec import GROUP, KernelSpec, TensorSpec
 
@@ -152,14 +152,31 @@ def _unpack_scales(tile: Tile, source: Source, start: int, into: ir.Value, numbe
 
 
 def lane_scales(tile: Tile, source: Source, token: ir.Value, start: int, count: int) -> ir.Value:
-    """The scale of each of the head's values start .. start+count-1, for layouts without segments."""
+    """The scale of each of the head's values start .. start+count-1, for layouts without segments.
+
+    A head that is no wider than a block lies in two blocks at most, and the lane where the second one begins
+    is the same for all tokens.
+    """
+    e, spec = tile.e, source.spec
+    if spec.width > spec.qblock:
+        return _looked_up(tile, source, token, start, count)
+    first, last = (source.block(e, value) for value in (0, spec.width - 1))
+    low, high = (e.splat(_scale(tile, source, block, token)) for block in (first, last))
+    end = e.b.mul(e.b.add(first, e.i64(1)), e.i64(spec.qblock))
+    turn = e.b.sub(end, e.b.mul(source.head, e.i64(spec.width)))
+    lanes = ir.Constant(VI, [start + lane for lane in range(LANES)])
+    in_first = e.b.icmp_signed("<", lanes, e.splat(e.b.trunc(turn, VI.element)))
+    return e.b.select(in_first, low, high)
+
+
+def _looked_up(tile: Tile, source: Source, token: ir.Value, start: int, count: int) -> ir.Value:
     e = tile.e
     result: ir.Value = ir.Constant(VF, None)
     for lane in range(count):
-        plane = e.b.mul(source.block(e, start + lane), tile.capacity)
-        scale = e.bf16_scalar(e.at(source.scales, plane, token))
+        scale = _scale(tile, source, source.block(e, start + lane), token)
         result = e.b.insert_element(result, scale, ir.Constant(VI.element, lane))
     return result
 
 
-__all__ = ["ARGS", "LOWEST", "STATE", "TILE", "Source", "Tile", "declare_tile", "emit_tile", "lane_scales"]
+def _scale(tile: Tile, source: Source, block: ir.Value, token: ir.Value) -> ir.Value:
+    return tile.e.bf16_scalar(tile.e.at(source.scales, tile.e.b.mul(block, tile.capacity), token))
