@@ -63,6 +63,12 @@ class Detached(Learned):
         return super().residual(x).detach()
 
 
+class UnusedParameter(Learned):
+    def __init__(self, request):
+        super().__init__(request)
+        self.spare = nn.Parameter(torch.zeros(2))
+
+
 class MutatesTokens(Learned):
     def residual(self, x):
         with torch.no_grad():

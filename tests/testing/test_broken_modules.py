@@ -18,6 +18,7 @@ CASES = [
     ("summarizer", broken.LeaksNextBlock, "chunks_equal_whole", "k_mem of single blocks"),
     ("summarizer", broken.NotMeanAtStart, "mean_at_start", "the mean as k_mem"),
     ("summarizer", broken.Detached, "gradcheck", "gradcheck passes"),
+    ("summarizer", broken.UnusedParameter, "parameters_have_gradients", "none for spare"),
     ("summarizer", broken.MutatesTokens, "changes_no_input", "k_sem was changed in place"),
     ("summarizer", broken.Dropout, "deterministic", "the same bits every time"),
     ("summarizer", broken.ForgetsState, "state_dict_round_trip", "another k_mem and v_mem"),
