@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch")
 
 from dba_core.attention.long_sequence_masks import ChunkMasks  # noqa: E402
 from dba_core.attention.long_sequence_path import plan_of  # noqa: E402
-from dba_core.errors import ConfigError  # noqa: E402
 from dba_core.bench import recall as recall_tasks  # noqa: E402
 from dba_core.bench.recall import (  # noqa: E402
     COPY_DISTANCE,
@@ -29,6 +28,7 @@ from dba_core.bench.recall import (  # noqa: E402
     measure_recall,
     recall_losses,
 )
+from dba_core.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
