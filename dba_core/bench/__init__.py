@@ -6,6 +6,7 @@
     train, plain_gpt, recall                    training steps; what the long-sequence path learns
     generate, llama                             whole models beside Hugging Face transformers
     quality                                     held-out loss per KV policy
+    plugin_cost                                 summarizers, gates and null tokens
     startup                                     imports and compiled kernels, cold and warm
 
 A new measurement is a module that returns a `report.Report`, and one file in `dba_cli/commands/bench/` that

@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": LazyCommand(f"{_HERE}.train:train", "A training step beside a plain PyTorch GPT."),
     "long": LazyCommand(f"{_HERE}.long:long", "Long training sequences beside exact attention."),
     "recall": LazyCommand(f"{_HERE}.recall:recall", "What the long-sequence path learns to recall."),
+    "plugins": LazyCommand(f"{_HERE}.plugins:plugins", "What each summarizer, gate and null token costs."),
     "startup": LazyCommand(f"{_HERE}.startup:startup", "Imports, and the first decoded token."),
 }
 

@@ -1,0 +1,26 @@
+"""`dba bench plugins`: every installed plugin of the three kinds has a row, or a note that says why not."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+from dba_core.bench import plugin_cost  # noqa: E402
+from dba_core.registry import Registry  # noqa: E402
+
+
+def test_every_plugin_has_a_row_or_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_cost, "TOKENS", 128)
+    report = plugin_cost.measure_plugins(repeats=2, command="dba bench plugins")
+    found = {(row["kind"], row["name"]) for row in report.rows}
+    for info in Registry.default().list():
+        if info.kind != "decode_backend":
+            noted = any(note.startswith(f"{info.kind} {info.name} ") for note in report.notes)
+            assert noted != ((info.kind, info.name) in found), info
+    counts = {(row["kind"], row["name"]): row["parameters"] for row in report.rows}
+    assert counts["summarizer", "mean"] == 0
+    assert counts["gate", "static"] == 8
+    assert counts["gate", "causal"] == 8 + 8 * 512
+    assert counts["null_token", "learned"] == 8 * (32 + 64 + 64)
