@@ -76,7 +76,8 @@ def measure_plugins(*, repeats: int, command: str, registry: Registry | None = N
         machine=describe_machine(CPU),
         notes=(
             f"one layer, {TOKENS:,} tokens, width {SHAPE.d_model}, {SHAPE.n_heads} heads, "
-            f"Ds {SHAPE.sem_head_dim}, Dv {SHAPE.v_head_dim}, blocks of {MEM_BLOCK}; forward and backward, float32",
+            f"Ds {SHAPE.sem_head_dim}, Dv {SHAPE.v_head_dim}, blocks of {MEM_BLOCK}",
+            "forward and backward, float32",
             f"medians of {repeats} rounds in turn",
             *notes,
         ),
