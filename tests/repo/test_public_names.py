@@ -70,7 +70,9 @@ def test_unknown_name_is_an_attribute_error_that_names_it() -> None:
         _ = dba_core.DecoupledAttentoin
 
 
+@pytest.mark.torch
 def test_testing_is_importable() -> None:
+    pytest.importorskip("torch")
     assert importlib.import_module("dba_core.testing").__doc__
 
 
