@@ -98,7 +98,7 @@ def measure_decode(
         torch.set_num_threads(before)
     return Report(
         name="decode",
-        title=f"Decoding one token, {settings.policy.short}",
+        title="Decoding one token from a quantized cache",
         command=command,
         columns=COLUMNS,
         rows=tuple(rows),
@@ -117,6 +117,7 @@ def _cases(settings: DecodeSettings) -> Iterator[tuple[int, int, bool]]:
 def _notes(settings: DecodeSettings) -> tuple[str, ...]:
     shape = settings.shape
     return (
+        f"KV policy {settings.policy.short}",
         f"{shape.n_heads} query heads, {shape.n_kv_heads} KV heads, Ds {shape.sem_head_dim}, "
         f"Dg {shape.geo_head_dim}, Dv {shape.v_head_dim}; medians of {settings.repeats} rounds in turn",
         "roofline: what reading the bytes takes at the bandwidth measured in the same run",

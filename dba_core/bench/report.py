@@ -55,13 +55,13 @@ class Report:
         return [[_cell(row.get(column.key), column.form) for column in self.columns] for row in self.rows]
 
     def markdown(self, pictures: Sequence[str] = ()) -> str:
-        """A page: title, command, table, notes, machine."""
+        """A page: title, command, pictures, table, notes, machine."""
         lines = [f"# {self.title}", "", "```sh", self.command, "```", ""]
+        for picture in pictures:
+            lines += [f"![{self.title}]({picture})", ""]
         table = [self.header(), ["---"] * len(self.columns), *self.cells()]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
         lines += ["", *(f"- {note}" for note in self.notes), "", f"Measured on {machine_line(self.machine)}."]
-        for picture in pictures:
-            lines += ["", f"![{self.title}]({picture})"]
         return "\n".join(lines) + "\n"
 
 
