@@ -110,10 +110,8 @@ def test_the_report_as_a_page(tmp_path: Path) -> None:
         notes=("said",),
     )
     page = report.markdown(["x.png"])
-    assert (
-        "# A title\n\n```sh\ndba bench x\n```\n\n| A | B |\n| --- | --- |\n| 1.2 |  |\n| 2.0 | p\\|q |\n"
-        in page
-    )
+    assert page.startswith("# A title\n\n```sh\ndba bench x\n```\n\n![A title](x.png)\n\n| A | B |\n")
+    assert "| --- | --- |\n| 1.2 |  |\n| 2.0 | p\\|q |\n" in page
     assert page.endswith(f"- said\n\nMeasured on {machine_line(machine)}.\n")
     assert report.to_dict()["rows"][0] == {"a": 1.25, "b": None, "c": 3}
     assert machine["versions"]["torch"] == torch.__version__
