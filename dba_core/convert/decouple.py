@@ -53,7 +53,8 @@ def decouple(
     """
     config = source.config
     attention = decoupled_config(config.attention, recipe)
-    model = LanguageModel(attrs.evolve(config, attention=attention), plugins=PLAIN)
+    exact = attrs.evolve(config.train_long_seq, enabled=False)  # no summarizer: nothing here trains one
+    model = LanguageModel(attrs.evolve(config, attention=attention, train_long_seq=exact), plugins=PLAIN)
     own, given = model.state_dict(), source.state_dict()
     with torch.no_grad():
         for name, tensor in given.items():

@@ -27,7 +27,13 @@ from dba_core.errors import UnsupportedError, UsageError  # noqa: E402
 from dba_core.evaluation.cached_loss import text_loss  # noqa: E402
 from dba_core.model.language_model import LanguageModel  # noqa: E402
 
-WIDE = {**CONFIG, "head_dim": 12, "rope_scaling": {"type": "linear", "factor": 1.0}}
+#: With a context that long training would take memory tokens for.
+WIDE = {
+    **CONFIG,
+    "max_position_embeddings": 8192,
+    "head_dim": 12,
+    "rope_scaling": {"type": "linear", "factor": 1.0},
+}
 FP32 = KVCachePolicy.parse("ksem=fp32,kgeo=fp32,v=fp32")
 
 
