@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, ru
 import attrs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
     from dba_core.cache.layer import LayerCache
@@ -50,9 +52,14 @@ class Reason:
 
 @attrs.frozen
 class Support:
-    """The answer of `supports()`. Supported exactly when there are no reasons against it."""
+    """The answer of `supports()`. Supported exactly when there are no reasons against it.
+
+    next_is_better: why `auto` does well to take the next plugin of its order instead, if that one supports
+    the request; a plugin that is chosen by name runs all the same.
+    """
 
     reasons: tuple[Reason, ...] = ()
+    next_is_better: tuple[Reason, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -132,7 +139,10 @@ class CachedTensor:
 
 @attrs.frozen(kw_only=True)
 class DecodeRequest:
-    """What a decode backend will be asked to do: one query token per sequence over one layer's cache."""
+    """What a decode backend will be asked to do: one query token per sequence over one layer's cache.
+
+    device_capability, multiprocessors: of a CUDA device; None elsewhere.
+    """
 
     shape: AttentionShape
     k_sem: CachedTensor
@@ -145,7 +155,42 @@ class DecodeRequest:
     needs_lse: bool = False
     device: str = "cpu"
     device_capability: tuple[int, int] | None = None
+    multiprocessors: int | None = None
     dtype: str = "float32"
+
+
+@attrs.frozen(kw_only=True)
+class CompiledKernel:
+    """A GPU kernel compiled for a device that need not be there, for `dba bench kernels`.
+
+    See `CompilesOffline`. sass, usage: what `cuobjdump
+    -sass` and `-res-usage` print. tokens: cached tokens that one round of the main loop takes, warps: of the
+    program that does. tensor_core: how many tensor-core instructions a round needs; scale_loads: how many
+    loads of scales. most_registers, most_per_token: what must not be exceeded (None: no limit), the latter in
+    warp instructions.
+    """
+
+    kernel: str
+    case: str
+    target: str
+    sass: str
+    usage: str
+    shared_bytes: int
+    tokens: int
+    warps: int
+    tensor_core: int
+    scale_loads: int
+    most_registers: int | None = None
+    most_per_token: float | None = None
+
+
+@runtime_checkable
+class CompilesOffline(Protocol):
+    """What a decode backend's plugin has beside its contract, where its kernels can be read without a GPU."""
+
+    def compiled_kernels(self) -> Iterator[CompiledKernel]:
+        """Compiles as it goes."""
+        ...
 
 
 Request = SummarizerRequest | GateRequest | NullTokenRequest | DecodeRequest

@@ -11,5 +11,9 @@ AUTO_ORDER: dict[str, tuple[str, ...] | Mapping[str, tuple[str, ...]]] = {
     "summarizer": {"cuda": ("conv", "linear", "mean"), "*": ("linear", "mean")},
     "gate": ("causal", "none"),
     "null_token": ("none",),
-    "decode_backend": {"cpu": ("cpu", "streaming"), "*": ("streaming",)},
+    "decode_backend": {
+        "cpu": ("cpu", "streaming"),
+        "cuda": ("triton_1pass", "triton_2pass", "streaming"),
+        "*": ("streaming",),
+    },
 }

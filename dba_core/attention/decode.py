@@ -26,6 +26,7 @@ def decode_request(
     """What a backend has to do for this cache; dtype is the queries'."""
     k_sem, k_geo, v = cache.specs
     device = cache.lengths_device.device
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return DecodeRequest(
         shape=shape,
         k_sem=k_sem,
@@ -36,7 +37,8 @@ def decode_request(
         capacity=cache.capacity,
         has_null=has_null,
         device=str(device),
-        device_capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
+        device_capability=(properties.major, properties.minor) if properties is not None else None,
+        multiprocessors=properties.multi_processor_count if properties is not None else None,
         dtype=str(dtype).removeprefix("torch."),
     )
 

@@ -7,6 +7,7 @@
     generate, llama                             whole models beside Hugging Face transformers
     quality                                     held-out loss per KV policy
     plugin_cost                                 summarizers, gates and null tokens
+    kernels, sass                               machine code of GPU kernels, without a GPU
     startup                                     imports and compiled kernels, cold and warm
 
 A new measurement is a module that returns a `report.Report`, and one file in `dba_cli/commands/bench/` that

@@ -35,6 +35,10 @@ class Instruction:
     def base(self) -> str:
         return self.opcode.partition(".")[0]
 
+    @property
+    def is_tensor_core(self) -> bool:
+        return self.base in _TENSOR_CORE
+
 
 @attrs.frozen(kw_only=True)
 class MachineCode:
@@ -53,7 +57,7 @@ class MachineCode:
 
     @property
     def tensor_core(self) -> int:
-        return sum(each.base in _TENSOR_CORE for each in self.instructions)
+        return sum(each.is_tensor_core for each in self.instructions)
 
     @property
     def global_loads(self) -> dict[int, int]:
@@ -117,7 +121,7 @@ def _innermost(code: Sequence[Instruction]) -> list[tuple[Instruction, ...]]:
 def _weight(loop: Sequence[Instruction]) -> tuple[int, int, int]:
     """By tensor-core instructions, then global loads, then length."""
     return (
-        sum(each.base in _TENSOR_CORE for each in loop),
+        sum(each.is_tensor_core for each in loop),
         sum(each.base in ("LDG", "LDGSTS") for each in loop),
         len(loop),
     )

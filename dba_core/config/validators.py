@@ -69,3 +69,14 @@ def device_name(instance: Any, attribute: Any, value: str) -> None:
     """`auto`, `cpu`, `cuda` or `cuda:N`; whether it is there is not asked here."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
         raise ConfigError(f"unknown device {value!r}; allowed: auto, cpu, cuda, cuda:N", path=attribute.name)
+
+
+def among(*allowed: int) -> Validator:
+    """The value is one of these whole numbers."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value not in allowed:
+            numbers = ", ".join(map(str, allowed))
+            raise ConfigError(f"{value!r} is not possible; allowed: {numbers}", path=attribute.name)
+
+    return check

@@ -156,13 +156,26 @@ class Registry:
         return ask_support(loaded, request, options, trace=self.trace)
 
     def _first_supporting(self, kind: Kind, request: Request) -> Selection:
+        """The first, or the one after it where the first stands back for that one."""
         passed = [PassedOver(name="auto order", problem=problem) for problem in self._auto_order.problems]
+        held: tuple[LoadedPlugin, Any, Support] | None = None
         for name, distribution in self._auto_order.of(kind, device=request.device):
             outcome = self._try(kind, name, distribution, request)
             if isinstance(outcome, PassedOver):
+                if held is not None:
+                    break
                 passed.append(outcome)
                 continue
-            loaded, options = outcome
+            loaded, options, answer = outcome
+            if held is not None:
+                reasons = held[2].next_is_better
+                passed.append(PassedOver(name=held[0].info.name, reasons=reasons, stood_back=True))
+            elif answer.next_is_better:
+                held = outcome
+                continue
+            return self._selection(loaded, options, request, why=_auto_why(passed), passed=passed)
+        if held is not None:
+            loaded, options, _ = held
             return self._selection(loaded, options, request, why=_auto_why(passed), passed=passed)
         raise UnsupportedError(
             f"no {kind} supports the request; choose one by name. Tried {len(passed)} in the order of auto:",
@@ -192,7 +205,7 @@ class Registry:
 
     def _try(
         self, kind: Kind, name: str, distribution: str, request: Request
-    ) -> PassedOver | tuple[LoadedPlugin, Any]:
+    ) -> PassedOver | tuple[LoadedPlugin, Any, Support]:
         try:
             info = self._catalogue.find(kind, name, prefer=distribution)
             refusal = self.access.refusal(info)
@@ -205,7 +218,7 @@ class Registry:
         answer = self.ask(loaded, request, options)
         if isinstance(answer, str):
             return PassedOver(name=name, problem=answer)
-        return (loaded, options) if answer.ok else PassedOver(name=name, reasons=answer.reasons)
+        return (loaded, options, answer) if answer.ok else PassedOver(name=name, reasons=answer.reasons)
 
     def _load(self, info: PluginInfo) -> LoadedPlugin:
         refusal = self.access.refusal(info)

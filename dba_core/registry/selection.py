@@ -24,13 +24,15 @@ from dba_core.registry.trace import Trace
 class PassedOver:
     """A plugin that `auto` tried before: its reasons against the request, or the problem that broke it.
 
-    blocked: the problem is that the user does not want it.
+    blocked: the problem is that the user does not want it. stood_back: it supports the request, and its
+    reasons are for the next one.
     """
 
     name: str
     reasons: tuple[Reason, ...] = ()
     problem: str | None = None
     blocked: bool = False
+    stood_back: bool = False
 
     def named_reasons(self) -> tuple[Reason, ...]:
         """The reasons with the plugin's name in the subject; a problem counts as one."""
@@ -67,8 +69,8 @@ class Selection:
 
     @property
     def fallbacks(self) -> tuple[PassedOver, ...]:
-        """What `auto` would rather have taken; not what the user blocked."""
-        return tuple(each for each in self.passed_over if not each.blocked)
+        """What `auto` would rather have taken; not what the user blocked, nor what stood back."""
+        return tuple(each for each in self.passed_over if not each.blocked and not each.stood_back)
 
     def build(self) -> Any:
         """What the plugin builds for the request. Its own DBAErrors pass, anything else is a PluginError."""

@@ -13,6 +13,7 @@ from dba_cli.lazy import LazyCommand, LazyGroup
 _HERE = "dba_cli.commands.bench"
 _COMMANDS = {
     "decode": LazyCommand(f"{_HERE}.decode:decode", "One token over a long cache, beside the alternatives."),
+    "kernels": LazyCommand(f"{_HERE}.kernels:kernels", "Machine code of the GPU kernels, without a GPU."),
     "generate": LazyCommand(f"{_HERE}.generate:generate", "Whole models beside transformers."),
     "prefill": LazyCommand(f"{_HERE}.prefill:prefill", "A chunk into a quantized cache, per KV policy."),
     "quality": LazyCommand(f"{_HERE}.quality:quality", "Held-out loss of a run per KV policy."),

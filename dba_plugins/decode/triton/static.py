@@ -38,6 +38,7 @@ def compile_kernel(
     capability: int = 90,
     num_warps: int = 4,
     num_stages: int = 2,
+    maxnreg: int | None = None,
 ) -> Listing:
     """Compile one variant for compute capability `capability` (80, 90, 100).
 
@@ -55,7 +56,7 @@ def compile_kernel(
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, WARP),
-        options={"num_warps": num_warps, "num_stages": num_stages},
+        options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg},
     )
     cubin = compiled.asm["cubin"]
     return Listing(

@@ -1,0 +1,219 @@
+"""What the decode kernels are compiled for: formats and sizes of heads, nothing of length or batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+
+from dba_core.contracts import CachedTensor, DecodeRequest
+
+BLOCK_FORMATS = ("q8_0", "q4_0", "nf4")
+FLOAT_FORMATS = ("fp16", "bf16")
+FORMATS = (*FLOAT_FORMATS, *BLOCK_FORMATS)
+MAX_WIDTH = 256
+#: The narrowest piece that a tensor core takes, and the widest that is worth it.
+LEAST_PIECE, MOST_PIECE = 16, 64
+#: Query heads of one program.
+MOST_ROWS = 16
+
+
+@attrs.frozen(kw_only=True)
+class TensorSpec:
+    """One cached tensor: `heads` of `width` values each (0: an absent path).
+
+    exact: to be multiplied as precisely as float32 queries are.
+    """
+
+    heads: int
+    width: int
+    format: str
+    qblock: int
+    exact: bool = False
+
+    @classmethod
+    def of(cls, tensor: CachedTensor, *, exact: bool) -> TensorSpec:
+        """Absent paths count as fp16, so that no variant differs by the format of nothing."""
+        has = tensor.head_dim > 0
+        return cls(
+            heads=tensor.n_heads,
+            width=tensor.head_dim,
+            format=tensor.format if has else "fp16",
+            qblock=tensor.qblock if has else 0,
+            exact=exact,
+        )
+
+    @property
+    def quantized(self) -> bool:
+        return self.format in BLOCK_FORMATS
+
+    @property
+    def nibbles(self) -> bool:
+        return self.format in ("q4_0", "nf4")
+
+    @property
+    def whole(self) -> bool:
+        """Whether a head has one scale."""
+        return self.quantized and self.width > 0 and self.qblock % self.width == 0
+
+    @property
+    def piece(self) -> int:
+        """Codes (bytes, for nibbles) of a piece: one scale each, a power of two; 0 where there are none."""
+        row = self.width // 2 if self.nibbles else self.width
+        if (self.width % 2 and self.nibbles) or (self.exact and self.format == "nf4"):
+            return 0  # the levels of nf4 are no fp16 numbers
+        unit = math.gcd(row, MOST_PIECE)
+        if self.quantized and not self.whole:
+            unit = math.gcd(unit, self.qblock)
+            if self.width % self.qblock:
+                return 0  # blocks straddle heads
+        return unit if unit >= LEAST_PIECE else 0
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that a head makes: two for each piece of nibbles."""
+        if not self.piece:
+            return 1 if self.width else 0
+        return self.width // self.piece
+
+    @property
+    def planes(self) -> int:
+        """Scales of a head and token that are loaded."""
+        if not self.quantized or not self.piece:
+            return 0
+        return 1 if self.whole else self.width // self.qblock
+
+    @property
+    def dtype(self) -> str:
+        """In which tiles are multiplied."""
+        if self.exact and not self.piece:
+            return "fp32"
+        return "bf16" if self.format == "bf16" else "fp16"
+
+    @property
+    def constant(self) -> tuple[str | int, ...]:
+        """See `tile`."""
+        return (self.format, self.heads, self.width, self.qblock, self.piece, self.planes, self.dtype)
+
+
+@attrs.frozen(kw_only=True)
+class Tiling:
+    """block: tokens of a block. warps: of a program. registers: the most of a thread; None leaves it open."""
+
+    block: int
+    warps: int
+    registers: int | None
+
+
+@attrs.frozen(kw_only=True)
+class KernelSpec:
+    """heads: query heads H. query: dtype of the queries. window: whether a residual window is read."""
+
+    heads: int
+    k_sem: TensorSpec
+    k_geo: TensorSpec
+    v: TensorSpec
+    query: str
+    window: bool
+    has_null: bool
+
+    @classmethod
+    def of(cls, request: DecodeRequest) -> KernelSpec:
+        exact = request.dtype == "float32"
+        sem, geo, v = (
+            TensorSpec.of(tensor, exact=exact) for tensor in (request.k_sem, request.k_geo, request.v)
+        )
+        return cls(
+            heads=request.shape.n_heads,
+            k_sem=sem,
+            k_geo=geo,
+            v=v,
+            query=request.dtype,
+            window=request.residual_len > 0 and any(spec.quantized for spec in (sem, geo, v)),
+            has_null=request.has_null,
+        )
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+        return self.k_sem, self.k_geo, self.v
+
+    @property
+    def units(self) -> int:
+        """Programs per row and split: as many as keep one head of each tensor to a program."""
+        most = math.lcm(*(tensor.heads for tensor in self.tensors if tensor.width))
+        return most if self.heads % most == 0 else self.heads
+
+    @property
+    def share(self) -> int:
+        """Query heads of a unit."""
+        return self.heads // self.units
+
+    @property
+    def chunks(self) -> int:
+        """Programs of a unit: each takes up to MOST_ROWS of its query heads."""
+        return -(-self.share // MOST_ROWS)
+
+    def rows(self, least: int) -> int:
+        """Columns of a program's scores: a power of two, at least `least`."""
+        share = -(-self.share // self.chunks)
+        return max(least, 1 << (share - 1).bit_length())
+
+    def tiling(self, *, block: int = 0, warps: int = 0, least_rows: int = 8) -> Tiling:
+        """What suits the widths, where it is not given. Looked up in compiled code, not measured on a device.
+
+        One warp to a program needs no barrier between warps. Up to 128 registers leave a multiprocessor room
+        for 16 of them, up to 168 for 12.
+        """
+        width = sum(tensor.width for tensor in self.tensors)
+        if any(tensor.width and not tensor.piece for tensor in self.tensors):
+            best = Tiling(block=16, warps=1 if width <= 192 else 4, registers=None)
+        elif width > 384:
+            best = Tiling(block=16, warps=1, registers=None)
+        else:
+            best = Tiling(block=32, warps=1, registers=self._registers(width, least_rows))
+        if block in (0, best.block) and warps in (0, best.warps):
+            return best
+        return Tiling(block=block or best.block, warps=warps or best.warps, registers=None)
+
+    def _registers(self, width: int, least_rows: int) -> int | None:
+        """The limit that code for q8_0 and q4_0 keeps without spilling."""
+        plain = all(key.format in ("q8_0", "q4_0") and not key.exact for key in self.tensors if key.width)
+        if not plain or self.rows(least_rows) > 8 or width > 224:
+            return None
+        return 128 if width <= 160 else 168
+
+    def constants(
+        self, *, block: int, least_rows: int, has_lse: bool = False, gpu: bool = True
+    ) -> dict[str, Any]:
+        """The compile-time arguments of `kernel.attend_kernel` but for SPLIT."""
+        return {
+            "K_SEM": self.k_sem.constant,
+            "K_GEO": self.k_geo.constant,
+            "V": self.v.constant,
+            "TILES": tuple(tensor.tiles for tensor in self.tensors),
+            "TERMS": (*(self._query_terms(key) for key in (self.k_sem, self.k_geo)), self._weight_terms),
+            "H": self.heads,
+            "UNITS": self.units,
+            "CHUNKS": self.chunks,
+            "ROWS": self.rows(least_rows),
+            "BLOCK": block,
+            "HAS_RING": self.window,
+            "HAS_LSE": has_lse,
+            "GPU": gpu,
+        }
+
+    def _query_terms(self, key: TensorSpec) -> int:
+        """How many numbers of the tiles' dtype a query is the sum of, so that it loses nothing."""
+        if key.dtype == "fp32":
+            return 1
+        if key.dtype == "bf16":
+            return {"bfloat16": 1, "float16": 2, "float32": 3}[self.query]
+        return 2 if key.exact else 1
+
+    @property
+    def _weight_terms(self) -> int:
+        """The same for the weights. Where queries are no float32 these are rounded to fp16 once."""
+        if self.v.dtype == "fp32":
+            return 1
+        return (2 if self.v.dtype == "bf16" else 1) + self.v.exact

@@ -1,0 +1,85 @@
+"""What the Triton backends support, and why not, before anything is compiled. Imports no triton, no torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from importlib import metadata
+
+from dba_core.contracts import DecodeRequest, Reason
+from dba_plugins.decode.triton.settings import version_of
+from dba_plugins.decode.triton.spec import FORMATS, MAX_WIDTH, KernelSpec
+
+DTYPES = ("float16", "bfloat16", "float32")
+LEAST_CAPABILITY = (8, 0)
+LEAST_VERSION = (3, 6)
+_ELSE = "Choose decode_backend=streaming, or auto."
+
+
+def reasons(request: DecodeRequest) -> Iterator[Reason]:
+    """Everything that speaks against the request."""
+    yield from _of_machine(request)
+    if request.dtype not in DTYPES:
+        yield Reason(
+            subject="dtype of the queries",
+            got=request.dtype,
+            supported=", ".join(DTYPES),
+            action=f"Run the model in one of these. {_ELSE}",
+        )
+    spec = KernelSpec.of(request)
+    for name, tensor in zip(("k_sem", "k_geo", "v"), spec.tensors, strict=True):
+        least = 0 if name == "k_sem" else 1
+        if not least <= tensor.width <= MAX_WIDTH:
+            yield Reason(
+                subject=f"width of {name}",
+                got=str(tensor.width),
+                supported=f"{least} to {MAX_WIDTH}",
+                action=_ELSE,
+            )
+        if tensor.format not in FORMATS:
+            yield Reason(
+                subject=f"format of {name}",
+                got=tensor.format,
+                supported=", ".join(FORMATS),
+                action="Choose one of these in the KV policy.",
+            )
+        if request.shape.n_heads % tensor.heads:
+            yield Reason(
+                subject=f"heads of {name}",
+                got=f"{tensor.heads} for {request.shape.n_heads} query heads",
+                supported="a divisor of the number of query heads",
+                action="Choose n_kv_heads that divides n_heads.",
+            )
+
+
+def _of_machine(request: DecodeRequest) -> Iterator[Reason]:
+    found = _installed()
+    if found is None or version_of(found) < LEAST_VERSION:
+        yield Reason(
+            subject="triton",
+            got="not installed" if found is None else found,
+            supported="3.6 or later",
+            action="Install it: python -m pip install 'dba[triton]'",
+        )
+    kind = request.device.partition(":")[0]
+    if kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    if kind != "cuda":
+        yield Reason(subject="device", got=request.device, supported="cuda", action=_ELSE)
+    elif request.device_capability is not None and request.device_capability < LEAST_CAPABILITY:
+        yield Reason(
+            subject="compute capability",
+            got=".".join(map(str, request.device_capability)),
+            supported="8.0 or later",
+            action=_ELSE,
+        )
+
+
+@functools.cache
+def _installed() -> str | None:
+    """The version of triton, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return metadata.version("triton")

@@ -1,0 +1,46 @@
+"""The plugin `triton_2pass`: rows are split over many programs, a second launch merges. For long caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dba_core.contracts import (
+    CONTRACT_VERSIONS,
+    CompiledKernel,
+    DecodeBackend,
+    DecodeBackendPlugin,
+    DecodeRequest,
+    Support,
+)
+from dba_core.hookspecs import hookimpl
+from dba_plugins.decode.triton.settings import TwoPassOptions
+from dba_plugins.decode.triton.spec import KernelSpec
+from dba_plugins.decode.triton.support import reasons
+
+
+class TwoPassPlugin:
+    name = "triton_2pass"
+    contract = CONTRACT_VERSIONS["decode_backend"]
+    summary = "Triton, two launches: rows are split, the null token is one more partition of the merge"
+    options_class = TwoPassOptions
+
+    def supports(self, request: DecodeRequest, options: TwoPassOptions) -> Support:
+        return Support(tuple(reasons(request)))
+
+    def build(self, request: DecodeRequest, options: TwoPassOptions) -> DecodeBackend:
+        from dba_plugins.decode.triton.backend import (
+            TwoPassDecode,  # needs triton, which `supports` has found
+        )
+
+        return TwoPassDecode(KernelSpec.of(request), options, processors=request.multiprocessors)
+
+    def compiled_kernels(self) -> Iterator[CompiledKernel]:
+        """For `dba bench kernels`; compiles as it goes, a few seconds each."""
+        from dba_plugins.decode.triton.inspect import compiled_kernels
+
+        return compiled_kernels(split=True)
+
+
+@hookimpl
+def dba_decode_backend() -> DecodeBackendPlugin:
+    return TwoPassPlugin()
