@@ -137,7 +137,7 @@ def test_one_compilation_serves_every_length_capacity_and_number_of_splits() -> 
     backend = make_backend(GPUTarget("cuda", 90, 32))
     attend = kernel.attend_kernel
     bind = create_function_from_signature(attend.signature, attend.params, backend)
-    constants = Case().spec.constants(block=32, least_rows=8)
+    constants = Case().spec.constants(block=32)
     constants |= {"NULL_HEADS": (8, 8, 8), "HAS_NULL": False, "SPLIT": True}
     keys = set()
     for size in (1, 16, 17, 131072, 2**30):

@@ -13,8 +13,7 @@ import attrs
 
 from dba_core.contracts import CompiledKernel
 from dba_plugins.decode.triton.kernel import attend_kernel
-from dba_plugins.decode.triton.settings import least_rows
-from dba_plugins.decode.triton.spec import BLOCK_FORMATS, KernelSpec, TensorSpec
+from dba_plugins.decode.triton.spec import BLOCK_FORMATS, LEAST_ROWS, KernelSpec, TensorSpec
 from dba_plugins.decode.triton.static import Listing, compile_kernel
 
 _POINTERS = {"fp16": "*fp16", "bf16": "*bf16", "q8_0": "*i8", "q4_0": "*u8", "nf4": "*u8"}
@@ -107,7 +106,7 @@ def compile_case(
     case: Case, *, split: bool, capability: int = 90, kernel: Any = attend_kernel, **changes: Any
 ) -> Listing:
     """changes: of the kernel's constants."""
-    spec, tiling = case.spec, case.spec.tiling(least_rows=least_rows())
+    spec, tiling = case.spec, case.spec.tiling()
     types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(
         ("null_sem_ptr", "null_geo_ptr", "null_v_ptr", "state_ptr", "lse_ptr"), "*fp32"
     )
@@ -120,7 +119,7 @@ def compile_case(
             f"{name}_scales_ptr": "*bf16",
             f"{name}_ring_ptr": "*fp16",
         }
-    constants = spec.constants(block=tiling.block, least_rows=least_rows()) | {
+    constants = spec.constants(block=tiling.block) | {
         "NULL_HEADS": (8, 8, 8),
         "HAS_NULL": case.null and not split,
         "SPLIT": split,
@@ -137,9 +136,9 @@ def compile_case(
 
 
 def _facts(case: Case, capability: int, listing: Listing, *, split: bool) -> CompiledKernel:
-    spec, tiling = case.spec, case.spec.tiling(least_rows=least_rows())
-    columns = spec.rows(least_rows()) // 8  # of a tensor-core instruction: 16 x 8 x 16
-    sem, geo, v = spec.constants(block=tiling.block, least_rows=least_rows())["TERMS"]
+    spec, tiling = case.spec, case.spec.tiling()
+    columns = spec.rows // LEAST_ROWS  # of a tensor-core instruction: 16 x 8 x 16
+    sem, geo, v = spec.constants(block=tiling.block)["TERMS"]
     products = spec.k_sem.width * sem + spec.k_geo.width * geo + spec.v.width * v
     registers, per_token = case.limits
     return CompiledKernel(

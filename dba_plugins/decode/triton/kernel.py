@@ -140,15 +140,15 @@ def attend_kernel(
     if SPLIT:
         size = tl.cdiv(full // BLOCK, tl.maximum(splits - 1, 1)) * BLOCK
         lo, hi = tl.minimum(split * size, full), tl.minimum(split * size + size, full)
-    if (split == splits - 1) & (end >= capacity):
-        m, mass, acc, norm = rest_of_row(
-            m, mass, acc, norm, c, q_sem, q_geo, sem, geo, val, full, stored, length, capacity, ring_size,
-            K_SEM, K_GEO, V, TERMS, BLOCK, HAS_RING, GPU,
-        )  # fmt: skip
     for start in tl.range(lo, hi, BLOCK, num_stages=1):
         m, mass, acc, norm = stored_block(
             m, mass, acc, norm, c, q_sem, q_geo, sem, geo, val, start, tl.arange(0, BLOCK), length, capacity,
             K_SEM, K_GEO, V, TERMS, GPU, False,
+        )  # fmt: skip
+    if (split == splits - 1) & (end >= capacity):
+        m, mass, acc, norm = rest_of_row(
+            m, mass, acc, norm, c, q_sem, q_geo, sem, geo, val, full, stored, length, capacity, ring_size,
+            K_SEM, K_GEO, V, TERMS, BLOCK, HAS_RING, GPU,
         )  # fmt: skip
 
     # computed anew, so that no register holds it during the loops

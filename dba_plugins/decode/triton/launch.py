@@ -18,7 +18,7 @@ from dba_core.cache.layer import LayerCache
 from dba_core.contracts import DecodeOutput, NullKV
 from dba_plugins.decode.triton.kernel import attend_kernel
 from dba_plugins.decode.triton.merge import merge_kernel
-from dba_plugins.decode.triton.settings import TritonOptions, TwoPassOptions, interpreted, least_rows
+from dba_plugins.decode.triton.settings import TritonOptions, TwoPassOptions, interpreted
 from dba_plugins.decode.triton.spec import KernelSpec
 
 #: States that the merge reads at a time.
@@ -92,8 +92,8 @@ def attend(
     splits 1: the null token too, and the output or, before the end, the state. More: all states.
     """
     cache, one = step.cache, splits == 1
-    lse, rows = output.lse, least_rows()
-    tiling = spec.tiling(block=options.block, warps=options.warps, least_rows=rows)
+    lse = output.lse
+    tiling = spec.tiling(block=options.block, warps=options.warps)
     grid = (splits, spec.units * spec.chunks, cache.batch)
     attend_kernel[grid](
         step.q_sem,
@@ -109,12 +109,7 @@ def attend(
         cache.residual_len,
         begin,
         end,
-        **spec.constants(
-            block=tiling.block,
-            least_rows=rows,
-            has_lse=lse is not None and one,
-            gpu=not interpreted(),
-        ),
+        **spec.constants(block=tiling.block, has_lse=lse is not None and one, gpu=not interpreted()),
         NULL_HEADS=step.null_heads,
         HAS_NULL=step.null is not None and one,
         SPLIT=not one,

@@ -1,8 +1,7 @@
-"""The options of the Triton backends, and what the installed Triton can do. Imports triton on demand."""
+"""The options of the Triton backends, and facts about the installed Triton. Imports triton on demand."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import attrs
@@ -35,14 +34,6 @@ class TwoPassOptions(TritonOptions):
     programs: int = attrs.field(default=16, validator=at_least(1))
     least_blocks: int = attrs.field(default=4, validator=at_least(1))
     splits: int = attrs.field(default=0, validator=at_least(0))
-
-
-@functools.cache
-def least_rows() -> int:
-    """The fewest query heads that tl.dot takes: eight since Triton 3.7, sixteen before."""
-    import triton
-
-    return 8 if version_of(triton.__version__) >= (3, 7) else 16
 
 
 def version_of(text: str) -> tuple[int, int]:

@@ -15,8 +15,8 @@ FORMATS = (*FLOAT_FORMATS, *BLOCK_FORMATS)
 MAX_WIDTH = 256
 #: The narrowest piece that a tensor core takes, and the widest that is worth it.
 LEAST_PIECE, MOST_PIECE = 16, 64
-#: Query heads of one program.
-MOST_ROWS = 16
+#: Query heads of one program: what a tensor core's instruction takes at least, and the most.
+LEAST_ROWS, MOST_ROWS = 8, 16
 
 
 @attrs.frozen(kw_only=True)
@@ -154,12 +154,13 @@ class KernelSpec:
         """Programs of a unit: each takes up to MOST_ROWS of its query heads."""
         return -(-self.share // MOST_ROWS)
 
-    def rows(self, least: int) -> int:
-        """Columns of a program's scores: a power of two, at least `least`."""
+    @property
+    def rows(self) -> int:
+        """Columns of a program's scores, one for each query head: a power of two."""
         share = -(-self.share // self.chunks)
-        return max(least, 1 << (share - 1).bit_length())
+        return max(LEAST_ROWS, 1 << (share - 1).bit_length())
 
-    def tiling(self, *, block: int = 0, warps: int = 0, least_rows: int = 8) -> Tiling:
+    def tiling(self, *, block: int = 0, warps: int = 0) -> Tiling:
         """What suits the widths, where it is not given. Looked up in compiled code, not measured on a device.
 
         One warp to a program needs no barrier between warps. Up to 128 registers leave a multiprocessor room
@@ -171,21 +172,19 @@ class KernelSpec:
         elif width > 384:
             best = Tiling(block=16, warps=1, registers=None)
         else:
-            best = Tiling(block=32, warps=1, registers=self._registers(width, least_rows))
+            best = Tiling(block=32, warps=1, registers=self._registers(width))
         if block in (0, best.block) and warps in (0, best.warps):
             return best
         return Tiling(block=block or best.block, warps=warps or best.warps, registers=None)
 
-    def _registers(self, width: int, least_rows: int) -> int | None:
+    def _registers(self, width: int) -> int | None:
         """The limit that code for q8_0 and q4_0 keeps without spilling."""
         plain = all(key.format in ("q8_0", "q4_0") and not key.exact for key in self.tensors if key.width)
-        if not plain or self.rows(least_rows) > 8 or width > 224:
+        if not plain or self.rows > LEAST_ROWS or width > 224:
             return None
         return 128 if width <= 160 else 168
 
-    def constants(
-        self, *, block: int, least_rows: int, has_lse: bool = False, gpu: bool = True
-    ) -> dict[str, Any]:
+    def constants(self, *, block: int, has_lse: bool = False, gpu: bool = True) -> dict[str, Any]:
         """The compile-time arguments of `kernel.attend_kernel` but for SPLIT."""
         return {
             "K_SEM": self.k_sem.constant,
@@ -196,7 +195,7 @@ class KernelSpec:
             "H": self.heads,
             "UNITS": self.units,
             "CHUNKS": self.chunks,
-            "ROWS": self.rows(least_rows),
+            "ROWS": self.rows,
             "BLOCK": block,
             "HAS_RING": self.window,
             "HAS_LSE": has_lse,

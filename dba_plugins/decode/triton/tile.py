@@ -87,21 +87,16 @@ def _load_values(first, scales_ptr, head, local, held, capacity, TENSOR: tl.cons
     return (x.to(tile_dtype(TENSOR)),), scales
 
 
-@triton.jit
-def _width(TENSOR: tl.constexpr):
+@triton.constexpr_function
+def _width(TENSOR):
     """Columns of the tile that is read value by value: a power of two that tensor cores take."""
-    D: tl.constexpr = TENSOR[2]
-    WIDTH: tl.constexpr = 16 if D <= 16 else triton.next_power_of_2(D)
-    return WIDTH
+    return max(16, triton.next_power_of_2(TENSOR[2]))
 
 
-@triton.jit
-def tile_dtype(TENSOR: tl.constexpr):
+@triton.constexpr_function
+def tile_dtype(TENSOR):
     """What a tensor core multiplies: fp16, bf16, or fp32 by ordinary arithmetic."""
-    DTYPE: tl.constexpr = (
-        tl.float32 if TENSOR[6] == "fp32" else tl.bfloat16 if TENSOR[6] == "bf16" else tl.float16
-    )
-    return DTYPE
+    return {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}[TENSOR[6]]
 
 
 @triton.jit
@@ -165,12 +160,12 @@ def tiles_of(raw, TENSOR: tl.constexpr, GPU: tl.constexpr):
     return tiles
 
 
-@triton.jit
-def first_value(i: tl.constexpr, TENSOR: tl.constexpr):
+@triton.constexpr_function
+def first_value(i, TENSOR):
     """Which value of the head tile i begins with."""
-    PACKED: tl.constexpr = (TENSOR[0] == "q4_0" or TENSOR[0] == "nf4") and TENSOR[4] > 0
-    FIRST: tl.constexpr = (i // 2 * TENSOR[4] + i % 2 * (TENSOR[2] // 2)) if PACKED else i * TENSOR[4]
-    return FIRST
+    if TENSOR[0] in ("q4_0", "nf4") and TENSOR[4] > 0:
+        return i // 2 * TENSOR[4] + i % 2 * (TENSOR[2] // 2)
+    return i * TENSOR[4]
 
 
 @triton.jit
@@ -184,11 +179,10 @@ def value_index(i: tl.constexpr, TENSOR: tl.constexpr):
     return first_value(i, TENSOR) + position
 
 
-@triton.jit
-def _scale_of(i: tl.constexpr, TENSOR: tl.constexpr):
+@triton.constexpr_function
+def _scale_of(i, TENSOR):
     """Which of the head's scales tile i has."""
-    INDEX: tl.constexpr = 0 if TENSOR[5] <= 1 else first_value(i, TENSOR) // TENSOR[3]
-    return INDEX
+    return 0 if TENSOR[5] <= 1 else first_value(i, TENSOR) // TENSOR[3]
 
 
 @triton.jit
