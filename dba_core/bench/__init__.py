@@ -2,6 +2,7 @@
 
     timing, machine, bandwidth, report, charts  what all have in common
     decode, decode_case, baselines              one decoded token, every backend and the alternatives
+    decode_gpu, gpu_baselines, gpu_timing       the same on a GPU, beside fp16 attention
     attention                                   prefill into a quantized cache; long training sequences
     train, plain_gpt, recall                    training steps; what the long-sequence path learns
     generate, llama                             whole models beside Hugging Face transformers

@@ -1,7 +1,7 @@
 """`dba bench kernels --static`: what the machine code of the GPU decode kernels says, without a GPU.
 
 A decode backend's plugin that is a `contracts.CompilesOffline` is asked for them. Each is read by `sass` and
-and held to its limits: no spill, no 1-byte load, in the main loop 2-byte loads for scales alone, tensor-core
+held to its limits: no spill, no 1-byte load, in the main loop 2-byte loads for scales alone, tensor-core
 instructions as many as the shapes need, registers and warp instructions per token.
 """
 

@@ -70,9 +70,10 @@ def interleaved(
                 torch.cuda.synchronize(device)
             if round_ >= warmup:
                 seconds[name].append(time.perf_counter() - begun)
-    return {name: _timing(times) for name, times in seconds.items()}
+    return {name: timing_of(times) for name, times in seconds.items()}
 
 
-def _timing(seconds: list[float]) -> Timing:
+def timing_of(seconds: list[float]) -> Timing:
+    """Of at least two measured times."""
     low, median, high = statistics.quantiles(seconds, n=4)
     return Timing(median_ms=median * 1e3, low_ms=low * 1e3, high_ms=high * 1e3, repeats=len(seconds))

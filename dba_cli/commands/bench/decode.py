@@ -22,7 +22,7 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 
 @click.command()
 @click.option(
-    "--batch", callback=numbers(least=1), default="1,4", show_default=True, metavar="N,...", help="Sequences."
+    "--batch", callback=numbers(least=1), metavar="N,...", help="Sequences. Without it: 1,4; on a GPU 1,8,64."
 )
 @click.option(
     "--length",
@@ -32,15 +32,25 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
     metavar="N,...",
     help="Cached tokens of each sequence.",
 )
-@click.option("--heads", type=click.IntRange(min=1), default=8, show_default=True, help="Query heads.")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads. Without it: as many.")
+@click.option("--heads", type=click.IntRange(min=1), help="Query heads. Without it: 8; on a GPU 32.")
+@click.option(
+    "--kv-heads",
+    callback=numbers(least=1),
+    metavar="N,...",
+    help="Key/value heads. Without it: as many; on a GPU 8,32.",
+)
 @click.option(
     "--sem-dim", type=click.IntRange(min=0), default=32, show_default=True, help="Semantic width of a head."
 )
 @click.option(
     "--geo-dim", type=click.IntRange(min=1), default=64, show_default=True, help="Geometric width of a head."
 )
-@click.option("--v-dim", type=click.IntRange(min=1), default=64, show_default=True, help="Width of a value.")
+@click.option(
+    "--v-dim",
+    callback=numbers(least=1),
+    metavar="N,...",
+    help="Width of a value. Without it: 64; on a GPU 64,128.",
+)
 @click.option(
     "--kv-policy",
     metavar="POLICY",
@@ -56,18 +66,23 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
     help="Decode backends. Without it: all that support the request.",
 )
 @click.option(
-    "--null", type=click.Choice(list(_NULLS)), default="off", show_default=True, help="With a null token."
+    "--null", type=click.Choice(list(_NULLS)), help="With a null token. Without it: off; on a GPU both."
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--budget-seconds",
+    type=click.FloatRange(min=1),
+    default=480,
+    show_default=True,
+    help="On a GPU: no case begins after that.",
+)
 @click.option(
     "--flex/--no-flex", default=True, show_default=True, help="Compile FlexAttention, which takes a minute."
 )
 @threads_option
 @repeats_option(20)
 @report_options
-def decode(
-    output: Output, device: str, heads: int, kv_heads: int | None, null: str, kv_policy: str, **rest: Any
-) -> None:
+def decode(output: Output, device: str, kv_policy: str, **rest: Any) -> None:
     """Decode one token over caches of each length, beside float attention over the same tokens.
 
     \b
@@ -75,45 +90,87 @@ def decode(
       dba bench decode --threads 1,2
       dba bench decode --batch 1 --length 8192 --heads 32 --kv-heads 8 --no-flex
       dba bench decode --backend cpu --null both --kv-policy "ksem=q8_0,kgeo=q8_0,v=q8_0,resid=128"
+      dba bench decode --device cuda --budget-seconds 480 --save docs/benchmarks
     """
+    from dba_core.config.kv_policy import KVCachePolicy
+    from dba_core.runs.device import resolve_device
+
+    policy, device = KVCachePolicy.parse(kv_policy), resolve_device(device)
+    if device.startswith("cuda"):
+        _on_gpu(output, device, policy, rest)
+        return
     from dba_core.bench.charts import decode_chart
     from dba_core.bench.decode import measure_decode
 
-    settings = _settings(device, heads, kv_heads, null, kv_policy, rest)
+    settings = _settings(device, policy, rest)
     show(measure_decode(settings, command=command_line(), on_case=output.progress), output, draw=decode_chart)
 
 
-def _settings(
-    device: str, heads: int, kv_heads: int | None, null: str, kv_policy: str, rest: dict[str, Any]
-) -> Any:
+def _settings(device: str, policy: Any, rest: dict[str, Any]) -> Any:
     from dba_core.bench.decode import DecodeSettings
-    from dba_core.config.kv_policy import KVCachePolicy
     from dba_core.contracts import AttentionShape
-    from dba_core.errors import UsageError
-    from dba_core.runs.device import resolve_device
 
-    kv_heads = heads if kv_heads is None else kv_heads
-    if heads % kv_heads:
-        raise UsageError(
-            f"--heads {heads} is not a multiple of --kv-heads {kv_heads}; give one that divides it"
-        )
+    heads = rest["heads"] or 8
+    kv_heads, v_dim = _one("--kv-heads", rest["kv_heads"], heads), _one("--v-dim", rest["v_dim"], 64)
+    _check_heads(heads, (kv_heads,))
     shape = AttentionShape(
         d_model=heads * (rest["sem_dim"] + rest["geo_dim"]),
         n_heads=heads,
         n_kv_heads=kv_heads,
         sem_head_dim=rest["sem_dim"],
         geo_head_dim=rest["geo_dim"],
-        v_head_dim=rest["v_dim"],
+        v_head_dim=v_dim,
     )
     return DecodeSettings(
         shape=shape,
-        policy=KVCachePolicy.parse(kv_policy),
-        batches=rest["batch"],
+        policy=policy,
+        batches=rest["batch"] or (1, 4),
         lengths=rest["length"],
         threads=rest["threads"],
         backends=rest["backends"],
-        nulls=_NULLS[null],
+        nulls=_NULLS[rest["null"] or "off"],
         repeats=rest["repeats"],
         flex=rest["flex"],
-        device=resolve_device(device),
+        device=device,
     )
+
+
+def _on_gpu(output: Output, device: str, policy: Any, rest: dict[str, Any]) -> None:
+    from dba_core.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode
+
+    heads, kv_heads = rest["heads"] or 32, rest["kv_heads"] or (8, 32)
+    _check_heads(heads, kv_heads)
+    settings = GpuDecodeSettings(
+        policy=policy,
+        heads=heads,
+        kv_heads=kv_heads,
+        sem_dim=rest["sem_dim"],
+        geo_dim=rest["geo_dim"],
+        v_dims=rest["v_dim"] or (64, 128),
+        batches=rest["batch"] or (1, 8, 64),
+        lengths=rest["length"],
+        nulls=_NULLS[rest["null"] or "both"],
+        backends=rest["backends"],
+        repeats=rest["repeats"],
+        budget_seconds=rest["budget_seconds"],
+        device=device,
+    )
+    show(measure_gpu_decode(settings, command=command_line(), on_case=output.progress), output)
+
+
+def _one(option: str, given: tuple[int, ...], default: int) -> int:
+    from dba_core.errors import UsageError
+
+    if len(given) > 1:
+        raise UsageError(f"{option} takes one number on the CPU, got {','.join(map(str, given))}; give one")
+    return given[0] if given else default
+
+
+def _check_heads(heads: int, kv_heads: tuple[int, ...]) -> None:
+    from dba_core.errors import UsageError
+
+    for each in kv_heads:
+        if heads % each:
+            raise UsageError(
+                f"--heads {heads} is not a multiple of --kv-heads {each}; give one that divides it"
+            )
