@@ -32,6 +32,7 @@ from dba_plugins.decode.triton.inspect import Case, compile_case, compiled_kerne
 pytestmark = pytest.mark.torch
 
 HERE = Path(__file__).parent
+COMMAND = "from dba_cli.main import main; raise SystemExit(main())"
 LIMITED = (
     Case(),
     Case(widths=(32, 64, 128)),
@@ -75,6 +76,18 @@ def test_the_interpreted_kernels_equal_float64() -> None:
 @pytest.mark.slow
 def test_the_interpreted_kernels_equal_float64_for_every_mix_of_formats() -> None:
     interpreted("slow")
+
+
+@pytest.mark.slow
+def test_the_interpreted_kernels_keep_the_contract() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "plugins", "check", "triton_2pass", "--quick"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checks passed" in done.stdout
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["2pass", "1pass"])
@@ -187,7 +200,7 @@ def test_auto_chooses_by_batch_heads_length_and_multiprocessors(changes, name: s
             {"v": CachedTensor(n_heads=2, head_dim=512, format="fp16")},
             "width of v: got 512; supported: 1 to 256",
         ),
-        ({"k_geo": CachedTensor(n_heads=2, head_dim=64, format="fp32")}, "format of k_geo: got fp32"),
+        ({"k_geo": CachedTensor(n_heads=2, head_dim=64, format="fp8")}, "format of k_geo: got fp8"),
         ({"v": CachedTensor(n_heads=3, head_dim=64, format="fp16")}, "heads of v: got 3 for 8 query heads"),
     ],
 )

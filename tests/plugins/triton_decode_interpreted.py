@@ -70,6 +70,8 @@ QUERIES = (
     (torch.float32, f"{STUDIED},resid=9", 1),
     (torch.float32, "ksem=nf4,kgeo=bf16,v=nf4", 2),
     (torch.float32, "ksem=fp16,kgeo=q8_0@16,v=bf16", 2),
+    (torch.float32, "ksem=fp32,kgeo=fp32,v=fp32", 2),
+    (torch.float16, "ksem=q4_0,kgeo=fp32,v=fp32,resid=5", 1),
 )
 SMALL = [
     # every format in every tensor
@@ -108,16 +110,21 @@ def test_equals_float64(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, monkeypatch)
 
 
+#: (sizes, lengths, residual window, null), in turns.
+SHAPES = (
+    ((4, 2, 2, 2, 32, 32, 48), (35, 1), ",resid=7", True),
+    ((3, 1, 1, 1, 16, 48, 32), (16, 33), "", False),
+)
 WIDE_GRID = [
-    Case(policy=f"ksem={a},kgeo={b},v={c}{resid}", sizes=sizes, lengths=lengths, null=null, passes=passes)
-    for (i, (a, b, c)), (sizes, lengths, resid, null) in itertools.product(
-        enumerate(itertools.product(FORMATS, FORMATS, FORMATS)),
-        (
-            ((4, 2, 2, 2, 32, 32, 48), (35, 1), ",resid=7", True),
-            ((3, 1, 1, 1, 16, 48, 32), (16, 33), "", False),
-        ),
+    Case(
+        policy=f"ksem={a},kgeo={b},v={c}{resid}",
+        sizes=sizes,
+        lengths=lengths,
+        null=null,
+        passes=1 + i // 2 % 2,
     )
-    for passes in (1 + i % 2,)
+    for i, (a, b, c) in enumerate(itertools.product(FORMATS, FORMATS, FORMATS))
+    for sizes, lengths, resid, null in (SHAPES[i % 2],)
 ]
 
 

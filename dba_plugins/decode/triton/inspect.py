@@ -16,7 +16,7 @@ from dba_plugins.decode.triton.kernel import attend_kernel
 from dba_plugins.decode.triton.spec import BLOCK_FORMATS, LEAST_ROWS, KernelSpec, TensorSpec
 from dba_plugins.decode.triton.static import Listing, compile_kernel
 
-_POINTERS = {"fp16": "*fp16", "bf16": "*bf16", "q8_0": "*i8", "q4_0": "*u8", "nf4": "*u8"}
+_POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "q8_0": "*i8", "q4_0": "*u8", "nf4": "*u8"}
 _QUERIES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 _STUDIED = ("q4_0", "q8_0", "q4_0")
 

@@ -10,7 +10,7 @@ import attrs
 from dba_core.contracts import CachedTensor, DecodeRequest
 
 BLOCK_FORMATS = ("q8_0", "q4_0", "nf4")
-FLOAT_FORMATS = ("fp16", "bf16")
+FLOAT_FORMATS = ("fp32", "fp16", "bf16")
 FORMATS = (*FLOAT_FORMATS, *BLOCK_FORMATS)
 MAX_WIDTH = 256
 #: The narrowest piece that a tensor core takes, and the widest that is worth it.
@@ -87,7 +87,7 @@ class TensorSpec:
     @property
     def dtype(self) -> str:
         """In which tiles are multiplied."""
-        if self.exact and not self.piece:
+        if self.format == "fp32" or (self.exact and not self.piece):
             return "fp32"
         return "bf16" if self.format == "bf16" else "fp16"
 
