@@ -59,6 +59,12 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
     show_default=True,
     help="Mix the channels of semantic keys and of values, which quantizes better and costs nothing.",
 )
+@click.option(
+    "--fit/--no-fit",
+    default=True,
+    show_default=True,
+    help="Turn and scale the queries of pairs that lose their rotation, as fits the attention best.",
+)
 @click.option("--kv-policy", metavar="POLICY", help=KV_POLICY_HELP)
 @click.option(
     "--calibrate",
@@ -130,6 +136,7 @@ def _request(
     rule: str,
     latent: int | None,
     spread: bool,
+    fit: bool,
     kv_policy: str | None,
     **rest: Any,
 ) -> Any:
@@ -140,7 +147,7 @@ def _request(
     return ConvertRequest(
         model=model,
         out=out,
-        recipe=Recipe(pairs=pairs, rule=rule, latent=latent, spread=spread),
+        recipe=Recipe(pairs=pairs, rule=rule, latent=latent, spread=spread, fit=fit),
         policy=DEFAULT_POLICY if kv_policy is None else KVCachePolicy.parse(kv_policy),
         **rest,
     )

@@ -6,8 +6,13 @@ frequency, leaving the pair unrotated changes the score of (m, n) by
     d_i(m, n) = Re( q_i(m) conj(k_i(n)) (e^(i f_i (m - n)) - 1) )
 
 and the attention distribution p(m) of query m by, to second order, KL = Var_{n ~ p(m)}[d_i] / 2. `damage` is
-its mean over queries, summed over the query heads of a KV head. Both moments under p are matrix products:
-d_i is bilinear in (rotated, unrotated) parts of q_i(m) and k_i(n), and d_i^2 in their products.
+its mean over queries, summed over the query heads of a KV head.
+
+The unrotated score may have a constant complex factor c for each query head and pair, absorbed in the query
+weights: it stands for the rotation by the distances that the head attends over. `fit` is the c that leaves
+the least, by least squares over the covariances under p of the rotated score and of both parts of the
+unrotated one, and `residual` what it leaves. All moments under p are matrix products: the scores are bilinear
+in (rotated, unrotated) parts of q_i(m) and k_i(n), and their products in the products of these.
 """
 
 from __future__ import annotations
@@ -35,12 +40,14 @@ _QUERY_BLOCK = 128
 class LayerCalibration:
     """One layer. G KV heads of D channels, P = D/2 pairs; channels i and i + P are pair i.
 
-    damage [G,P]: see the module. q_norm, k_norm [G,P]: root mean square length of the pair in queries and
-    keys. k_mean [G*D], k_cov [G*D,G*D]: of unrotated keys, all heads together. q_moment [G,D,D]: mean of
-    q q^T over queries and query heads, unrotated and unscaled. float64.
+    damage, residual [G,P], fit [G,H/G,P,2] (real and imaginary part): see the module. q_norm, k_norm [G,P]:
+    root mean square length of the pair in queries and keys. k_mean [G*D], k_cov [G*D,G*D]: of unrotated keys,
+    all heads together. q_moment [G,H/G,D,D]: mean of q q^T over queries, unrotated and unscaled. float64.
     """
 
     damage: Tensor
+    residual: Tensor
+    fit: Tensor
     q_norm: Tensor
     k_norm: Tensor
     k_mean: Tensor
@@ -97,7 +104,7 @@ def _require_plain(attention: DecoupledAttention) -> None:
 class _Sums:
     """Sums over all sequences so far."""
 
-    damage: Tensor
+    gram: Tensor  # [G,H/G,P,3,3]: covariances of the scores: rotated, both parts of the unrotated
     q_square: Tensor
     k_square: Tensor
     k_sum: Tensor
@@ -111,13 +118,14 @@ class _Sums:
     def of(cls, attention: DecoupledAttention) -> _Sums:
         kv_heads, width = attention.shape.n_kv_heads, attention.shape.geo_head_dim
         pairs = torch.zeros(kv_heads, width // 2, dtype=torch.float64)
+        share = attention.shape.n_heads // kv_heads
         return cls(
-            damage=pairs,
-            q_square=pairs.clone(),
+            gram=torch.zeros(kv_heads, share, width // 2, 3, 3, dtype=torch.float64),
+            q_square=pairs,
             k_square=pairs.clone(),
             k_sum=torch.zeros(kv_heads * width, dtype=torch.float64),
             k_outer=torch.zeros(kv_heads * width, kv_heads * width, dtype=torch.float64),
-            q_outer=torch.zeros(kv_heads, width, width, dtype=torch.float64),
+            q_outer=torch.zeros(kv_heads, share, width, width, dtype=torch.float64),
         )
 
     def add(self, attention: DecoupledAttention, hidden: Tensor) -> None:
@@ -134,7 +142,7 @@ class _Sums:
         flat = k.transpose(0, 1).flatten(1).double()  # [T, G*D]
         self.k_sum += flat.sum(0).cpu()
         self.k_outer += (flat.mT @ flat).cpu()
-        rows = grouped.flatten(1, 2).double()  # [G, H/G*T, D]
+        rows = grouped.double()  # [G, H/G, T, D]
         self.q_outer += (rows.mT @ rows).cpu()
         self.queries += length * (shape.n_heads // shape.n_kv_heads)
         self.keys += length
@@ -142,17 +150,23 @@ class _Sums:
         self.sampled += len(at)
         for head in range(shape.n_kv_heads):
             angle = [t[:, head if t.shape[1] > 1 else 0] for t in (cos, sin)]
-            self.damage[head] += _damage(grouped[head], k[head], *angle, at=at).double().cpu()
+            self.gram[head] += _covariances(grouped[head], k[head], *angle, at=at).cpu()
 
     def result(self) -> LayerCalibration:
         mean = self.k_sum / self.keys
+        gram = self.gram / self.sampled
+        plain = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
+        fit = _least_squares(gram)
+        fitted = torch.cat([torch.ones_like(fit[..., :1]), -fit], dim=-1)
         return LayerCalibration(
-            damage=self.damage / self.sampled,
+            damage=(plain @ gram @ plain).clamp_min(0.0).sum(1) / 2,
+            residual=(fitted[..., None, :] @ gram @ fitted[..., None]).flatten(-3).clamp_min(0.0).sum(1) / 2,
+            fit=fit,
             q_norm=(self.q_square / self.queries).sqrt(),
             k_norm=(self.k_square / self.keys).sqrt(),
             k_mean=mean,
             k_cov=self.k_outer / self.keys - torch.outer(mean, mean),
-            q_moment=self.q_outer / self.queries,
+            q_moment=self.q_outer / self.keys,
         )
 
 
@@ -167,26 +181,47 @@ def _pair_squares(x: Tensor) -> Tensor:
     return (a.square() + b.square()).sum(dim=-2)
 
 
-def _damage(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) -> Tensor:
-    """q [R,T,D] of one KV head's R query heads, k [T,D], cos and sin [T,P] -> sum over queries `at` [P]."""
+def _least_squares(gram: Tensor) -> Tensor:
+    """Covariances [...,3,3] -> the factors [...,2] of scores 1 and 2 that leave least of score 0."""
+    normal = gram[..., 1:, 1:]
+    ridge = 1e-9 * normal.diagonal(dim1=-2, dim2=-1).sum(-1) + 1e-30
+    eye = torch.eye(2, dtype=gram.dtype)
+    solved: Tensor = torch.linalg.solve(normal + ridge[..., None, None] * eye, gram[..., 1:, :1])
+    return solved.squeeze(-1)
+
+
+def _covariances(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) -> Tensor:
+    """q [R,T,D] of one KV head's R query heads, k [T,D], cos and sin [T,P] -> sums over queries `at` of the
+    covariances under p of the scores, float64 [R,P,3,3].
+    """
     keys = _parts(k, cos, sin)  # [T, P, 4]
     moments = torch.cat([keys, _products(keys)], dim=-1).flatten(1)  # [T, P*14]
     rotated_keys = keys[..., :2].transpose(1, 2).flatten(1)  # [T, D], halves
     scale = k.shape[-1] ** -0.5
-    total = k.new_zeros(k.shape[-1] // 2)
+    total = k.new_zeros(len(q), k.shape[-1] // 2, 3, 3, dtype=torch.float64)
     for rows in torch.split(at, _QUERY_BLOCK):
         stop = int(rows[-1]) + 1
         future = torch.arange(stop, device=k.device) > rows[:, None]
-        for head in q:
+        for number, head in enumerate(q):
             queries = _parts(head[rows], cos[rows], sin[rows])  # [m, P, 4]
             rotated = queries[..., :2].transpose(1, 2).flatten(1)
             scores = (rotated @ rotated_keys[:stop].mT * scale).masked_fill_(future, -torch.inf)
             under_p = torch.unflatten(scores.softmax(-1) @ moments[:stop], 1, (-1, 14))  # [m, P, 14]
-            signed = queries * queries.new_tensor([1.0, 1.0, -1.0, -1.0]) * scale
-            first = (signed * under_p[..., :4]).sum(-1)
-            second = (_products(signed) * _CROSS.to(k.device) * under_p[..., 4:]).sum(-1)
-            total += (second - first.square()).clamp_min_(0.0).sum(0)
-    return total / 2
+            mean, second = under_p[..., :4], under_p[..., 4:][..., _SQUARE.to(k.device)]  # [m,P,4], [m,P,4,4]
+            covariance = second - mean[..., :, None] * mean[..., None, :]
+            linear = _score_vectors(queries) * scale  # [m, P, 3, 4]
+            total[number] += (linear @ covariance @ linear.mT).double().sum(0)
+    return total
+
+
+def _score_vectors(queries: Tensor) -> Tensor:
+    """[m,P,4] -> [m,P,3,4]: what a key's parts are multiplied by in the rotated score and in the real and
+    imaginary part of the unrotated one.
+    """
+    turned_a, turned_b, a, b = queries.unbind(-1)
+    zero = torch.zeros_like(a)
+    rows = ((turned_a, turned_b, zero, zero), (zero, zero, a, b), (zero, zero, -b, a))
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
 def _parts(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -196,8 +231,9 @@ def _parts(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 _ROWS, _COLUMNS = torch.triu_indices(4, 4)
-#: A product of two different parts stands twice in the square.
-_CROSS = torch.where(_ROWS == _COLUMNS, 1.0, 2.0)
+#: Where the product of parts i and j stands among the ten.
+_SQUARE = torch.zeros(4, 4, dtype=torch.int64)
+_SQUARE[_ROWS, _COLUMNS] = _SQUARE[_COLUMNS, _ROWS] = torch.arange(10)
 
 
 def _products(parts: Tensor) -> Tensor:

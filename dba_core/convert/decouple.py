@@ -4,7 +4,8 @@
 
 The chosen pairs of channels become semantic: they keep their weights and lose their rotation, the others keep
 theirs with the frequencies that they had. Queries are scaled so that both divisions give the source's one by
-sqrt(D). What is not rotated may be transformed at will as long as queries undo it, which costs nothing:
+sqrt(D). `fit` gives the queries of each pair the complex factor that best stands for the lost rotation. What
+is not rotated may be transformed at will as long as queries undo it, which costs nothing:
 
 - the mean key is subtracted: it adds one constant to all scores of a query, which the softmax cancels;
 - `latent` r: the semantic keys of all KV heads become one of r numbers, the r directions that matter most to
@@ -34,13 +35,14 @@ from dba_core.model.language_model import LanguageModel
 @attrs.frozen(kw_only=True)
 class Recipe:
     """pairs: channel pairs of a head that become semantic. latent: width of one semantic key for all KV
-    heads; None keeps one per head. rule: of `selection`. spread: see the module.
+    heads; None keeps one per head. rule: of `selection`. spread, fit: see the module.
     """
 
     pairs: int
     latent: int | None = None
     rule: str = "kl"
     spread: bool = True
+    fit: bool = True
 
 
 def decouple(
@@ -113,12 +115,14 @@ def _fill(
     semantic, rotated, kept = channels_of(pairs, width)
 
     q_sem = _rows(q, semantic)  # [G, H/G, Ds, d_model]
+    if recipe.fit:
+        q_sem = _turned(q_sem, measured.fit, pairs)
     k_sem = torch.stack([k[g, semantic[g]] for g in range(kv_heads)])
     mean = measured.k_mean.view(kv_heads, width).gather(1, semantic)  # [G, Ds]
     if recipe.latent is None:
         keys, queries = _identity(kv_heads, semantic.shape[1])
     else:
-        keys, queries = _latent_maps(measured, semantic, recipe.latent)
+        keys, queries = _latent_maps(measured, semantic, pairs, recipe)
     if recipe.spread:
         turn = spreading_matrix(keys.shape[1])
         keys, queries = turn @ keys, turn @ queries
@@ -155,6 +159,14 @@ def channels_of(pairs: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([pairs, pairs + half], dim=1), torch.cat([kept, kept + half], dim=1), kept
 
 
+def _turned(q: Tensor, fit: Tensor, pairs: Tensor) -> Tensor:
+    """q [G,H/G,2n,d_model] by halves, times the factors fit [G,H/G,P,2] of the pairs [G,n]."""
+    factors = torch.stack([fit[g][:, pairs[g]] for g in range(len(q))])  # [G, H/G, n, 2]
+    real, imaginary = factors[..., :1], factors[..., 1:]
+    a, b = q.chunk(2, dim=2)
+    return torch.cat([real * a - imaginary * b, real * b + imaginary * a], dim=2)
+
+
 def _rows(q: Tensor, channels: Tensor) -> Tensor:
     """q [G,H/G,D,d_model], channels [G,n] -> [G,H/G,n,d_model]."""
     return torch.stack([q[g][:, channels[g]] for g in range(len(q))])
@@ -165,21 +177,28 @@ def _identity(kv_heads: int, width: int) -> tuple[Tensor, Tensor]:
     return eye, eye
 
 
-def _latent_maps(measured: LayerCalibration, semantic: Tensor, latent: int) -> tuple[Tensor, Tensor]:
+def _latent_maps(
+    measured: LayerCalibration, semantic: Tensor, pairs: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
     """What makes the latent of all heads' keys [1,r,G*Ds], and of each head's queries [G,r,Ds]."""
+    assert recipe.latent is not None
     kv_heads, width = semantic.shape
     full = measured.q_moment.shape[-1]
     flat = (semantic + full * torch.arange(kv_heads)[:, None]).flatten()
     cov = measured.k_cov[flat][:, flat]
-    blocks = [measured.q_moment[g][semantic[g]][:, semantic[g]] for g in range(kv_heads)]
+    moments = torch.stack([measured.q_moment[g][:, semantic[g]][:, :, semantic[g]] for g in range(kv_heads)])
+    if recipe.fit:  # of the queries as they will be
+        moments = _turned(moments, measured.fit, pairs)
+        moments = _turned(moments.mT, measured.fit, pairs)
+    blocks = list(moments.mean(1))
     weight: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
     weight += torch.eye(len(weight), dtype=torch.float64) * weight.diagonal().mean() * 1e-6
     lower = torch.linalg.cholesky(weight)
     _, vectors = torch.linalg.eigh(lower.mT @ cov @ lower)  # ascending
-    top = vectors[:, -latent:]
+    top = vectors[:, -recipe.latent :]
     keys = top.mT @ lower.mT  # [r, G*Ds]
     up = torch.linalg.solve_triangular(lower.mT, top, upper=True)  # [G*Ds, r]
-    return keys[None], up.view(kv_heads, width, latent).mT
+    return keys[None], up.view(kv_heads, width, recipe.latent).mT
 
 
 def spreading_matrix(width: int) -> Tensor:

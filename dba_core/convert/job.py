@@ -133,7 +133,7 @@ class _Conversion:
         with self._phase("convert"):
             self.reporter.phase("Rearranging the weights ...", 0)
             frequencies = model.attentions[0].rope.frequencies
-            chosen = select_pairs(measured, frequencies, pairs=recipe.pairs, rule=recipe.rule)
+            chosen = select_pairs(measured, frequencies, pairs=recipe.pairs, rule=recipe.rule, fit=recipe.fit)
             converted = decouple(model, measured, chosen, recipe)
         healed = self._heal(model, converted, texts)
         rows = self._measure(model, converted, chosen, texts)

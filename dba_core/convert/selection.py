@@ -1,6 +1,6 @@
 """Which channel pairs lose their rotation: per layer and KV head, those that lose the least by a measure.
 
-    kl     the measured change of the attention distribution (`calibration`)
+    kl     the measured change of the attention distribution (`calibration`), after the fit where there is one
     norm   the mean length in queries times that in keys (MHA2MLA: Ji et al. 2025, arXiv:2502.14837)
     low    the frequency itself: the slowest pairs first
 
@@ -18,30 +18,33 @@ from torch import Tensor
 from dba_core.convert.calibration import Calibration, LayerCalibration
 from dba_core.errors import UsageError, unknown
 
-#: layer, frequencies [P] -> what unrotating each pair costs [G,P]; only the order within a row matters.
-Rule = Callable[[LayerCalibration, Tensor], Tensor]
+#: layer, frequencies [P], fit -> what unrotating each pair costs [G,P]; only the order within a row matters.
+Rule = Callable[[LayerCalibration, Tensor, bool], Tensor]
 
 
-def _kl(layer: LayerCalibration, frequencies: Tensor) -> Tensor:
-    return layer.damage
+def _kl(layer: LayerCalibration, frequencies: Tensor, fit: bool) -> Tensor:
+    return layer.residual if fit else layer.damage
 
 
-def _norm(layer: LayerCalibration, frequencies: Tensor) -> Tensor:
+def _norm(layer: LayerCalibration, frequencies: Tensor, fit: bool) -> Tensor:
     return layer.q_norm * layer.k_norm
 
 
-def _low(layer: LayerCalibration, frequencies: Tensor) -> Tensor:
+def _low(layer: LayerCalibration, frequencies: Tensor, fit: bool) -> Tensor:
     return frequencies.expand_as(layer.damage)
 
 
 RULES: dict[str, Rule] = {"kl": _kl, "norm": _norm, "low": _low}
 
 
-def select_pairs(calibration: Calibration, frequencies: Tensor, *, pairs: int, rule: str) -> Tensor:
+def select_pairs(
+    calibration: Calibration, frequencies: Tensor, *, pairs: int, rule: str, fit: bool = True
+) -> Tensor:
     """The pairs that become semantic, ascending: int64 [layers, G, pairs].
 
-    frequencies: radians per token of the source's pairs [G or 1, P]. Raises UsageError for a rule that does
-    not exist and for a number of pairs that leaves nothing on one side.
+    fit: whether queries get the factors of `LayerCalibration.fit`. frequencies: radians per token of the
+    source's pairs [G or 1, P]. Raises UsageError for a rule that does not exist and for a number of pairs
+    that leaves nothing on one side.
     """
     if rule not in RULES:
         raise UsageError(unknown("selection rule", rule, RULES))
@@ -51,6 +54,6 @@ def select_pairs(calibration: Calibration, frequencies: Tensor, *, pairs: int, r
             f"{pairs} pairs cannot become semantic; allowed: 1 to {n_pairs - 1}, since a head has {n_pairs} "
             "pairs and at least one stays rotated"
         )
-    costs = [RULES[rule](layer, frequencies) for layer in calibration.layers]
+    costs = [RULES[rule](layer, frequencies, fit) for layer in calibration.layers]
     chosen = [cost.argsort(dim=-1, stable=True)[:, :pairs].sort(dim=-1).values for cost in costs]
     return torch.stack(chosen)

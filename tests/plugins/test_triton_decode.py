@@ -32,7 +32,6 @@ from dba_plugins.decode.triton.inspect import Case, compile_case, compiled_kerne
 pytestmark = pytest.mark.torch
 
 HERE = Path(__file__).parent
-COMMAND = "from dba_cli.main import main; raise SystemExit(main())"
 LIMITED = (
     Case(),
     Case(widths=(32, 64, 128)),
@@ -76,18 +75,6 @@ def test_the_interpreted_kernels_equal_float64() -> None:
 @pytest.mark.slow
 def test_the_interpreted_kernels_equal_float64_for_every_mix_of_formats() -> None:
     interpreted("slow")
-
-
-@pytest.mark.slow
-def test_the_interpreted_kernels_keep_the_contract() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "plugins", "check", "triton_2pass", "--quick"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "checks passed" in done.stdout
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["2pass", "1pass"])
