@@ -9,11 +9,13 @@ is not rotated may be transformed at will as long as queries undo it, which cost
 
 - the mean key is subtracted: it adds one constant to all scores of a query, which the softmax cancels;
 - `latent` r: the semantic keys of all KV heads become one of r numbers, the r directions that matter most to
-  the scores: with M = blockdiag_g E[q_g q_g^T] = L L^T, the top eigenvectors V of L^T Cov(k) L give
-  keys V^T L^T (k - mean) and queries V^T L^-1 q;
-- `spread`: semantic keys and values are turned by an orthogonal matrix that mixes all channels of a head, so
-  that none is an outlier in its quantization block (QuaRot: Ashkboos et al. 2024, arXiv:2404.00456); queries
-  and the output projection turn them back.
+  the scores: with M = blockdiag_g E[q_g q_g^T] = L L^T, the top eigenvectors V of L^T Cov(k) L (eigenvalues
+  e) give keys V^T L^T (k - mean) and queries V^T L^-1 q;
+- `spread`: semantic keys are stored in such directions, times e^(-1/4), and queries times e^(1/4), and then
+  turned by an orthogonal matrix that mixes all channels. Quantization then adds about the same noise to every
+  channel: with key variances e s^2 and query variances 1 / s^2 what it does to the scores is
+  (sum e s^2)(sum s^-2), least at s = e^(-1/4), and no channel is an outlier in its block. Values are turned
+  only (QuaRot: Ashkboos et al. 2024, arXiv:2404.00456). Queries and the output projection undo it.
 
 Called by `dba_core.convert.job`.
 """
@@ -119,13 +121,10 @@ def _fill(
         q_sem = _turned(q_sem, measured.fit, pairs)
     k_sem = torch.stack([k[g, semantic[g]] for g in range(kv_heads)])
     mean = measured.k_mean.view(kv_heads, width).gather(1, semantic)  # [G, Ds]
-    if recipe.latent is None:
+    if recipe.latent is None and not recipe.spread:
         keys, queries = _identity(kv_heads, semantic.shape[1])
     else:
-        keys, queries = _latent_maps(measured, semantic, pairs, recipe)
-    if recipe.spread:
-        turn = spreading_matrix(keys.shape[1])
-        keys, queries = turn @ keys, turn @ queries
+        keys, queries = _key_maps(measured, semantic, pairs, recipe)
     # keys [M, n, Ds of M's heads], queries [G, n, Ds]: what k_sem and q_sem are multiplied by
     stacked = k_sem.reshape(len(keys), -1, k_sem.shape[-1])
     after.k_sem.weight.copy_((keys @ stacked).flatten(0, 1))
@@ -177,28 +176,48 @@ def _identity(kv_heads: int, width: int) -> tuple[Tensor, Tensor]:
     return eye, eye
 
 
-def _latent_maps(
+def _key_maps(
     measured: LayerCalibration, semantic: Tensor, pairs: Tensor, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
-    """What makes the latent of all heads' keys [1,r,G*Ds], and of each head's queries [G,r,Ds]."""
-    assert recipe.latent is not None
+    """What makes the stored keys, of every head [G,Ds,Ds] or of all [1,r,G*Ds], and of each head's queries
+    [G,Ds or r,Ds].
+    """
     kv_heads, width = semantic.shape
     full = measured.q_moment.shape[-1]
-    flat = (semantic + full * torch.arange(kv_heads)[:, None]).flatten()
-    cov = measured.k_cov[flat][:, flat]
     moments = torch.stack([measured.q_moment[g][:, semantic[g]][:, :, semantic[g]] for g in range(kv_heads)])
     if recipe.fit:  # of the queries as they will be
         moments = _turned(moments, measured.fit, pairs)
         moments = _turned(moments.mT, measured.fit, pairs)
     blocks = list(moments.mean(1))
-    weight: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    weight += torch.eye(len(weight), dtype=torch.float64) * weight.diagonal().mean() * 1e-6
-    lower = torch.linalg.cholesky(weight)
-    _, vectors = torch.linalg.eigh(lower.mT @ cov @ lower)  # ascending
-    top = vectors[:, -recipe.latent :]
-    keys = top.mT @ lower.mT  # [r, G*Ds]
-    up = torch.linalg.solve_triangular(lower.mT, top, upper=True)  # [G*Ds, r]
-    return keys[None], up.view(kv_heads, width, recipe.latent).mT
+    flat = (semantic + full * torch.arange(kv_heads)[:, None]).flatten()
+    cov = measured.k_cov[flat][:, flat]
+    if recipe.latent is not None:
+        every: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        keys, queries = directions(every, cov, recipe.latent, spread=recipe.spread)
+        return keys[None], queries.view(recipe.latent, kv_heads, width).transpose(0, 1)
+    own = [cov[g * width : (g + 1) * width, g * width : (g + 1) * width] for g in range(kv_heads)]
+    maps = [directions(m, c, width, spread=True) for m, c in zip(blocks, own, strict=True)]
+    keys, queries = (torch.stack(part) for part in zip(*maps, strict=True))
+    return keys, queries
+
+
+def directions(moment: Tensor, cov: Tensor, count: int, *, spread: bool) -> tuple[Tensor, Tensor]:
+    """The `count` directions that matter most: what stored values [count,n] are multiplied by, and what reads
+    them; products of the two are those of before, but for what is left out. See the module.
+
+    moment, cov [n,n]: second moments of what reads, and of what is stored.
+    """
+    ridge = torch.eye(len(moment), dtype=torch.float64)
+    lower = torch.linalg.cholesky(moment + ridge * moment.diagonal().mean() * 1e-6)
+    values, vectors = torch.linalg.eigh(lower.mT @ cov @ lower)  # ascending
+    top = vectors[:, -count:]
+    stored = top.mT @ lower.mT  # [r, n]
+    reads = torch.linalg.solve_triangular(lower.mT, top, upper=True).mT
+    if spread:
+        size = values[-count:].clamp_min(float(values[-1]) * 1e-6 + 1e-30)[:, None] ** 0.25
+        turn = spreading_matrix(count)
+        stored, reads = turn @ (stored / size), turn @ (reads * size)
+    return stored, reads
 
 
 def spreading_matrix(width: int) -> Tensor:
