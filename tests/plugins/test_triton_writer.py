@@ -30,10 +30,11 @@ CODES = {"fp32": "fp32", "fp16": "fp16", "bf16": "i16", "q8_0": "i8", "q4_0": "u
 
 def test_the_interpreted_kernel_gives_the_bits_of_the_codecs() -> None:
     """The interpreter must be on when triton is imported, so a process of its own runs the cases."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_writer_interpreted.py"],
         cwd=HERE,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env=environment | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )
