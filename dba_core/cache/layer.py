@@ -99,6 +99,11 @@ class LayerCache:
         return self.policy.residual
 
     @property
+    def ring_size(self) -> int:
+        """Slots of the residual rings: position p is in slot p % ring_size; 0 without a residual window."""
+        return self._rows.ring_size
+
+    @property
     def specs(self) -> tuple[CachedTensor, CachedTensor, CachedTensor]:
         """Heads, width and format of k_sem, k_geo and v."""
         return self.k_sem.spec, self.k_geo.spec, self.v.spec

@@ -61,7 +61,9 @@ def _explained(
         return Other(info=info, state="broken", why=answer)
     state: State = "passed over" if tried else "not asked"
     why = _why(selection, tried=tried, is_listed=is_listed)
-    verdict = "it supports the request" if answer.ok else "; ".join(map(str, answer.reasons))
+    verdict = "; ".join(map(str, answer.reasons or answer.next_is_better))
+    if answer.ok:
+        verdict = f"it supports the request{f', but {verdict}' if verdict else ''}"
     return Other(info=info, state=state, why=f"{why}; {verdict}" if why else verdict, reasons=answer.reasons)
 
 

@@ -259,4 +259,7 @@ def _warn_of(loaded: LoadedPlugin) -> None:
 def _auto_why(passed: list[PassedOver]) -> str:
     if not passed:
         return "auto: first in the order, supports the request"
+    for each in passed:
+        if each.stood_back:
+            return f"auto: better for the request than {each.name}, which supports it too"
     return f"auto: first that supports the request, after {', '.join(each.name for each in passed)}"

@@ -85,11 +85,12 @@ def test_pairs_that_turn_cost_something_and_a_narrow_latent_more(tmp_path: Path)
     frequencies = model.attentions[0].rope.frequencies
 
     def off(recipe: Recipe) -> float:
-        chosen = select_pairs(calibration, frequencies, pairs=recipe.pairs, rule=recipe.rule)
+        chosen = select_pairs(calibration, frequencies, pairs=recipe.pairs, rule=recipe.rule, fit=recipe.fit)
         difference = decouple(model, calibration, chosen, recipe)(tokens()) - model(tokens())
         return float(difference.detach().abs().mean())
 
     assert off(Recipe(pairs=1)) < off(Recipe(pairs=5))
+    assert off(Recipe(pairs=3)) < off(Recipe(pairs=3, fit=False))
     assert off(Recipe(pairs=3)) < off(Recipe(pairs=3, latent=2))
     assert off(Recipe(pairs=4, latent=16)) == pytest.approx(off(Recipe(pairs=4)), rel=1e-3)
     assert off(Recipe(pairs=3, latent=12)) == pytest.approx(off(Recipe(pairs=3)), rel=1e-3)

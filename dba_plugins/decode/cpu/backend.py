@@ -69,7 +69,7 @@ class CpuDecode:
             size,
             cache.lengths_device.data_ptr(),
             cache.residual_len,
-            _ring_size(cache),
+            max(1, cache.ring_size),
             cache.capacity,
             kept[0].data_ptr(),
             kept[1].data_ptr(),
@@ -99,8 +99,3 @@ def _partition(length: int, rows: int, threads: int) -> int:
         size //= 2
     assert size % TILE == 0
     return size
-
-
-def _ring_size(cache: LayerCache) -> int:
-    rings = [store.recent_ring for store in (cache.k_sem, cache.k_geo, cache.v)]
-    return next((ring.shape[2] for ring in rings if ring is not None), 1)

@@ -23,14 +23,13 @@ from dba_plugins.decode.triton.writer import TritonWriter
 _PROCESSORS = 4
 
 
-class OnePassDecode:
-    """See the module. Keeps nothing of a cache; every launch reads the lengths on the device."""
+class _TritonDecode:
+    """What both have in common. Keeps nothing of a cache; every launch reads the lengths on the device."""
 
-    name = "triton_1pass"
     fused_null = True
 
-    def __init__(self, spec: KernelSpec, options: OnePassOptions) -> None:
-        self.spec, self.options = spec, options
+    def __init__(self, spec: KernelSpec) -> None:
+        self.spec = spec
         self.writer: TokenWriter | None = TritonWriter()
 
     @torch.no_grad()
@@ -45,46 +44,48 @@ class OnePassDecode:
     ) -> DecodeOutput:
         """q_sem [B,H,Ds], q_geo [B,H,Dg], scaled -> out [B,H,Dv] and, when asked for, lse [B,H]."""
         step = Step.of(q_sem, q_geo, cache, null, needs_lse=needs_lse)
-        output, capacity = step.new_output(), cache.capacity
+        output = step.new_output()
+        self._launch(step, output)
+        return output
+
+    def _launch(self, step: Step, output: DecodeOutput) -> None:
+        raise NotImplementedError
+
+
+class OnePassDecode(_TritonDecode):
+    """See the module."""
+
+    name = "triton_1pass"
+
+    def __init__(self, spec: KernelSpec, options: OnePassOptions) -> None:
+        super().__init__(spec)
+        self.options = options
+
+    def _launch(self, step: Step, output: DecodeOutput) -> None:
+        capacity = step.cache.capacity
         block = self.spec.tiling(block=self.options.block, warps=self.options.warps).block
         size = -(-self.options.tokens_per_launch // block) * block or capacity
         state = step.new_state(1)
         for begin in range(0, capacity, size):
-            attend(
-                self.spec, self.options, step, output, state,
-                splits=1, begin=begin, end=min(begin + size, capacity),
-            )  # fmt: skip
-        return output
+            end = min(begin + size, capacity)
+            attend(self.spec, self.options, step, output, state, splits=1, begin=begin, end=end)
 
 
-class TwoPassDecode:
+class TwoPassDecode(_TritonDecode):
     """See the module. The number of splits follows from the capacity: it is the same at every length."""
 
     name = "triton_2pass"
-    fused_null = True
 
     def __init__(self, spec: KernelSpec, options: TwoPassOptions, *, processors: int | None) -> None:
-        self.spec, self.options = spec, options
+        super().__init__(spec)
+        self.options = options
         self.processors = processors or _PROCESSORS
-        self.writer: TokenWriter | None = TritonWriter()
 
-    @torch.no_grad()
-    def decode(
-        self,
-        q_sem: Tensor,
-        q_geo: Tensor,
-        cache: LayerCache,
-        *,
-        null: NullKV | None = None,
-        needs_lse: bool = False,
-    ) -> DecodeOutput:
-        """q_sem [B,H,Ds], q_geo [B,H,Dg], scaled -> out [B,H,Dv] and, when asked for, lse [B,H]."""
-        step = Step.of(q_sem, q_geo, cache, null, needs_lse=needs_lse)
-        output, capacity = step.new_output(), cache.capacity
+    def _launch(self, step: Step, output: DecodeOutput) -> None:
+        cache = step.cache
         splits = count_splits(
-            self.spec, self.options, batch=cache.batch, capacity=capacity, processors=self.processors
+            self.spec, self.options, batch=cache.batch, capacity=cache.capacity, processors=self.processors
         )
         state = step.new_state(splits)
-        attend(self.spec, self.options, step, output, state, splits=splits, begin=0, end=capacity)
+        attend(self.spec, self.options, step, output, state, splits=splits, begin=0, end=cache.capacity)
         merge(self.spec, step, output, state)
-        return output

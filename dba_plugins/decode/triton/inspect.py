@@ -61,7 +61,6 @@ class Case:
             v=v,
             query=self.query,
             window=self.window,
-            has_null=self.null,
         )
 
     @property

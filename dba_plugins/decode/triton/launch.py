@@ -105,7 +105,7 @@ def attend(
         output.out,
         state if lse is None else lse,
         cache.capacity,
-        _ring_size(cache),
+        max(1, cache.ring_size),
         cache.residual_len,
         begin,
         end,
@@ -146,11 +146,6 @@ def _planes(store: Any) -> tuple[Tensor, Tensor, Tensor]:
     codes = store.codes
     scales = codes if store.scales is None else store.scales
     return codes, scales, codes if store.recent_ring is None else store.recent_ring
-
-
-def _ring_size(cache: LayerCache) -> int:
-    rings = [store.recent_ring for store in (cache.k_sem, cache.k_geo, cache.v)]
-    return next((ring.shape[2] for ring in rings if ring is not None), 1)
 
 
 def count_splits(

@@ -116,7 +116,6 @@ class KernelSpec:
     v: TensorSpec
     query: str
     window: bool
-    has_null: bool
 
     @classmethod
     def of(cls, request: DecodeRequest) -> KernelSpec:
@@ -131,7 +130,6 @@ class KernelSpec:
             v=v,
             query=request.dtype,
             window=request.residual_len > 0 and any(spec.quantized for spec in (sem, geo, v)),
-            has_null=request.has_null,
         )
 
     @property
