@@ -15,16 +15,17 @@ from dba_core.config.validators import at_least, between, one_of, positive
 from dba_core.errors import ConfigError
 
 NORMS = ("rmsnorm", "layernorm")
-MLPS = ("swiglu", "gelu")
+MLPS = ("swiglu", "gelu", "silu")
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
 class ModelConfig(Serializable):
     """A pre-norm transformer. None means "derived from the rest" (see `resolved`).
 
-    vocab_size: None takes the tokenizer's. d_ff: None is 4 d_model for gelu and 8/3 d_model, rounded up to a
-    multiple of 8, for swiglu. embed_dim: width of the embedding table, None is d_model; a narrower one is
-    projected up on the way in and down on the way out.
+    vocab_size: None takes the tokenizer's. d_ff: None is 8/3 d_model, rounded up to a multiple of 8, for swiglu
+    and 4 d_model for the others. embed_dim: width of the embedding table, None is d_model; a narrower one is
+    projected up on the way in and down on the way out. bias: of the feed-forward part, and of layernorm where
+    norm_bias is None.
     """
 
     vocab_size: int | None = attrs.field(default=None, validator=at_least(1))
@@ -37,6 +38,7 @@ class ModelConfig(Serializable):
     norm_eps: float = attrs.field(default=1e-5, validator=positive())
     mlp: str = attrs.field(default="swiglu", validator=one_of(*MLPS))
     bias: bool = False
+    norm_bias: bool | None = None
     tie_embeddings: bool = True
     dropout: float = attrs.field(default=0.0, validator=between(0, 1, open_high=True))
     attention: AttentionConfig = attrs.field(factory=AttentionConfig)
@@ -69,6 +71,11 @@ class ModelConfig(Serializable):
         except ConfigError as error:
             raise error.under("attention") from None
 
+    @property
+    def has_norm_bias(self) -> bool:
+        """Whether a layernorm adds a bias."""
+        return self.bias if self.norm_bias is None else self.norm_bias
+
     def resolved(self, *, vocab_size: int | None = None) -> ModelConfig:
         """The same with every derived number filled in. `vocab_size` is the tokenizer's."""
         vocab = self.vocab_size if self.vocab_size is not None else vocab_size
@@ -79,7 +86,7 @@ class ModelConfig(Serializable):
                 f"{vocab} is smaller than the tokenizer's {vocab_size}; leave it out or give at least that",
                 path="vocab_size",
             )
-        d_ff = 4 * self.d_model if self.mlp == "gelu" else -(-8 * self.d_model // 3 // 8) * 8
+        d_ff = -(-8 * self.d_model // 3 // 8) * 8 if self.mlp == "swiglu" else 4 * self.d_model
         return attrs.evolve(
             self,
             vocab_size=vocab,

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from dba_core.convert.gguf_file import load_gguf
 from dba_core.convert.huggingface import load_huggingface
+from dba_core.convert.origin_file import SUFFIXES, load_origin
 from dba_core.convert.source import SourceModel
 from dba_core.errors import CheckpointError
 
 
 def load_source(path: str | Path) -> SourceModel:
-    """A Hugging Face folder or a .gguf file.
+    """A Hugging Face folder, a .gguf file, or a checkpoint of the origin system (.pt).
 
     Nothing is read into memory but names and sizes; `SourceModel.build` reads the weights. Raises
     CheckpointError for what is none of these, or is damaged, UnsupportedError for another family of models.
@@ -21,7 +22,9 @@ def load_source(path: str | Path) -> SourceModel:
         return load_huggingface(given)
     if given.suffix == ".gguf" and given.is_file():
         return load_gguf(given)
+    if given.suffix in SUFFIXES and given.is_file():
+        return load_origin(given)
     raise CheckpointError(
-        f"{given} is no model; give the folder of a Hugging Face model (config.json, *.safetensors) or a "
-        ".gguf file"
+        f"{given} is no model; give the folder of a Hugging Face model (config.json, *.safetensors), a .gguf "
+        "file, or a checkpoint of the origin system (.pt)"
     )

@@ -27,7 +27,7 @@ class SourceModel:
     """name: for reports. family: `llama` and so on. config: resolved. frequencies: radians per token of the
     rotated pairs, float64 [G, head_dim/2] or None for the series of rope_theta. weights: our parameter names
     and what reads each one, float32. tokenizer_json: the text of a Hugging Face tokenizer.json, None where
-    the source has none. plugins: what the weights need.
+    the source has none. plugins: what the weights need. notes: what a user should know of the loading.
     """
 
     name: str
@@ -38,6 +38,7 @@ class SourceModel:
     frequencies: Tensor | None = None
     tokenizer_json: str | None = None
     plugins: PluginChoices = PLAIN
+    notes: tuple[str, ...] = ()
 
     def build(self) -> LanguageModel:
         """The model in evaluation mode, float32 on the CPU. Raises CheckpointError for tensors that are

@@ -2,11 +2,14 @@
 
     swiglu  y = (silu(x W_gate) * (x W_up)) W_down      (Shazeer 2020; what Llama uses)
     gelu    y = gelu(x W_up) W_down                     (GPT-2, exact gelu)
+    silu    y = silu(x W_up) W_down                     (checkpoints of the origin system)
 
 Called by model.block.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,24 +34,32 @@ class SwiGLU(nn.Module):
         return out
 
 
-class GELU(nn.Module):
+class Plain(nn.Module):
     """One hidden layer of width d_ff."""
 
-    def __init__(self, *, d_model: int, d_ff: int, bias: bool) -> None:
+    activation: Callable[[Tensor], Tensor]
+
+    def __init__(
+        self, activation: Callable[[Tensor], Tensor], *, d_model: int, d_ff: int, bias: bool
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.w_up = nn.Linear(d_model, d_ff, bias=bias)
         self.w_down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model]."""
-        out: Tensor = self.w_down(F.gelu(self.w_up(x)))
+        out: Tensor = self.w_down(self.activation(self.w_up(x)))
         return out
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
 
 
 def build_mlp(kind: str, *, d_model: int, d_ff: int, bias: bool) -> nn.Module:
     """The feed-forward part called `kind`: [..., d_model] -> [..., d_model]."""
     if kind == "swiglu":
         return SwiGLU(d_model=d_model, d_ff=d_ff, bias=bias)
-    if kind == "gelu":
-        return GELU(d_model=d_model, d_ff=d_ff, bias=bias)
+    if kind in _ACTIVATIONS:
+        return Plain(_ACTIVATIONS[kind], d_model=d_model, d_ff=d_ff, bias=bias)
     raise ConfigError(unknown("mlp", kind, MLPS), path="mlp")
