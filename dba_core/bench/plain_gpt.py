@@ -48,11 +48,15 @@ class PlainBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.d_ff is not None
-        self.ln1 = build_norm(config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
+        self.ln1 = build_norm(
+            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
+        )
         self.attn = PlainAttention(
             d_model=config.d_model, n_heads=config.attention.n_heads, dropout=config.attention.dropout
         )
-        self.ln2 = build_norm(config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
+        self.ln2 = build_norm(
+            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
+        )
         self.mlp = build_mlp(config.mlp, d_model=config.d_model, d_ff=config.d_ff, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -82,7 +86,9 @@ class PlainGPT(nn.Module):
         self.pos_emb = nn.Embedding(config.context, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(PlainBlock(config) for _ in range(config.n_layers))
-        self.ln_f = build_norm(config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
+        self.ln_f = build_norm(
+            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
+        )
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():

@@ -22,10 +22,10 @@ MLPS = ("swiglu", "gelu", "silu")
 class ModelConfig(Serializable):
     """A pre-norm transformer. None means "derived from the rest" (see `resolved`).
 
-    vocab_size: None takes the tokenizer's. d_ff: None is 8/3 d_model, rounded up to a multiple of 8, for swiglu
-    and 4 d_model for the others. embed_dim: width of the embedding table, None is d_model; a narrower one is
-    projected up on the way in and down on the way out. bias: of the feed-forward part, and of layernorm where
-    norm_bias is None.
+    vocab_size: None takes the tokenizer's. d_ff: None is 8/3 d_model, rounded up to a multiple of 8, for
+    swiglu, and 4 d_model for the others. embed_dim: width of the embedding table, None is d_model; a narrower
+    one is projected up on the way in and down on the way out. bias: of the feed-forward part, and of
+    layernorm where norm_bias is None.
     """
 
     vocab_size: int | None = attrs.field(default=None, validator=at_least(1))

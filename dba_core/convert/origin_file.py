@@ -1,7 +1,7 @@
 """Load a checkpoint of the system that this library succeeds: one file of `torch.save`.
 
-Its keys are `config` (a flat table) and `model` (names and tensors). Only tensors and plain data are unpickled
-(`weights_only`), memory-mapped. What differs from a model of today, and is said here as configuration:
+Its keys are `config` (a flat table) and `model` (names and tensors). Only tensors and plain data are
+unpickled (`weights_only`), memory-mapped. What differs from a model of today, said here as configuration:
 
 - its "swiglu" compared module instances and so never had a gate branch: `silu`, or `gelu` as named;
 - layernorm with bias, everything else without;
@@ -68,7 +68,7 @@ def load_origin(path: Path) -> SourceModel:
             weights[ours] = _reader(tensor, model.attention, ours)
     names = set(weights)
     null = any(".null_token." in name for name in names)
-    gate = _gate(names)
+    left_out = ", ".join(sorted(dropped))
     return SourceModel(
         name=path.stem,
         family=FAMILY,
@@ -77,10 +77,9 @@ def load_origin(path: Path) -> SourceModel:
         weights=weights,
         frequencies=_no_rotation(model.attention) if model.attention.rope_table else None,
         plugins=PluginChoices(
-            gate=PluginChoice(gate),
-            null_token=PluginChoice("learned" if null else "none"),
+            gate=PluginChoice(_gate(names)), null_token=PluginChoice("learned" if null else "none")
         ),
-        notes=(f"left out, exact attention does not read them: {', '.join(sorted(dropped))}",) if dropped else (),
+        notes=(f"left out, exact attention does not read them: {left_out}",) if dropped else (),
     )
 
 
@@ -93,14 +92,14 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
             f"{path} cannot be read as a checkpoint of tensors and plain data ({reason}); it is cut off, no "
             "file of torch.save, or holds Python objects, which are not unpickled because that runs code"
         ) from None
-    parts = [data.get(key) for key in ("config", "model")] if isinstance(data, Mapping) else []
-    if len(parts) != 2 or not all(isinstance(part, Mapping) for part in parts):
-        found = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+    table = data if isinstance(data, Mapping) else {}
+    config, tensors = table.get("config"), table.get("model")
+    if not isinstance(config, Mapping) or not isinstance(tensors, Mapping):
+        found = ", ".join(map(str, table)) or type(data).__name__
         raise CheckpointError(
-            f"{path} holds {found or 'nothing'}, and a checkpoint of the origin system has the tables 'config' "
-            "and 'model'. A Hugging Face model: give its folder, with *.safetensors"
+            f"{path} holds {found}, and a checkpoint of the origin system has the tables 'config' and "
+            "'model'. A Hugging Face model: give its folder, with *.safetensors"
         )
-    config, tensors = parts
     bad = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
     if bad:
         raise CheckpointError(f"{path}: {bad[0]!r} in 'model' is no tensor; the file is not a checkpoint")
@@ -148,12 +147,10 @@ def _model_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
     kv_heads = read.optional("kv_head", int, default=n_heads) if mode == "gqa" else n_heads
     total = width if mode == "standard" else read.required("attn_dim", int)
     geo = read.required("geo_dim", int) if mode == "decoupled" else total
-    per_head = {"v_head_dim": total, "geo_head_dim": geo}
-    if mode == "decoupled":
-        per_head["sem_head_dim"] = read.required("sem_dim", int)
-    for name, value in per_head.items():
+    sem = read.required("sem_dim", int) if mode == "decoupled" else 0
+    for name, value in (("geo_dim", geo), ("attn_dim", total), ("sem_dim", sem)):
         if n_heads < 1 or value % n_heads:
-            raise CheckpointError(f"{path}: {value} channels of {name} do not divide into {n_heads} heads")
+            raise CheckpointError(f"{path}: {name}={value} does not divide into n_head={n_heads} heads")
     try:
         return ModelConfig(
             vocab_size=read.required("vocab_size", int),
@@ -170,7 +167,9 @@ def _model_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
                 mode="standard" if mode == "gqa" and kv_heads == n_heads else mode,
                 n_heads=n_heads,
                 n_kv_heads=kv_heads,
-                **{name: value // n_heads for name, value in per_head.items()},
+                sem_head_dim=sem // n_heads,
+                geo_head_dim=geo // n_heads,
+                v_head_dim=total // n_heads,
                 rope_theta=read.optional("rope_base", float, default=10000.0),
                 rope_table=not read.optional("rope", bool, default=True),
                 tie_qk=read.optional("tie_qk", bool, default=False),
@@ -190,7 +189,9 @@ class _Fields:
 
     def required(self, name: str, kind: type[_T]) -> _T:
         if self._config.get(name) is None:
-            raise CheckpointError(f"{self._path}: 'config' has no {name!r}; it does not describe a whole model")
+            raise CheckpointError(
+                f"{self._path}: 'config' has no {name!r}; it does not describe a whole model"
+            )
         return self._typed(name, kind)
 
     def optional(self, name: str, kind: type[_T], *, default: _T) -> _T:

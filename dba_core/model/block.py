@@ -29,9 +29,13 @@ class Block(nn.Module):
         """config: resolved; attention: this layer's, of the model's width."""
         super().__init__()
         assert config.d_ff is not None
-        self.ln1 = build_norm(config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
+        self.ln1 = build_norm(
+            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
+        )
         self.attn = attention
-        self.ln2 = build_norm(config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
+        self.ln2 = build_norm(
+            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
+        )
         self.ff = build_mlp(config.mlp, d_model=config.d_model, d_ff=config.d_ff, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -70,7 +70,9 @@ class LanguageModel(nn.Module):
                 _build_block(config, plugins, registry, seed=seed, device=device, layer=layer)
                 for layer in range(config.n_layers)
             )
-            self.ln_f = build_norm(config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
+            self.ln_f = build_norm(
+                config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
+            )
             self.emb_out = nn.Linear(config.d_model, config.embed_dim, bias=False) if narrow else None
             tied = config.tie_embeddings
             self.lm_head = None if tied else nn.Linear(config.embed_dim, config.vocab_size, bias=False)

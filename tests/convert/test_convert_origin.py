@@ -69,7 +69,7 @@ def test_what_stays_out_is_named(tmp_path: Path) -> None:
         ({"diffusion_head": True}, UnsupportedError, "diffusion head"),
         ({"n_layer": None}, CheckpointError, "has no 'n_layer'"),
         ({"d_model": "wide"}, CheckpointError, "d_model in 'config' is 'wide'"),
-        ({"sem_dim": 13}, CheckpointError, "13 channels of sem_head_dim do not divide into 4 heads"),
+        ({"sem_dim": 13}, CheckpointError, "sem_dim=13 does not divide into n_head=4 heads"),
         ({"geo_dim": 12}, CheckpointError, "describes no model.*odd"),
     ],
 )
