@@ -25,6 +25,7 @@ _COMMANDS = {
     "drift": LazyCommand(
         "dba_cli.commands.drift:drift", "Long-sequence attention of a run against exact attention."
     ),
+    "tune": LazyCommand("dba_cli.commands.tune:tune", "Find a run's KV policy under a budget or a gate."),
     "convert": LazyCommand(
         "dba_cli.commands.convert:convert", "Decouple a pretrained Llama-family model without training."
     ),

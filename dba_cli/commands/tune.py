@@ -1,0 +1,133 @@
+"""`dba tune`: the KV policy of a run's model that meets a memory budget or a quality gate, by measurement."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dba_cli.run_options import RunFlags, weights_options
+
+if TYPE_CHECKING:
+    from dba_core.runs.load import Run
+    from dba_core.runs.tune import TuneReport
+
+
+@click.command()
+@weights_options
+@click.option(
+    "--budget-bytes", type=int, metavar="N", help="Bytes of one token's cache, all layers, at most."
+)
+@click.option("--max-delta-nll", type=float, metavar="X", help="Nats per token that it may cost.")
+@click.option("--data", metavar="TEXT", help="Other text, all of it. Without it: the run's held-out part.")
+@click.option("--tokens", type=click.IntRange(min=2), default=4096, show_default=True, help="Tokens of it.")
+@click.option(
+    "--context", type=click.IntRange(min=1), help="Tokens of a window. Without it: the run's context."
+)
+@click.option(
+    "--resid",
+    "residual",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Newest tokens that stay in fp16, in every policy.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write tune.json there, and tune.png with --plot.",
+)
+@click.option("--plot", is_flag=True, help="Draw tune.png; without --out into the run's folder, under tune/.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def tune(
+    run_flags: RunFlags,
+    budget_bytes: int | None,
+    max_delta_nll: float | None,
+    data: str | None,
+    tokens: int,
+    context: int | None,
+    residual: int,
+    out: Path | None,
+    plot: bool,
+    as_json: bool,
+) -> None:
+    """Find the KV policy for RUN's model: the best within a budget, or the smallest that is good enough.
+
+    RUN is a run's folder, a unique part of its name under runs/, or 'latest'. Each tensor's formats are
+    measured alone, then the most promising policies as a whole, against exact attention on the same text.
+    Exits with 1 where no policy keeps the goal.
+
+    \b
+    Examples:
+      dba tune latest --budget-bytes 200
+      dba tune latest --max-delta-nll 0.01 --plot
+      dba tune latest --budget-bytes 300 --max-delta-nll 0.02 --json
+    """
+    from dba_core.evaluation.search import Goal
+    from dba_core.runs.tune import TuneRequest, check_found, tune_run
+
+    goal = Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll)
+    run = run_flags.load()
+    request = TuneRequest(goal=goal, data=data, tokens=tokens, context=context, residual=residual)
+    with _progress() as on_step:
+        report = tune_run(run, request, on_step=on_step)
+    written = _written(run, report, out, plot=plot)
+    _show(report, written, as_json=as_json)
+    check_found(report)
+
+
+def _written(run: Run, report: TuneReport, out: Path | None, *, plot: bool) -> list[Path]:
+    """The files that were asked for, which replace those of an earlier search."""
+    if out is None and not plot:
+        return []
+    from dba_core.runs.folder import write_json
+
+    folder = run.folder.path / "tune" if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "tune.json"]
+    write_json(files[0], report.to_dict())
+    if plot:
+        from dba_core.runs.tune_plot import tune_chart
+
+        files.append(folder / "tune.png")
+        tune_chart(files[1], report, name=run.config.name)
+    return files
+
+
+def _show(report: TuneReport, written: list[Path], *, as_json: bool) -> None:
+    from dba_cli.rendering import columns, echo_json
+    from dba_core.runs.tune import HEADER, rows
+
+    if as_json:
+        echo_json(report.to_dict())
+    else:
+        columns(f"KV policies of {report.run}: {report.goal}", HEADER, rows(report))
+        click.echo(
+            f"Nats per token against exact attention, over {report.tokens:,} tokens; ± over windows of "
+            f"{report.context}."
+        )
+        if report.search.residual:
+            click.echo(f"The residual window takes {report.residual_bytes:,} bytes more, once.")
+        if report.chosen is not None:
+            policy = report.chosen.short
+            click.echo(f'\nNext:\n  dba eval {report.run} --kv-policy "{policy}"')
+            click.echo(f'  dba sample {report.run} --kv-policy "{policy}"')
+    for path in written:
+        click.echo(f"Wrote {path}", err=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, on a terminal only."""
+    from rich.progress import Progress
+
+    from dba_cli.rendering import console
+
+    where = console(stderr=True)
+    with Progress(console=where, transient=True, disable=not where.is_terminal) as bar:
+        task = bar.add_task("measuring", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

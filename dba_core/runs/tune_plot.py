@@ -1,0 +1,97 @@
+"""The picture of `dba tune`, as PNG: what every format of every tensor costs alone, and whole policies.
+
+Imported when it is drawn. Called by `dba tune`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from dba_core.evaluation.policy_search import TENSORS, combinations
+from dba_core.evaluation.search import frontier
+from dba_core.runs.tune import TuneReport
+
+_DPI = 150
+_COLORS = dict(zip(TENSORS, ("#1f5fa8", "#d1661b", "#3b8a4a"), strict=True))
+_GREY = "#6b6b6b"
+
+
+def tune_chart(path: Path, report: TuneReport, *, name: str) -> None:
+    """Left: one line per tensor over its bytes. Right: predicted and measured KL of whole policies."""
+    figure = Figure(figsize=(10.5, 4.6), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _singles(left, report)
+    _tried(right, report)
+    figure.suptitle(f"{name}: {report.goal}", fontsize=10.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _singles(axes: Axes, report: TuneReport) -> None:
+    for tensor in TENSORS:
+        points = sorted(
+            (single.bytes_per_token, single.kl, single.format.short)
+            for single in report.search.singles
+            if single.tensor == tensor and single.kl > 0  # fp16 is the reference: 0 by definition
+        )
+        if not points:
+            continue
+        color = _COLORS[tensor]
+        axes.plot(
+            [p[0] for p in points], [p[1] for p in points], "o", color=color, label=tensor, markersize=4
+        )
+        for size, kl, text in points:
+            axes.annotate(
+                text, (size, kl), xytext=(4, 3), textcoords="offset points", fontsize=7, color=color
+            )
+    axes.set_xlabel("bytes per token of the tensor (all layers)")
+    axes.set_ylabel("KL, the other tensors in fp16 (nats per token)")
+    axes.set_title("one tensor at a time", fontsize=9.5)
+    axes.legend(frameon=False, fontsize=8)
+    _tidy(axes)
+
+
+def _tried(axes: Axes, report: TuneReport) -> None:
+    predicted = frontier(combinations(report.search.singles, residual=report.search.residual))
+    axes.plot(
+        [each.bytes_per_token for each in predicted if each.predicted > 0],
+        [each.predicted for each in predicted if each.predicted > 0],
+        color=_GREY,
+        linewidth=1.0,
+        zorder=1,
+        label="predicted, best of all",
+    )
+    for each in report.search.result.tried:
+        chosen = each is report.search.result.chosen
+        axes.plot(
+            each.candidate.bytes_per_token,
+            each.measured.kl,
+            "*" if chosen else "o",
+            color="#d1661b" if chosen else "#1f5fa8" if each.good else _GREY,
+            markersize=11 if chosen else 5,
+            label="chosen" if chosen else None,
+        )
+    if report.own.kl > 0:
+        axes.plot(
+            report.own_bytes_per_token, report.own.kl, "x", color="#3b8a4a", label="the run's own policy"
+        )
+    axes.set_xlabel("bytes per token (all layers)")
+    axes.set_ylabel("KL against exact attention (nats per token)")
+    axes.set_title("whole policies; points are measured", fontsize=9.5)
+    axes.legend(frameon=False, fontsize=8)
+    _tidy(axes)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
+    axes.margins(x=0.16, y=0.12)
+    axes.set_yscale("log")
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,194 @@
+"""The search measures little, and what it chooses was measured and keeps the goal."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from dba_core.cache.bytes import bytes_per_token  # noqa: E402
+from dba_core.config.attention import AttentionConfig  # noqa: E402
+from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
+from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
+from dba_core.config.model import ModelConfig  # noqa: E402
+from dba_core.errors import DataError, UsageError  # noqa: E402
+from dba_core.evaluation.metrics import fidelity_metrics  # noqa: E402
+from dba_core.evaluation.policy_search import combinations, measure_singles, search_policy  # noqa: E402
+from dba_core.evaluation.reference import Divergence, Reference  # noqa: E402
+from dba_core.evaluation.search import MOST_TRIES, Candidate, Goal, frontier, search  # noqa: E402
+from dba_core.model.language_model import LanguageModel  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+TOKENS = np.random.default_rng(0).integers(0, 50, 60).astype(np.uint16)
+FP32 = KVCachePolicy.parse("ksem=fp32,kgeo=fp32,v=fp32")
+
+
+def costing(kl: float, delta: float | None = None) -> Divergence:
+    delta = kl if delta is None else delta
+    return Divergence(kl=kl, kl_std_error=0.0, delta_nll=delta, delta_std_error=0.0, tokens=1)
+
+
+def candidates(*pairs: tuple[int, float]) -> list[Candidate[int]]:
+    return [Candidate(key=size, bytes_per_token=size, predicted=predicted) for size, predicted in pairs]
+
+
+LINE = candidates((10, 0.8), (20, 0.4), (30, 0.2), (40, 0.1), (50, 0.05), (60, 0.02))
+
+
+def sizes(found) -> list[int]:
+    return [each.candidate.key for each in found.tried]
+
+
+def test_the_frontier_is_what_nothing_beats() -> None:
+    every = candidates((30, 0.2), (10, 0.8), (30, 0.5), (20, 0.9), (25, 0.2), (40, 0.1), (50, 0.1))
+    assert [(each.key, each.predicted) for each in frontier(every)] == [(10, 0.8), (25, 0.2), (40, 0.1)]
+
+
+def test_a_budget_takes_the_best_measured_of_the_few_predicted_best() -> None:
+    real = {20: 0.3, 30: 0.1, 40: 0.2, 50: 0.15}
+    found = search(LINE, Goal(budget_bytes=50), lambda each: costing(real[each.key]))
+    assert sizes(found) == [20, 30, 40, 50]
+    assert found.chosen is not None
+    assert found.chosen.candidate.key == 30, "by what was measured, not by what was predicted"
+    nothing = search(LINE, Goal(budget_bytes=9), lambda each: costing(0.0))
+    assert (nothing.tried, nothing.chosen, nothing.smallest) == ((), None, 10)
+
+
+@pytest.mark.parametrize(
+    ("factor", "tried", "chosen"),
+    [
+        (1.0, [30, 20], 30),  # as predicted: the next smaller one fails
+        (0.3, [30, 20, 10], 20),  # better than predicted: goes on to smaller ones
+        (3.0, [30, 40, 50], 50),  # worse: goes on to larger ones
+        (100.0, [30, 40, 50, 60], None),
+    ],
+)
+def test_a_gate_walks_along_the_frontier(factor: float, tried: list[int], chosen: int | None) -> None:
+    found = search(LINE, Goal(max_delta_nll=0.2), lambda each: costing(factor * each.predicted))
+    assert sizes(found) == tried
+    assert (None if found.chosen is None else found.chosen.candidate.key) == chosen
+
+
+def test_a_gate_looks_at_the_larger_of_both_costs_and_keeps_the_budget() -> None:
+    lucky = search(LINE, Goal(max_delta_nll=0.2), lambda each: costing(each.predicted * 1.2, -1.0))
+    assert lucky.chosen is not None
+    assert lucky.chosen.candidate.key == 40
+    both = Goal(max_delta_nll=0.01, budget_bytes=45)
+    assert sizes(search(LINE, both, lambda each: costing(each.predicted))) == [40]
+
+
+def test_a_long_walk_ends() -> None:
+    line = candidates(*((size, 1.0 / size) for size in range(1, 40)))
+    found = search(line, Goal(max_delta_nll=0.5), lambda each: costing(9.0))
+    assert len(found.tried) == MOST_TRIES
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        ({}, "give --budget-bytes, --max-delta-nll or both"),
+        ({"budget_bytes": 0}, "give at least 1"),
+        ({"max_delta_nll": 0.0}, "above 0"),
+        ({"max_delta_nll": math.nan}, "above 0"),
+    ],
+)
+def test_goals_that_are_none(goal: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Goal(**goal)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """Two layers with enlarged weights, so that probabilities are far from uniform."""
+    config = ModelConfig(
+        vocab_size=50,
+        context=16,
+        n_layers=2,
+        d_model=48,
+        attention=AttentionConfig(n_heads=3, sem_head_dim=4, geo_head_dim=8, v_head_dim=8),
+        train_long_seq=LongSequenceConfig(enabled=False),
+    )
+    model = LanguageModel(config, seed=5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight") and parameter.dim() == 2:
+                parameter.mul_(4)
+    return model
+
+
+def test_the_divergence_is_that_of_the_logits(model: LanguageModel) -> None:
+    policy = KVCachePolicy.parse("ksem=q4_0@8,kgeo=q4_0@8,v=q4_0@8")
+    found = Reference(model, TOKENS, context=16, limit_tokens=40).compare(model, policy)
+    windows = []
+    with torch.no_grad():
+        for start, length in ((0, 16), (16, 16), (32, 8)):
+            window = torch.from_numpy(TOKENS[start : start + length + 1].astype(np.int64))[None]
+            x, y = window[:, :-1], window[:, 1:]
+            cache = model.new_cache(batch=1, capacity=length, policy=policy)
+            windows.append(fidelity_metrics(model(x), model(x, cache=cache), y))
+    weights = [16 / 40, 16 / 40, 8 / 40]
+    kl = sum(w * each.kl for w, each in zip(weights, windows, strict=True))
+    delta = sum(w * each.delta_nll for w, each in zip(weights, windows, strict=True))
+    assert found.kl == pytest.approx(kl, rel=1e-4)
+    assert found.delta_nll == pytest.approx(delta, rel=1e-3, abs=1e-6)
+    assert found.kl > 1e-3
+    spread = np.std([each.kl for each in windows], ddof=1) / math.sqrt(3)
+    assert found.kl_std_error == pytest.approx(spread, rel=1e-4)
+    assert found.tokens == 40
+
+
+def test_an_exact_cache_costs_nothing_and_one_window_has_no_error(model: LanguageModel) -> None:
+    seen: list[None] = []
+    reference = Reference(model, TOKENS, context=16, limit_tokens=16, on_window=lambda: seen.append(None))
+    found = reference.compare(model, FP32, on_window=lambda: seen.append(None))
+    assert abs(found.kl) < 1e-9
+    assert abs(found.delta_nll) < 1e-5
+    assert math.isnan(found.kl_std_error)
+    assert len(seen) == 2 == 2 * reference.windows
+    with pytest.raises(DataError):
+        Reference(model, TOKENS[:1], context=16, limit_tokens=16)
+
+
+def test_costs_of_tensors_add_and_bytes_are_the_caches(model: LanguageModel) -> None:
+    reference = Reference(model, TOKENS, context=16, limit_tokens=48)
+    shape = model.attentions[0].shape
+    singles = measure_singles(shape, 2, lambda policy: reference.compare(model, policy))
+    assert {single.tensor for single in singles} == {"k_sem", "k_geo", "v"}
+    for candidate in combinations(singles, residual=3):
+        assert candidate.key.residual == 3
+        assert candidate.bytes_per_token == 2 * bytes_per_token(shape, candidate.key)
+    every = {candidate.key.short: candidate for candidate in combinations(singles, residual=0)}
+    whole = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32")
+    measured = reference.compare(model, whole).kl
+    assert 0.5 * measured < every[whole.short].predicted < 2 * measured
+
+
+def test_a_search_ends_with_a_policy_that_keeps_the_goal(model: LanguageModel) -> None:
+    reference = Reference(model, TOKENS, context=16, limit_tokens=48)
+    shape = model.attentions[0].shape
+    all_q4 = 2 * bytes_per_token(shape, KVCachePolicy.parse("ksem=q4_0@256,kgeo=q4_0@256,v=q4_0@256"))
+    asked: list[str] = []
+
+    def measure(policy: KVCachePolicy) -> Divergence:
+        asked.append(policy.short)
+        return reference.compare(model, policy)
+
+    gate = search_policy(shape, 2, Goal(max_delta_nll=0.05), measure)
+    assert gate.chosen is not None
+    assert reference.compare(model, gate.chosen).cost <= 0.05
+    assert len(set(asked)) == len(asked), "nothing is measured twice"
+    tight = search_policy(shape, 2, Goal(budget_bytes=all_q4), measure)
+    assert tight.chosen is not None
+    assert 2 * bytes_per_token(shape, tight.chosen) <= all_q4
+    assert search_policy(shape, 2, Goal(budget_bytes=all_q4 - 1), measure).chosen is None
+
+
+def test_a_layout_without_semantics_has_no_semantic_formats() -> None:
+    shape = AttentionConfig(mode="standard", d_model=32, n_heads=2).shape
+    singles = measure_singles(shape, 1, lambda policy: costing(0.1))
+    assert {single.tensor for single in singles} == {"k_geo", "v"}
+    assert all(c.bytes_per_token == bytes_per_token(shape, c.key) for c in combinations(singles, residual=0))
