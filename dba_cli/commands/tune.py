@@ -68,7 +68,7 @@ def tune(
       dba tune latest --budget-bytes 300 --max-delta-nll 0.02 --json
     """
     from dba_core.evaluation.search import Goal
-    from dba_core.runs.tune import TuneRequest, check_found, tune_run
+    from dba_core.runs.tune import TuneRequest, tune_run
 
     goal = Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll)
     run = run_flags.load()
@@ -77,7 +77,7 @@ def tune(
         report = tune_run(run, request, on_step=on_step)
     written = _written(run, report, out, plot=plot)
     _show(report, written, as_json=as_json)
-    check_found(report)
+    report.search.result.require(goal, "policy")
 
 
 def _written(run: Run, report: TuneReport, out: Path | None, *, plot: bool) -> list[Path]:

@@ -13,6 +13,11 @@ weights: it stands for the rotation by the distances that the head attends over.
 the least, by least squares over the covariances under p of the rotated score and of both parts of the
 unrotated one, and `residual` what it leaves. All moments under p are matrix products: the scores are bilinear
 in (rotated, unrotated) parts of q_i(m) and k_i(n), and their products in the products of these.
+
+Noise of variance s(n) on the score of key n, independent of other keys, changes the distribution of query m
+by KL = sum_n p_n(m) (1 - p_n(m)) s(n) / 2. So `k_mean` and `k_cov` weigh key n by
+w(n) = sum_m p_n(m) (1 - p_n(m)): what is rarely looked at may be stored badly, and the first token, which
+many heads rest on, may not.
 """
 
 from __future__ import annotations
@@ -42,7 +47,8 @@ class LayerCalibration:
 
     damage, residual [G,P], fit [G,H/G,P,2] (real and imaginary part): see the module. q_norm, k_norm [G,P]:
     root mean square length of the pair in queries and keys. k_mean [G*D], k_cov [G*D,G*D]: of unrotated keys,
-    all heads together. q_moment [G,H/G,D,D]: mean of q q^T over queries, unrotated and unscaled. float64.
+    all heads together, weighted by w(n), between two heads by the root of both weights. q_moment
+    [G,H/G,D,D]: mean of q q^T over queries, unrotated and unscaled. float64.
     """
 
     damage: Tensor
@@ -107,8 +113,7 @@ class _Sums:
     gram: Tensor  # [G,H/G,P,3,3]: covariances of the scores: rotated, both parts of the unrotated
     q_square: Tensor
     k_square: Tensor
-    k_sum: Tensor
-    k_outer: Tensor
+    k_outer: Tensor  # [G,D+1,G,D+1]: of keys with a 1 behind their channels, weighted
     q_outer: Tensor
     queries: int = 0
     keys: int = 0
@@ -123,8 +128,7 @@ class _Sums:
             gram=torch.zeros(kv_heads, share, width // 2, 3, 3, dtype=torch.float64),
             q_square=pairs,
             k_square=pairs.clone(),
-            k_sum=torch.zeros(kv_heads * width, dtype=torch.float64),
-            k_outer=torch.zeros(kv_heads * width, kv_heads * width, dtype=torch.float64),
+            k_outer=torch.zeros(kv_heads, width + 1, kv_heads, width + 1, dtype=torch.float64),
             q_outer=torch.zeros(kv_heads, share, width, width, dtype=torch.float64),
         )
 
@@ -139,21 +143,24 @@ class _Sums:
         grouped = torch.unflatten(q, 0, (shape.n_kv_heads, -1))  # [G, H/G, T, D]
         self.q_square += _pair_squares(grouped).sum(1).cpu()
         self.k_square += _pair_squares(k).cpu()
-        flat = k.transpose(0, 1).flatten(1).double()  # [T, G*D]
-        self.k_sum += flat.sum(0).cpu()
-        self.k_outer += (flat.mT @ flat).cpu()
         rows = grouped.double()  # [G, H/G, T, D]
         self.q_outer += (rows.mT @ rows).cpu()
         self.queries += length * (shape.n_heads // shape.n_kv_heads)
         self.keys += length
         at = torch.arange(0, length, QUERY_STRIDE, device=hidden.device)
         self.sampled += len(at)
+        weights = []
         for head in range(shape.n_kv_heads):
             angle = [t[:, head if t.shape[1] > 1 else 0] for t in (cos, sin)]
-            self.gram[head] += _covariances(grouped[head], k[head], *angle, at=at).cpu()
+            gram, weight = _covariances(grouped[head], k[head], *angle, at=at)
+            self.gram[head] += gram.cpu()
+            weights.append(weight)
+        keys = F.pad(k.double(), (0, 1), value=1.0) * torch.stack(weights).sqrt()[..., None]  # [G, T, D+1]
+        flat = keys.transpose(0, 1).flatten(1)
+        self.k_outer += (flat.mT @ flat).view(self.k_outer.shape).cpu()
 
     def result(self) -> LayerCalibration:
-        mean = self.k_sum / self.keys
+        mean, cov = _mean_and_covariance(self.k_outer)
         gram = self.gram / self.sampled
         plain = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
         fit = _least_squares(gram)
@@ -164,8 +171,8 @@ class _Sums:
             fit=fit,
             q_norm=(self.q_square / self.queries).sqrt(),
             k_norm=(self.k_square / self.keys).sqrt(),
-            k_mean=mean,
-            k_cov=self.k_outer / self.keys - torch.outer(mean, mean),
+            k_mean=mean.flatten(),
+            k_cov=cov.flatten(2).flatten(0, 1),
             q_moment=self.q_outer / self.keys,
         )
 
@@ -190,15 +197,27 @@ def _least_squares(gram: Tensor) -> Tensor:
     return solved.squeeze(-1)
 
 
-def _covariances(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) -> Tensor:
+def _mean_and_covariance(outer: Tensor) -> tuple[Tensor, Tensor]:
+    """outer [G,D+1,G,D+1]: sums of w k k^T, the last channel of k 1 -> mean [G,D], covariance [G,D,G,D]."""
+    heads, width = outer.shape[0], outer.shape[1] - 1
+    total = torch.stack([outer[g, width, g, width] for g in range(heads)]).clamp_min(1e-30)
+    mean = torch.stack([outer[g, :width, g, width] / total[g] for g in range(heads)])
+    centre = torch.cat([torch.eye(width, dtype=outer.dtype).expand(heads, -1, -1), -mean[..., None]], dim=-1)
+    root = total.rsqrt()
+    cov = torch.einsum("gia,gahb,hjb,g,h->gihj", centre, outer, centre, root, root)
+    return mean, cov
+
+
+def _covariances(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) -> tuple[Tensor, Tensor]:
     """q [R,T,D] of one KV head's R query heads, k [T,D], cos and sin [T,P] -> sums over queries `at` of the
-    covariances under p of the scores, float64 [R,P,3,3].
+    covariances under p of the scores, float64 [R,P,3,3], and of p (1 - p) of every key, float64 [T].
     """
     keys = _parts(k, cos, sin)  # [T, P, 4]
     moments = torch.cat([keys, _products(keys)], dim=-1).flatten(1)  # [T, P*14]
     rotated_keys = keys[..., :2].transpose(1, 2).flatten(1)  # [T, D], halves
     scale = k.shape[-1] ** -0.5
     total = k.new_zeros(len(q), k.shape[-1] // 2, 3, 3, dtype=torch.float64)
+    weight = k.new_zeros(len(k), dtype=torch.float64)
     for rows in torch.split(at, _QUERY_BLOCK):
         stop = int(rows[-1]) + 1
         future = torch.arange(stop, device=k.device) > rows[:, None]
@@ -206,12 +225,14 @@ def _covariances(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) 
             queries = _parts(head[rows], cos[rows], sin[rows])  # [m, P, 4]
             rotated = queries[..., :2].transpose(1, 2).flatten(1)
             scores = (rotated @ rotated_keys[:stop].mT * scale).masked_fill_(future, -torch.inf)
-            under_p = torch.unflatten(scores.softmax(-1) @ moments[:stop], 1, (-1, 14))  # [m, P, 14]
+            p = scores.softmax(-1)
+            weight[:stop] += (p * (1.0 - p)).sum(0).double()
+            under_p = torch.unflatten(p @ moments[:stop], 1, (-1, 14))  # [m, P, 14]
             mean, second = under_p[..., :4], under_p[..., 4:][..., _SQUARE.to(k.device)]  # [m,P,4], [m,P,4,4]
             covariance = second - mean[..., :, None] * mean[..., None, :]
             linear = _score_vectors(queries) * scale  # [m, P, 3, 4]
             total[number] += (linear @ covariance @ linear.mT).double().sum(0)
-    return total
+    return total, weight
 
 
 def _score_vectors(queries: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ theirs with the frequencies that they had. Queries are scaled so that both divis
 sqrt(D). `fit` gives the queries of each pair the complex factor that best stands for the lost rotation. What
 is not rotated may be transformed at will as long as queries undo it, which costs nothing:
 
-- the mean key is subtracted: it adds one constant to all scores of a query, which the softmax cancels;
+- the mean key is subtracted: it adds one constant to all scores of a query, which the softmax cancels. It and
+  Cov(k) weigh keys by how much noise on them disturbs the attention (`calibration`);
 - `latent` r: the semantic keys of all KV heads become one of r numbers, the r directions that matter most to
   the scores: with M = blockdiag_g E[q_g q_g^T] = L L^T, the top eigenvectors V of L^T Cov(k) L (eigenvalues
   e) give keys V^T L^T (k - mean) and queries V^T L^-1 q;

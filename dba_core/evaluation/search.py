@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
-from dba_core.errors import UsageError
+from dba_core.errors import DBAError, UsageError
 from dba_core.evaluation.reference import Divergence
 
 K = TypeVar("K")
@@ -25,6 +25,10 @@ K = TypeVar("K")
 #: Measurements at most, and those of a search with a budget alone.
 MOST_TRIES = 8
 BUDGET_TRIES = 4
+
+
+class SearchError(DBAError):
+    """Nothing that was measured keeps the goal."""
 
 
 @attrs.frozen(kw_only=True)
@@ -91,6 +95,21 @@ class SearchResult(Generic[K]):
     tried: tuple[Tried[K], ...]
     chosen: Tried[K] | None
     smallest: int
+
+    def require(self, goal: Goal, what: str) -> Tried[K]:
+        """The choice. Raises SearchError that says what came nearest; `what` was looked for."""
+        if self.chosen is not None:
+            return self.chosen
+        if not self.tried:
+            raise SearchError(
+                f"no {what} keeps {goal.text}: the smallest that can be made takes {self.smallest:,} bytes per "
+                "token. Give a larger --budget-bytes"
+            )
+        best = min(self.tried, key=lambda each: each.measured.cost)
+        raise SearchError(
+            f"no {what} keeps {goal.text}: the best of those measured loses {best.measured.cost:.4f} nats per "
+            f"token at {best.candidate.bytes_per_token:,} bytes. Allow more loss or more bytes"
+        )
 
 
 def search(

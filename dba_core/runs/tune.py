@@ -17,10 +17,9 @@ import attrs
 
 from dba_core.cache.bytes import bytes_per_token, residual_bytes
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.errors import DBAError
 from dba_core.evaluation.policy_search import PolicySearch, policies_to_measure, search_policy
 from dba_core.evaluation.reference import Divergence, Reference
-from dba_core.evaluation.search import MOST_TRIES, Goal, SearchResult, Tried
+from dba_core.evaluation.search import MOST_TRIES, Goal, Tried
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.evaluate import tokens_of
 from dba_core.runs.load import Run
@@ -28,10 +27,6 @@ from dba_core.runs.summary import as_plain
 
 SCHEMA = 1
 HEADER = ("policy", "bytes per token", "predicted", "KL", "±", "nats lost", "±", "goal")
-
-
-class TuneError(DBAError):
-    """Nothing that was measured meets the goal."""
 
 
 @attrs.frozen(kw_only=True)
@@ -121,26 +116,6 @@ def tune_run(
         own_bytes_per_token=layers * bytes_per_token(shape, own_policy),
         own=own,
         search=search_policy(shape, layers, request.goal, measure, residual=request.residual),
-    )
-
-
-def check_found(report: TuneReport) -> None:
-    """Raise TuneError that says what comes nearest, where nothing meets the goal."""
-    if report.chosen is None:
-        raise TuneError(f"no policy keeps {report.goal}: {nearest_miss(report.search.result)}")
-
-
-def nearest_miss(result: SearchResult[Any]) -> str:
-    """Why nothing was chosen, and what to do."""
-    if not result.tried:
-        return (
-            f"the smallest that can be made takes {result.smallest:,} bytes per token. Give a larger "
-            "--budget-bytes"
-        )
-    best = min(result.tried, key=lambda each: each.measured.cost)
-    return (
-        f"the best of those measured loses {best.measured.cost:.4f} nats per token at "
-        f"{best.candidate.bytes_per_token:,} bytes. Allow more loss or more bytes"
     )
 
 

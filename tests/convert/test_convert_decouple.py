@@ -117,6 +117,7 @@ def test_damage_is_half_the_variance_of_the_change_of_the_scores(tmp_path: Path,
     turn = torch.polar(torch.ones_like(angle), angle)
     expected = torch.zeros(kv_heads, 6, dtype=torch.float64)
     least = torch.zeros_like(expected)
+    weight = torch.zeros(kv_heads, length, dtype=torch.float64)
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
     for head, group in itertools.product(range(heads), range(kv_heads)):
         if head // 2 != group:
@@ -124,6 +125,7 @@ def test_damage_is_half_the_variance_of_the_change_of_the_scores(tmp_path: Path,
         a, b = pairs_q[head] * turn, pairs_k[group] * turn
         scores = (a @ b.mH).real / width**0.5
         p = scores.masked_fill(future, -torch.inf).softmax(-1)
+        weight[group] += (p * (1 - p))[::3].sum(0)
         for pair in range(6):
             rotated = torch.outer(a[:, pair], b[:, pair].conj()).real
             still = torch.outer(pairs_q[head][:, pair], pairs_k[group][:, pair].conj()).real
@@ -142,9 +144,11 @@ def test_damage_is_half_the_variance_of_the_change_of_the_scores(tmp_path: Path,
     torch.testing.assert_close(layer.damage, expected, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(layer.residual, least, rtol=1e-3, atol=1e-6)
     assert (layer.residual <= layer.damage + 1e-9).all()
-    flat = k.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(layer.k_mean, flat.mean(0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(layer.k_cov, flat.mT.cov(correction=0), rtol=1e-4, atol=1e-5)
+    weight /= weight.sum(1, keepdim=True)
+    means = torch.einsum("gt,gtd->gd", weight, k)
+    rows = (weight.sqrt()[..., None] * (k - means[:, None])).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(layer.k_mean, means.flatten(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.k_cov, rows.mT @ rows, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         layer.q_moment[1], torch.einsum("htd,hte->hde", q[2:], q[2:]) / length, rtol=1e-4, atol=1e-5
     )
