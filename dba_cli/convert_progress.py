@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.progress import Progress, TaskID
 
 from dba_cli.rendering import console
-from dba_core.convert.job import ConvertReporter
+from dba_core.convert.request import ConvertReporter
 
 
 class ConvertProgress(ConvertReporter):

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dba_cli.run_options import KV_POLICY_HELP
 
 if TYPE_CHECKING:
+    from dba_core.config.kv_policy import KVCachePolicy
+    from dba_core.convert.decouple import Recipe
     from dba_core.convert.report import ConversionReport
+    from dba_core.convert.request import ConvertRequest, Wanted
 
 
 def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | None:
@@ -29,6 +33,21 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
     required=True,
     metavar="DIR",
     help="The folder to make; `dba sample`, `dba eval` and `load_run` read it.",
+)
+@click.option(
+    "--keep", is_flag=True, help="Change nothing: make a run's folder of MODEL as it is, and measure it."
+)
+@click.option(
+    "--budget-bytes",
+    type=int,
+    metavar="N",
+    help="Search --pairs, --latent and --kv-policy, those that are not given: the best of N bytes per token.",
+)
+@click.option(
+    "--max-delta-nll",
+    type=float,
+    metavar="X",
+    help="Search them for the smallest cache that loses at most X nats per token.",
 )
 @click.option(
     "--pairs",
@@ -112,26 +131,50 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
 def convert(model: Path, out: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
     """Make a decoupled model of MODEL without training, and report what that costs.
 
-    MODEL is the folder of a Hugging Face Llama-family model, or a .gguf file.
+    MODEL is the folder of a Hugging Face Llama-family model, a .gguf file, or a checkpoint of the origin
+    system (.pt; one that is decoupled already needs --keep).
 
     \b
     Examples:
       dba convert ./SmolLM2-135M --out runs/smol
+      dba convert ./SmolLM2-135M --out runs/small --budget-bytes 7500
+      dba convert ./SmolLM2-135M --out runs/good --max-delta-nll 0.02
       dba convert model.gguf --out runs/mine --pairs 12 --calibrate book.txt --eval other.txt
       dba convert ./Llama-3.2-1B --out runs/llama --latent 128 --heal-steps 50
+      dba convert origin.pt --out runs/origin --keep --tokenizer tiktoken:gpt2
     """
     from dba_cli.convert_progress import ConvertProgress
     from dba_core.convert.job import convert as run_conversion
 
+    request = _request(model, out, **settings)
     with ConvertProgress(quiet=quiet) as reporter:
-        report = run_conversion(_request(model, out, **settings), reporter)
+        report = run_conversion(request, reporter)
     _show(report, out, as_json=as_json)
+
+
+#: What only a decoupling reads, and so means nothing with --keep.
+_DECOUPLING = (
+    "pairs",
+    "rule",
+    "latent",
+    "spread",
+    "fit",
+    "calibrate",
+    "calibrate_tokens",
+    "comparators",
+    "heal_steps",
+    "budget_bytes",
+    "max_delta_nll",
+)
 
 
 def _request(
     model: Path,
     out: Path,
     *,
+    keep: bool,
+    budget_bytes: int | None,
+    max_delta_nll: float | None,
     pairs: int,
     rule: str,
     latent: int | None,
@@ -139,28 +182,72 @@ def _request(
     fit: bool,
     kv_policy: str | None,
     **rest: Any,
-) -> Any:
+) -> ConvertRequest:
     from dba_core.config.kv_policy import KVCachePolicy
     from dba_core.convert.decouple import Recipe
-    from dba_core.convert.job import DEFAULT_POLICY, ConvertRequest
+    from dba_core.convert.request import DEFAULT_POLICY, ConvertRequest
 
+    if keep:
+        _refuse_with_keep()
+    recipe = Recipe(pairs=pairs, rule=rule, latent=latent, spread=spread, fit=fit)
+    policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
     return ConvertRequest(
         model=model,
         out=out,
-        recipe=Recipe(pairs=pairs, rule=rule, latent=latent, spread=spread, fit=fit),
-        policy=DEFAULT_POLICY if kv_policy is None else KVCachePolicy.parse(kv_policy),
+        recipe=None if keep else recipe,
+        policy=policy or DEFAULT_POLICY,
+        search=_search(recipe, policy, budget_bytes, max_delta_nll),
         **rest,
     )
 
 
+def _search(
+    recipe: Recipe, policy: KVCachePolicy | None, budget_bytes: int | None, max_delta_nll: float | None
+) -> Wanted | None:
+    """The search that was asked for; what was given on the command line stays fixed in it."""
+    if budget_bytes is None and max_delta_nll is None:
+        return None
+    from dba_core.convert.recipe_search import Scope
+    from dba_core.convert.request import Wanted
+    from dba_core.evaluation.search import Goal
+
+    return Wanted(
+        goal=Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll),
+        scope=Scope(
+            base=recipe,
+            pairs=recipe.pairs if _given("pairs") else None,
+            latent=(recipe.latent,) if _given("latent") else None,
+            policy=policy,
+        ),
+    )
+
+
+def _given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _refuse_with_keep() -> None:
+    command = click.get_current_context().command
+    flags = {param.name: param.opts[0] for param in command.params}
+    wrong = [flags[name] for name in _DECOUPLING if _given(name)]
+    if wrong:
+        raise click.UsageError(
+            f"--keep changes nothing in the model, so {', '.join(wrong)} would do nothing; leave one or the "
+            "other out"
+        )
+
+
 def _show(report: ConversionReport, out: Path, *, as_json: bool) -> None:
     from dba_cli.rendering import columns, echo_json
-    from dba_core.convert.report import header, rows
+    from dba_core.convert.report import SEARCH_HEADER, header, rows, search_rows
 
     if as_json:
         echo_json(report.to_dict())
     else:
-        columns(f"{report.source}, decoupled", header(report), rows(report))
+        if report.search is not None:
+            columns(f"Search: {report.search.goal}", SEARCH_HEADER, search_rows(report.search))
+        decoupled = "" if report.recipe is None else ", decoupled"
+        columns(f"{report.source}{decoupled}", header(report), rows(report))
         click.echo(
             "First row: nats per token. Others: difference to it, and its standard error over windows."
         )

@@ -16,8 +16,8 @@ in (rotated, unrotated) parts of q_i(m) and k_i(n), and their products in the pr
 
 Noise of variance s(n) on the score of key n, independent of other keys, changes the distribution of query m
 by KL = sum_n p_n(m) (1 - p_n(m)) s(n) / 2. So `k_mean` and `k_cov` weigh key n by
-w(n) = sum_m p_n(m) (1 - p_n(m)): what is rarely looked at may be stored badly, and the first token, which
-many heads rest on, may not.
+w(n) = sum_m p_n(m) (1 - p_n(m)), and `q_moment` query m by u(m) = sum_n p_n(m) (1 - p_n(m)): what is rarely
+looked at may be stored badly, and the first token, which many heads rest on, may not.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LayerCalibration:
     damage, residual [G,P], fit [G,H/G,P,2] (real and imaginary part): see the module. q_norm, k_norm [G,P]:
     root mean square length of the pair in queries and keys. k_mean [G*D], k_cov [G*D,G*D]: of unrotated keys,
     all heads together, weighted by w(n), between two heads by the root of both weights. q_moment
-    [G,H/G,D,D]: mean of q q^T over queries, unrotated and unscaled. float64.
+    [G,H/G,D,D]: mean of u(m) q q^T over queries, unrotated and unscaled. float64.
     """
 
     damage: Tensor
@@ -143,19 +143,20 @@ class _Sums:
         grouped = torch.unflatten(q, 0, (shape.n_kv_heads, -1))  # [G, H/G, T, D]
         self.q_square += _pair_squares(grouped).sum(1).cpu()
         self.k_square += _pair_squares(k).cpu()
-        rows = grouped.double()  # [G, H/G, T, D]
-        self.q_outer += (rows.mT @ rows).cpu()
         self.queries += length * (shape.n_heads // shape.n_kv_heads)
         self.keys += length
         at = torch.arange(0, length, QUERY_STRIDE, device=hidden.device)
         self.sampled += len(at)
-        weights = []
+        of_keys, of_queries = [], []
         for head in range(shape.n_kv_heads):
             angle = [t[:, head if t.shape[1] > 1 else 0] for t in (cos, sin)]
-            gram, weight = _covariances(grouped[head], k[head], *angle, at=at)
-            self.gram[head] += gram.cpu()
-            weights.append(weight)
-        keys = F.pad(k.double(), (0, 1), value=1.0) * torch.stack(weights).sqrt()[..., None]  # [G, T, D+1]
+            sums = _covariances(grouped[head], k[head], *angle, at=at)
+            self.gram[head] += sums.covariance.cpu()
+            of_keys.append(sums.of_keys)
+            of_queries.append(sums.of_queries)
+        rows = grouped[:, :, at].double()  # [G, H/G, m, D]
+        self.q_outer += ((rows * torch.stack(of_queries)[..., None]).mT @ rows).cpu()
+        keys = F.pad(k.double(), (0, 1), value=1.0) * torch.stack(of_keys).sqrt()[..., None]  # [G, T, D+1]
         flat = keys.transpose(0, 1).flatten(1)
         self.k_outer += (flat.mT @ flat).view(self.k_outer.shape).cpu()
 
@@ -173,7 +174,7 @@ class _Sums:
             k_norm=(self.k_square / self.keys).sqrt(),
             k_mean=mean.flatten(),
             k_cov=cov.flatten(2).flatten(0, 1),
-            q_moment=self.q_outer / self.keys,
+            q_moment=self.q_outer / self.sampled,
         )
 
 
@@ -208,16 +209,26 @@ def _mean_and_covariance(outer: Tensor) -> tuple[Tensor, Tensor]:
     return mean, cov
 
 
-def _covariances(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) -> tuple[Tensor, Tensor]:
-    """q [R,T,D] of one KV head's R query heads, k [T,D], cos and sin [T,P] -> sums over queries `at` of the
-    covariances under p of the scores, float64 [R,P,3,3], and of p (1 - p) of every key, float64 [T].
+@attrs.frozen(kw_only=True, eq=False)
+class _UnderP:
+    """Sums over queries m: covariance [R,P,3,3] of the scores under p, of_keys w(n) [T]; of_queries u(m)
+    [R,m]. float64.
     """
+
+    covariance: Tensor
+    of_keys: Tensor
+    of_queries: Tensor
+
+
+def _covariances(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) -> _UnderP:
+    """q [R,T,D] of one KV head's R query heads, k [T,D], cos and sin [T,P]; over the queries `at`."""
     keys = _parts(k, cos, sin)  # [T, P, 4]
     moments = torch.cat([keys, _products(keys)], dim=-1).flatten(1)  # [T, P*14]
     rotated_keys = keys[..., :2].transpose(1, 2).flatten(1)  # [T, D], halves
     scale = k.shape[-1] ** -0.5
     total = k.new_zeros(len(q), k.shape[-1] // 2, 3, 3, dtype=torch.float64)
-    weight = k.new_zeros(len(k), dtype=torch.float64)
+    of_keys = k.new_zeros(len(k), dtype=torch.float64)
+    of_queries: list[Tensor] = []
     for rows in torch.split(at, _QUERY_BLOCK):
         stop = int(rows[-1]) + 1
         future = torch.arange(stop, device=k.device) > rows[:, None]
@@ -226,13 +237,16 @@ def _covariances(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, at: Tensor) 
             rotated = queries[..., :2].transpose(1, 2).flatten(1)
             scores = (rotated @ rotated_keys[:stop].mT * scale).masked_fill_(future, -torch.inf)
             p = scores.softmax(-1)
-            weight[:stop] += (p * (1.0 - p)).sum(0).double()
+            noise = p * (1.0 - p)
+            of_keys[:stop] += noise.sum(0).double()
+            of_queries.append(noise.sum(-1).double())
             under_p = torch.unflatten(p @ moments[:stop], 1, (-1, 14))  # [m, P, 14]
             mean, second = under_p[..., :4], under_p[..., 4:][..., _SQUARE.to(k.device)]  # [m,P,4], [m,P,4,4]
             covariance = second - mean[..., :, None] * mean[..., None, :]
             linear = _score_vectors(queries) * scale  # [m, P, 3, 4]
             total[number] += (linear @ covariance @ linear.mT).double().sum(0)
-    return total, weight
+    by_head = [torch.cat(of_queries[number :: len(q)]) for number in range(len(q))]
+    return _UnderP(covariance=total, of_keys=of_keys, of_queries=torch.stack(by_head))
 
 
 def _score_vectors(queries: Tensor) -> Tensor:

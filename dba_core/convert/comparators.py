@@ -9,12 +9,7 @@ The last one says what the lost rotation costs, apart from the formats. Called b
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
-from typing import cast
-
 import attrs
-import torch
 from torch import Tensor
 
 from dba_core.attention.decode import DecodeBackends
@@ -23,7 +18,7 @@ from dba_core.attention.projections import Heads, ProjectionWeights
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.contracts import AttentionShape
 from dba_core.convert.decouple import channels_of
-from dba_core.model.block import Block
+from dba_core.convert.share import with_attentions
 from dba_core.model.language_model import LanguageModel
 
 FP16 = KVCachePolicy(k_sem=TensorFormat("fp16"), k_geo=TensorFormat("fp16"), v=TensorFormat("fp16"))
@@ -75,6 +70,14 @@ def variants(
     ]
 
 
+def as_it_is(model: LanguageModel, policy: KVCachePolicy) -> list[Variant]:
+    """A model that is not converted, with an fp16 cache and under its policy."""
+    return [
+        Variant(key="original", name="fp16 cache", model=model, policy=FP16),
+        Variant(key="original_policy", name="its policy", model=model, policy=policy),
+    ]
+
+
 class _RotatedSplit(DecoupledAttention):
     """A source layer whose rotated keys go into the cache as two tensors: `pairs` [G,n] as k_sem, the rest as
     k_geo. It shares the source's weights and serves cached passes only.
@@ -118,12 +121,5 @@ def _gathered(x: Tensor, channels: Tensor) -> Tensor:
 
 def with_rotated_split(source: LanguageModel, chosen: Tensor) -> LanguageModel:
     """The source model, sharing its weights, with its keys cached in two parts."""
-    model = copy.copy(source)
-    model._modules = dict(source._modules)
-    blocks = []
-    for block, pairs in zip(cast("Iterable[Block]", source.blocks), chosen, strict=True):
-        twin = copy.copy(block)
-        twin._modules = {**block._modules, "attn": _RotatedSplit.of(block.attn, pairs)}
-        blocks.append(twin)
-    model.blocks = torch.nn.ModuleList(blocks)
-    return model
+    split = [_RotatedSplit.of(layer, pairs) for layer, pairs in zip(source.attentions, chosen, strict=True)]
+    return with_attentions(source, split, config=source.config)

@@ -30,8 +30,10 @@ from torch import Tensor
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
 from dba_core.convert.calibration import Calibration, LayerCalibration
+from dba_core.convert.share import with_attentions
 from dba_core.convert.source import PLAIN
 from dba_core.errors import UsageError
+from dba_core.model.block import attention_of_layer
 from dba_core.model.language_model import LanguageModel
 
 
@@ -51,24 +53,25 @@ class Recipe:
 def decouple(
     source: LanguageModel, calibration: Calibration, chosen: Tensor, recipe: Recipe
 ) -> LanguageModel:
-    """The converted model, float32, in evaluation mode; the source stays as it is.
+    """The converted model, float32, in evaluation mode. It shares all weights but attention's with the
+    source, which stays as it is.
 
     chosen [layers,G,pairs]: of `select_pairs`. Raises UsageError for a latent that is wider than what it
     stands for.
     """
-    config = source.config
-    attention = decoupled_config(config.attention, recipe)
-    exact = attrs.evolve(config.train_long_seq, enabled=False)  # no summarizer: nothing here trains one
-    model = LanguageModel(attrs.evolve(config, attention=attention, train_long_seq=exact), plugins=PLAIN)
-    own, given = model.state_dict(), source.state_dict()
-    with torch.no_grad():
-        for name, tensor in given.items():
-            if ".attn." not in name:
-                own[name].copy_(tensor)
-        parts = zip(source.attentions, model.attentions, calibration.layers, chosen, strict=True)
-        for before, after, measured, pairs in parts:
+    # no summarizer: nothing here trains one
+    exact = attrs.evolve(source.config.train_long_seq, enabled=False)
+    config = attrs.evolve(
+        source.config, attention=decoupled_config(source.config.attention, recipe), train_long_seq=exact
+    ).resolved()
+    made = []
+    parts = zip(source.attentions, calibration.layers, chosen, strict=True)
+    for layer, (before, measured, pairs) in enumerate(parts):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            after = attention_of_layer(config, PLAIN, layer=layer, registry=None, device="cpu")
             _fill(before, after, measured, pairs, recipe)
-    return model.eval()
+        made.append(after)
+    return with_attentions(source, made, config=config).eval()
 
 
 def decoupled_config(source: AttentionConfig, recipe: Recipe) -> AttentionConfig:

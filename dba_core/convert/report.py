@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
+import torch
 
+from dba_core.cache.bytes import bytes_per_token
+from dba_core.convert.comparators import Variant
 from dba_core.convert.decouple import Recipe
+from dba_core.convert.recipe_search import Choice, RecipeSearch
 from dba_core.evaluation.cached_loss import TextLoss
+from dba_core.evaluation.reference import Divergence
+from dba_core.evaluation.search import Tried
 from dba_core.runs.summary import as_plain
 
 SCHEMA = 1
@@ -37,17 +43,75 @@ class VariantReport:
 
 
 @attrs.frozen(kw_only=True)
+class SearchRow:
+    """What a search measured: a recipe; with a policy also its size, prediction, and whether it keeps the
+    goal.
+    """
+
+    pairs: int
+    latent: int | None
+    policy: str
+    bytes_per_token: int | None
+    predicted: float | None
+    measured: Divergence
+    verdict: str
+
+
+@attrs.frozen(kw_only=True)
+class SearchReport:
+    """goal: for people. tokens: that were compared. rows: recipes with an exact cache, then whole choices."""
+
+    goal: str
+    tokens: int
+    rows: tuple[SearchRow, ...]
+
+    @classmethod
+    def of(cls, found: RecipeSearch) -> SearchReport:
+        exact = [
+            SearchRow(
+                pairs=recipe.pairs,
+                latent=recipe.latent,
+                policy="fp16",
+                bytes_per_token=None,
+                predicted=None,
+                measured=measured,
+                verdict="",
+            )
+            for recipe, measured in found.recipes
+        ]
+        whole = [_search_row(each, found.result.chosen) for each in found.result.tried]
+        return cls(goal=found.goal.text, tokens=found.tokens, rows=(*exact, *whole))
+
+
+def _search_row(each: Tried[Choice], chosen: Tried[Choice] | None) -> SearchRow:
+    choice = each.candidate.key
+    return SearchRow(
+        pairs=choice.recipe.pairs,
+        latent=choice.recipe.latent,
+        policy=choice.policy.short,
+        bytes_per_token=each.candidate.bytes_per_token,
+        predicted=each.candidate.predicted,
+        measured=each.measured,
+        verdict="chosen" if each is chosen else "kept" if each.good else "missed",
+    )
+
+
+@attrs.frozen(kw_only=True)
 class ConversionReport:
-    """pairs: the semantic channel pairs of each layer and KV head. seconds: by phase."""
+    """recipe: None where the model was kept as it is; calibration is then None too. search: where recipe and
+    policy were searched for. pairs: the semantic channel pairs of each layer and KV head. seconds: by phase.
+    """
 
     source: str
     family: str
     parameters: int
-    recipe: Recipe
+    recipe: Recipe | None
+    search: SearchReport | None
     context: int
-    calibration: dict[str, Any]
+    calibration: dict[str, Any] | None
     calibration_tokens: int
     pairs: tuple[tuple[tuple[int, ...], ...], ...]
+    n_pairs: int
     variants: tuple[VariantReport, ...]
     healed_steps: int
     seconds: dict[str, float]
@@ -87,16 +151,10 @@ def rows(report: ConversionReport) -> Iterable[tuple[str, ...]]:
 
 def markdown(report: ConversionReport) -> str:
     """`conversion.md`."""
-    recipe = report.recipe
-    latent = (
-        "one semantic key per KV head" if recipe.latent is None else f"a shared latent of {recipe.latent}"
-    )
     lines = [
-        f"# {report.source}, decoupled",
+        f"# {report.source}{'' if report.recipe is None else ', decoupled'}",
         "",
-        f"{recipe.pairs} channel pairs of every KV head became semantic (rule `{recipe.rule}`), {latent}; "
-        f"calibrated on {report.calibration_tokens:,} tokens of `{report.calibration['name']}`, context "
-        f"{report.context}.",
+        _what_was_done(report),
         "",
         _table(header(report), rows(report)),
         "",
@@ -104,14 +162,84 @@ def markdown(report: ConversionReport) -> str:
         "standard error of the difference over windows. `perplexity` is the mean over the texts.",
         "",
         "![perplexity against bytes](plots/pareto.png)",
-        "",
-        "![semantic pairs](plots/pairs.png)",
     ]
+    if report.recipe is not None:
+        lines += ["", "![semantic pairs](plots/pairs.png)"]
+    if report.search is not None:
+        lines += [
+            "",
+            f"## Search: {report.search.goal}",
+            "",
+            _table(SEARCH_HEADER, search_rows(report.search)),
+        ]
+        lines += ["", f"Nats per token against the source, over {report.search.tokens:,} tokens."]
     lines += [f"\n**Warning:** {warning}" for warning in report.warnings]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report.seconds.items())
     return "\n".join(
         [*lines, "", f"Time: {seconds}. Peak memory {report.peak_memory_bytes / 2**20:,.0f} MiB.", ""]
     )
+
+
+def _what_was_done(report: ConversionReport) -> str:
+    recipe = report.recipe
+    if recipe is None or report.calibration is None:
+        return f"As it is, {report.parameters:,} parameters; measured with a context of {report.context}."
+    latent = (
+        "one semantic key per KV head" if recipe.latent is None else f"a shared latent of {recipe.latent}"
+    )
+    return (
+        f"{recipe.pairs} channel pairs of every KV head became semantic (rule `{recipe.rule}`), {latent}; "
+        f"calibrated on {report.calibration_tokens:,} tokens of `{report.calibration['name']}`, context "
+        f"{report.context}."
+    )
+
+
+SEARCH_HEADER = ("pairs", "latent", "policy", "bytes per token", "predicted", "KL", "nats lost", "goal")
+
+
+def search_rows(search: SearchReport) -> Iterable[tuple[str, ...]]:
+    """One row per measurement, in their order."""
+    for row in search.rows:
+        yield (
+            str(row.pairs),
+            "none" if row.latent is None else str(row.latent),
+            row.policy,
+            "" if row.bytes_per_token is None else f"{row.bytes_per_token:,}",
+            "" if row.predicted is None else f"{row.predicted:.4f}",
+            f"{row.measured.kl:.4f}",
+            f"{row.measured.delta_nll:+.4f}",
+            row.verdict,
+        )
+
+
+def variant_reports(rows: Sequence[tuple[Variant, dict[str, TextLoss]]]) -> tuple[VariantReport, ...]:
+    """rows: variants and their losses by text, the reference first."""
+    first, reference = rows[0]
+    return tuple(
+        VariantReport(
+            key=variant.key,
+            name=variant.name,
+            policy=variant.policy.short,
+            bytes_per_token=_cache_bytes(variant),
+            ratio=_cache_bytes(first) / _cache_bytes(variant),
+            losses=losses,
+            delta_nll={text: loss.nll - reference[text].nll for text, loss in losses.items()},
+            delta_std_error={text: _paired_error(loss, reference[text]) for text, loss in losses.items()},
+        )
+        for variant, losses in rows
+    )
+
+
+def _cache_bytes(variant: Variant) -> int:
+    shape = variant.model.attentions[0].shape
+    return bytes_per_token(shape, variant.policy) * len(variant.model.attentions)
+
+
+def _paired_error(loss: TextLoss, reference: TextLoss) -> float:
+    """Standard error of the mean difference over the same windows."""
+    pairs = zip(loss.window_nll, reference.window_nll, strict=True)
+    differences = torch.tensor([a - b for a, b in pairs], dtype=torch.float64)
+    return float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
 
 
 def _loss(loss: TextLoss) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dba_core.config.data import DataConfig
 from dba_core.data.corpus import Corpus, load_corpus
-from dba_core.errors import DataError
+from dba_core.data.tokenizers import Tokens
+from dba_core.errors import CheckpointError, DataError
 
 #: What is calibrated on, and evaluated on, when nothing else is given: texts that every CPython has.
 CALIBRATION = "docstrings"
@@ -20,49 +21,58 @@ EVALUATION = ("pydoc",)
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Texts:
-    """calibration: sequences [N, context]. evaluation: name and tokens of each text."""
+class CalibrationText:
+    """sequences [N, context], spread over the corpus; between: the longest stretch between two of them."""
 
-    calibration: Tensor
-    calibration_corpus: Corpus
-    evaluation: tuple[Corpus, ...]
+    corpus: Corpus
+    sequences: Tensor
+    between: Tokens
 
 
-def read_texts(
-    *, tokenizer: str, calibrate: str, calibrate_tokens: int, evaluate: tuple[str, ...], context: int
-) -> Texts:
-    """Read and encode. Raises DataError for a calibration text shorter than one context, and for one that is
-    evaluated on as well.
+def read_evaluation(names: tuple[str, ...], *, tokenizer: str, vocab_size: int) -> tuple[Corpus, ...]:
+    """Read and encode the texts to evaluate on. Raises CheckpointError for a tokenizer of another model."""
+    return tuple(_corpus(name, tokenizer, vocab_size) for name in dict.fromkeys(names))
+
+
+def read_calibration(
+    name: str, *, unlike: tuple[Corpus, ...], tokens: int, tokenizer: str, vocab_size: int, context: int
+) -> CalibrationText:
+    """Read and encode the text to calibrate on, `tokens` of it in sequences of `context`.
+
+    Raises DataError for one shorter than one context, and for one that is among those that are evaluated on.
     """
-    corpora = {name: _corpus(name, tokenizer) for name in dict.fromkeys((calibrate, *evaluate))}
-    chosen = corpora[calibrate]
-    for name in evaluate:
-        if corpora[name].sha256 == chosen.sha256:
-            raise DataError(
-                f"{calibrate!r} is to be calibrated on and evaluated on; what comes out would say nothing "
-                "about other texts. Give --calibrate and --eval two texts",
-                path="calibrate",
-            )
-    if len(chosen.tokens) < context:
+    chosen = _corpus(name, tokenizer, vocab_size)
+    if any(corpus.sha256 == chosen.sha256 for corpus in unlike):
         raise DataError(
-            f"{calibrate!r} has {len(chosen.tokens)} tokens, less than one context of {context}; give a "
-            "longer text to --calibrate, or a smaller --context",
+            f"{name!r} is to be calibrated on and evaluated on; what comes out would say nothing about other "
+            "texts. Give --calibrate and --eval two texts",
             path="calibrate",
         )
-    count = max(1, min(calibrate_tokens, len(chosen.tokens)) // context)
-    return Texts(
-        calibration=_spread(torch.from_numpy(np.asarray(chosen.tokens).astype(np.int64)), context, count),
-        calibration_corpus=chosen,
-        evaluation=tuple(corpora[name] for name in evaluate),
+    length = len(chosen.tokens)
+    if length < context:
+        raise DataError(
+            f"{name!r} has {length} tokens, less than one context of {context}; give a longer text to "
+            "--calibrate, or a smaller --context",
+            path="calibrate",
+        )
+    count = max(1, min(tokens, length) // context)
+    starts = [(length - context) * number // max(1, count - 1) for number in range(count)]
+    gaps = zip([start + context for start in starts], [*starts[1:], length], strict=True)
+    whole = torch.from_numpy(np.asarray(chosen.tokens).astype(np.int64))
+    return CalibrationText(
+        corpus=chosen,
+        sequences=torch.stack([whole[start : start + context] for start in starts]),
+        between=chosen.tokens[slice(*max(gaps, key=lambda gap: gap[1] - gap[0]))],
     )
 
 
-def _corpus(name: str, tokenizer: str) -> Corpus:
-    return load_corpus(DataConfig(source=name, tokenizer=tokenizer), context=1)
-
-
-def _spread(tokens: Tensor, length: int, count: int) -> Tensor:
-    """`count` stretches of `length` tokens, spread evenly over the text: [count, length]."""
-    room = len(tokens) - length
-    starts = [room * number // max(1, count - 1) for number in range(count)]
-    return torch.stack([tokens[start : start + length] for start in starts])
+def _corpus(name: str, tokenizer: str, vocab_size: int) -> Corpus:
+    corpus = load_corpus(DataConfig(source=name, tokenizer=tokenizer), context=1)
+    largest = int(corpus.tokens.max())
+    if largest >= vocab_size:
+        raise CheckpointError(
+            f"the tokenizer gives token {largest} on {corpus.name!r}, and the model knows 0 to "
+            f"{vocab_size - 1}: they do not belong together. Give the model's own tokenizer.json with "
+            "--tokenizer"
+        )
+    return corpus

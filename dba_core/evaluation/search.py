@@ -102,13 +102,13 @@ class SearchResult(Generic[K]):
             return self.chosen
         if not self.tried:
             raise SearchError(
-                f"no {what} keeps {goal.text}: the smallest that can be made takes {self.smallest:,} bytes per "
-                "token. Give a larger --budget-bytes"
+                f"no {what} keeps {goal.text}: the smallest that can be made takes {self.smallest:,} bytes "
+                "per token. Give a larger --budget-bytes"
             )
         best = min(self.tried, key=lambda each: each.measured.cost)
         raise SearchError(
-            f"no {what} keeps {goal.text}: the best of those measured loses {best.measured.cost:.4f} nats per "
-            f"token at {best.candidate.bytes_per_token:,} bytes. Allow more loss or more bytes"
+            f"no {what} keeps {goal.text}: the best of those measured loses {best.measured.cost:.4f} nats "
+            f"per token at {best.candidate.bytes_per_token:,} bytes. Allow more loss or more bytes"
         )
 
 
