@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from dba_core.config.model import ModelConfig
+from dba_core.convert.llama_names import to_huggingface
+from dba_core.convert.source import SourceModel
 from dba_core.errors import UnsupportedError
 
 #: The token that the first step reads, in both models.
@@ -26,7 +28,7 @@ def require_transformers() -> Any:
 
 
 def build_llama(config: ModelConfig, *, seed: int) -> Any:
-    """A Llama of the width, depth, feed-forward and vocabulary of `config`, heads of d_model / n_heads."""
+    """A Llama of the width, depth, feed-forward, vocabulary, heads and value width of `config`."""
     transformers = require_transformers()
     attention = config.attention.resolved(d_model=config.d_model)
     llama = transformers.LlamaConfig(
@@ -36,6 +38,8 @@ def build_llama(config: ModelConfig, *, seed: int) -> Any:
         num_hidden_layers=config.n_layers,
         num_attention_heads=attention.n_heads,
         num_key_value_heads=attention.n_kv_heads,
+        head_dim=attention.v_head_dim,
+        rope_parameters={"rope_type": "default", "rope_theta": attention.rope_theta},
         max_position_embeddings=1 << 20,
         rms_norm_eps=config.norm_eps,
         tie_word_embeddings=config.tie_embeddings,
@@ -47,6 +51,18 @@ def build_llama(config: ModelConfig, *, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return transformers.LlamaForCausalLM(llama).eval()
+
+
+def llama_of(source: SourceModel) -> Any:
+    """The Llama that `source` is, with its weights and frequencies."""
+    llama = build_llama(source.config, seed=0)
+    own = llama.state_dict()
+    with torch.no_grad():
+        for name, read in source.weights.items():
+            own[to_huggingface(name)].copy_(read())
+        if source.frequencies is not None:
+            llama.model.rotary_emb.inv_freq.copy_(source.frequencies[0])
+    return llama
 
 
 class LlamaGenerator:

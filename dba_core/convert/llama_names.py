@@ -46,6 +46,14 @@ def from_huggingface(name: str) -> str | None:
     return _TOP_OF_HF.get(name, name)
 
 
+def to_huggingface(name: str) -> str:
+    """Their name of one of ours: `from_huggingface` the other way. Raises KeyError for what Llama has not."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if match:
+        return f"model.layers.{match[1]}.{_LAYER_PARTS[match[2]][0]}"
+    return _TOP_PARTS[name][0]
+
+
 def from_gguf(name: str) -> str | None:
     """Our name; None for what is read elsewhere; the name itself where it is not known."""
     if name == "rope_freqs.weight":

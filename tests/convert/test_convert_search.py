@@ -76,7 +76,11 @@ def test_what_is_given_stays_and_a_gate_is_kept(tmp_path: Path, capsys) -> None:
         (["--budget-bytes", "0"], 2, "give at least 1"),
         (["--budget-bytes", "90", "--pairs", "9"], 2, "1 to 7"),
         (["--budget-bytes", "90", "--calibrate-tokens", "9999"], 2, "calibration reads all of"),
-        (["--keep", "--pairs", "3", "--calibrate", "x"], 2, "--pairs, --calibrate, --calibrate-tokens would do nothing"),
+        (
+            ["--keep", "--pairs", "3", "--calibrate", "x"],
+            2,
+            "--pairs, --calibrate, --calibrate-tokens would do nothing",
+        ),
     ],
 )
 def test_what_cannot_be_done_leaves_no_folder(

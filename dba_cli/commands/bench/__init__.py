@@ -15,6 +15,7 @@ _COMMANDS = {
     "decode": LazyCommand(f"{_HERE}.decode:decode", "One token over a long cache, beside the alternatives."),
     "kernels": LazyCommand(f"{_HERE}.kernels:kernels", "Machine code of the GPU kernels, without a GPU."),
     "generate": LazyCommand(f"{_HERE}.generate:generate", "Whole models beside transformers."),
+    "converted": LazyCommand(f"{_HERE}.converted:converted", "A converted model beside its source."),
     "prefill": LazyCommand(f"{_HERE}.prefill:prefill", "A chunk into a quantized cache, per KV policy."),
     "quality": LazyCommand(f"{_HERE}.quality:quality", "Held-out loss of a run per KV policy."),
     "train": LazyCommand(f"{_HERE}.train:train", "A training step beside a plain PyTorch GPT."),

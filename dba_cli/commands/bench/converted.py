@@ -1,0 +1,59 @@
+"""`dba bench converted`: a converted model beside its source, here and in Hugging Face transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dba_cli.commands.bench.common import (
+    Output,
+    command_line,
+    numbers,
+    repeats_option,
+    report_options,
+    show,
+    threads_option,
+)
+from dba_cli.run_options import RunFlags, weights_options
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@weights_options
+@click.option(
+    "--prompt",
+    "prompts",
+    callback=numbers(least=2),
+    default="512,2000",
+    show_default=True,
+    metavar="N,...",
+    help="Tokens of the prompt.",
+)
+@click.option(
+    "--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens of a turn."
+)
+@threads_option
+@repeats_option(20)
+@report_options
+def converted(output: Output, source: Path, run_flags: RunFlags, **settings: Any) -> None:
+    """Tokens per second of RUN's model, of the SOURCE that it was converted from, and of transformers.
+
+    SOURCE is what `dba convert` was given. Needs transformers: python -m pip install 'dba[bench]'
+
+    \b
+    Examples:
+      dba bench converted model.gguf runs/smol
+      dba bench converted model.gguf runs/smol --prompt 512 --threads 1,2
+    """
+    from dba_core.bench.converted import ConvertedSettings, measure_converted
+
+    report = measure_converted(
+        source,
+        run_flags.load(),
+        ConvertedSettings(**settings),
+        command=command_line(),
+        on_case=output.progress,
+    )
+    show(report, output)
