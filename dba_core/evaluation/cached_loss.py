@@ -24,7 +24,8 @@ from dba_core.evaluation.metrics import exp_or_inf
 from dba_core.generation.inference import inference
 from dba_core.model.language_model import LanguageModel
 
-CHUNK = 512
+CHUNK = 512  # tokens that go into the cache at once
+_LOGITS = 64  # tokens whose logits are in memory at once
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +56,7 @@ def text_loss(
             x, y = x.to(model.device), y.to(model.device)
             cache = model.new_cache(batch=1, capacity=x.shape[1], policy=policy, rollback=0)
             losses = [
-                _nll(model(part, cache=cache), targets)
+                _nll(model, model.hidden(part, cache=cache), targets)
                 for part, targets in zip(torch.split(x, CHUNK, 1), torch.split(y, CHUNK, 1), strict=True)
             ]
             means.append(float(torch.cat(losses).mean()))
@@ -74,6 +75,8 @@ def text_loss(
     )
 
 
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """[1,T,V], [1,T] -> float64 [T]."""
-    return F.cross_entropy(logits[0].float(), targets[0].long(), reduction="none").double()
+def _nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """[1,T,d_model], [1,T] -> float64 [T]."""
+    parts = zip(torch.split(hidden, _LOGITS, 1), torch.split(targets[0].long(), _LOGITS), strict=True)
+    losses = [F.cross_entropy(model.logits(x)[0].float(), y, reduction="none") for x, y in parts]
+    return torch.cat(losses).double()

@@ -26,7 +26,8 @@ from dba_core.evaluation.metrics import FidelityAccumulator, FidelityMetrics
 from dba_core.generation.inference import inference
 from dba_core.model.language_model import LanguageModel
 
-CHUNK = 256  # tokens whose logits are compared at once
+CHUNK = 512  # tokens that go into a cache at once
+_LOGITS = 64  # tokens whose logits are in memory at once
 
 
 @attrs.frozen(kw_only=True)
@@ -84,8 +85,10 @@ class Reference:
                 accumulator = FidelityAccumulator()
                 for start in range(0, x.shape[1], CHUNK):
                     part = slice(start, start + CHUNK)
-                    exact = self._model.logits(hidden[:, part])
-                    accumulator.update(exact, model(x[:, part], cache=cache), y[:, part])
+                    found = model.hidden(x[:, part], cache=cache)
+                    pieces = [torch.split(t, _LOGITS, 1) for t in (hidden[:, part], found, y[:, part])]
+                    for ours, theirs, targets in zip(*pieces, strict=True):
+                        accumulator.update(self._model.logits(ours), model.logits(theirs), targets)
                 figures.append(accumulator.result())
                 on_window()
         return _mean(figures)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from dba_core.cache.kv_cache import KVCache
     from dba_core.model.language_model import LanguageModel
 
-_PREFILL_LOGITS = 1 << 25  # most logits of one prefill chunk: 128 MiB in float32
 _PREFILL_TOKENS = 512  # longest prefill chunk of one sequence
-_PREFILL_LEAST = 16  # shortest, whatever the logits need
+_PREFILL_ALL = 4096  # most tokens of one chunk of all sequences
+_PREFILL_LEAST = 16  # shortest, whatever the number of sequences
 
 OnToken = Callable[[int, int], None]
 
@@ -83,12 +83,10 @@ def generate(
 def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
     """Put the prompts (each at least one token) into the cache, after what it holds, in chunks -> logits
     [B, V] after each prompt's last token. Shorter prompts are padded on the right; `counts` keeps the padding
-    out of the cache.
+    out of the cache. Logits are made of the last tokens alone.
     """
     longest = max(map(len, prompts))
-    assert model.config.vocab_size is not None
-    affordable = _PREFILL_LOGITS // (len(prompts) * model.config.vocab_size)
-    chunk = max(_PREFILL_LEAST, min(_PREFILL_TOKENS, affordable))
+    chunk = max(_PREFILL_LEAST, min(_PREFILL_TOKENS, _PREFILL_ALL // len(prompts)))
     last: dict[int, Tensor] = {}
     for start in range(0, longest, chunk):
         length = min(chunk, longest - start)
@@ -97,11 +95,11 @@ def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCac
         padded = [part + [0] * (length - len(part)) for part in parts]
         tokens = torch.tensor(padded, device=model.device)  # [B, T]
         ragged = min(counts) < length
-        logits = model(tokens, cache=cache, counts=counts if ragged else None)  # [B, T, V]
+        x = model.hidden(tokens, cache=cache, counts=counts if ragged else None)  # [B, T, d_model]
         for row, prompt in enumerate(prompts):
             if start < len(prompt) <= start + length:
-                last[row] = logits[row, len(prompt) - 1 - start].clone()  # a view would keep the whole chunk
-    return torch.stack([last[row] for row in range(len(prompts))])
+                last[row] = x[row, len(prompt) - 1 - start].clone()  # a view would keep the whole chunk
+    return model.logits(torch.stack([last[row] for row in range(len(prompts))]))
 
 
 class _Row:

@@ -89,14 +89,18 @@ class LanguageModel(nn.Module):
         first counts[b] tokens are real; the logits after them mean nothing. Raises DataError for a token
         out of the vocabulary and CacheError for a cache of another model.
         """
-        if cache is not None:
-            self.check_tokens(tokens)
-            return self._cached(tokens, cache, counts)
-        return self.logits(self.hidden(tokens))
+        with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
+            return self.logits(self.hidden(tokens, cache=cache, counts=counts))
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens [B, T] -> the last block's output [B, T, d_model]; its `logits` are what `forward` gives."""
+    def hidden(
+        self, tokens: Tensor, *, cache: KVCache | None = None, counts: Sequence[int] | None = None
+    ) -> Tensor:
+        """tokens [B, T] -> the last block's output [B, T, d_model]; its `logits` are what `forward` gives.
+        cache, counts: as there.
+        """
         self.check_tokens(tokens)
+        if cache is not None:
+            return self._cached(tokens, cache, counts)
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
@@ -234,7 +238,7 @@ class LanguageModel(nn.Module):
         with _all_or_nothing(cache):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, cache=layer, counts=counts)
-        return self.logits(x)
+        return x
 
 
 @contextlib.contextmanager

@@ -51,17 +51,25 @@ class ToyModel(nn.Module):
     def forward(
         self, tokens: Tensor, *, cache: ToyCache | None = None, counts: Sequence[int] | None = None
     ) -> Tensor:
+        return self.logits(self.hidden(tokens, cache=cache, counts=counts))
+
+    def hidden(
+        self, tokens: Tensor, *, cache: ToyCache | None = None, counts: Sequence[int] | None = None
+    ) -> Tensor:
         assert not torch.is_grad_enabled()
         cache = cache or ToyCache(tokens.shape[0], tokens.shape[1], None)
         self.calls.append((tokens.shape[1], None if counts is None else tuple(counts)))
-        logits = torch.full((*tokens.shape, self.config.vocab_size), torch.nan, dtype=torch.float64)
+        states = torch.full((*tokens.shape, WIDTH), torch.nan, dtype=torch.float64)
         for row in range(tokens.shape[0]):
             for t in range(tokens.shape[1] if counts is None else counts[row]):
                 cache.state[row] = 0.5 * cache.state[row] + self.inner(self.table[tokens[row, t]])
                 cache.lengths[row] += 1
                 assert cache.lengths[row] <= cache.capacity
-                logits[row, t] = 3 * (torch.tanh(cache.state[row]) @ self.head)
-        return logits
+                states[row, t] = cache.state[row]
+        return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        return 3 * (torch.tanh(states) @ self.head)
 
 
 def oracle_logits(model: ToyModel, tokens: Sequence[int]) -> np.ndarray:

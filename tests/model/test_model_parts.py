@@ -89,7 +89,7 @@ def test_gelu_is_its_equation() -> None:
 def test_unknown_kinds_name_the_allowed_ones() -> None:
     with pytest.raises(ConfigError, match=r"'rmsnrom'.*rmsnorm.*layernorm"):
         build_norm("rmsnrom", width=4, eps=1e-5, bias=False)
-    with pytest.raises(ConfigError, match=r"'relu'.*gelu, swiglu"):
+    with pytest.raises(ConfigError, match=r"'relu'.*gelu, silu, swiglu"):
         build_mlp("relu", d_model=4, d_ff=4, bias=False)
 
 
