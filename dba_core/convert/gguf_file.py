@@ -156,7 +156,8 @@ def _frequencies(fields: _Fields, tensors: Mapping[str, Any], head_dim: int, the
 def _read(tensor: Any, permuted_heads: int | None) -> Tensor:
     """float32; rows of q and k in half-split order. GGUF lists the axes fastest first."""
     quants = importlib.import_module("gguf.quants")
-    values = torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type).copy()).float()
+    array = quants.dequantize(tensor.data, tensor.tensor_type)
+    values = torch.from_numpy(array if array.flags.writeable else array.copy()).float()
     values = values.reshape(*(int(size) for size in reversed(tensor.shape)))
     return values if permuted_heads is None else half_split_rows(values, permuted_heads)
 

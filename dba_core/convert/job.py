@@ -57,12 +57,11 @@ def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) ->
     reporter = ConvertReporter() if reporter is None else reporter
     if request.out.exists():
         raise UsageError(f"{request.out} exists already, and is left as it is; give --out another name")
-    source = load_source(request.model)
-    _check_fit(request, source)
+    job = _Conversion(request, load_source(request.model), reporter)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=request.out.parent, prefix=f".{request.out.name}."))
     try:
-        report = _Conversion(request, source, RunFolder(scratch), reporter).run()
+        report = job.run(RunFolder(scratch))
         scratch.chmod(0o755)
         scratch.rename(request.out)
     finally:
@@ -100,10 +99,10 @@ class _Decoupled:
 class _Conversion:
     """The phases, and the time that each took."""
 
-    def __init__(
-        self, request: ConvertRequest, source: SourceModel, folder: RunFolder, reporter: ConvertReporter
-    ) -> None:
-        self.request, self.source, self.folder, self.reporter = request, source, folder, reporter
+    def __init__(self, request: ConvertRequest, source: SourceModel, reporter: ConvertReporter) -> None:
+        """Raises UsageError for a recipe that does not fit the model."""
+        _check_fit(request, source)
+        self.request, self.source, self.reporter = request, source, reporter
         self.recipe, self.policy = request.recipe, request.policy
         self.context = request.context or min(DEFAULT_CONTEXT, source.config.context)
         vocab = source.config.vocab_size
@@ -111,30 +110,32 @@ class _Conversion:
         self.vocab_size: int = vocab
         self.seconds: dict[str, float] = {}
 
-    def run(self) -> ConversionReport:
+    def run(self, folder: RunFolder) -> ConversionReport:
+        """Fill `folder`."""
         for note in self.source.notes:
             self.reporter.note(note)
         with self._phase("load"):
             self.reporter.phase(f"Reading {self.source.name} ...", 0)
-            tokenizer = self._tokenizer()
+            tokenizer = self._tokenizer(folder)
             evaluation = read_evaluation(
                 self.request.evaluate, tokenizer=tokenizer, vocab_size=self.vocab_size
             )
             text = self._calibration_text(tokenizer, evaluation)
             model = self.source.build()
+            self.source = self.source.without_weights()
         if text is None or self.recipe is None:
             report = self._report(model, None, self._measure(as_it_is(model, self.policy), evaluation))
-            self._write(model, report, tokenizer)
+            self._write(folder, model, report, tokenizer)
             return report
         made = self._decouple(model, text, self.recipe)
         found = variants(
             model, made.model, made.chosen, policy=self.policy, comparators=self.request.comparators
         )
         report = self._report(model, made, self._measure(found, evaluation))
-        self._write(made.model, report, tokenizer)
+        self._write(folder, made.model, report, tokenizer)
         return report
 
-    def _tokenizer(self) -> str:
+    def _tokenizer(self, folder: RunFolder) -> str:
         """The path of the tokenizer.json that the folder holds, or what the user named instead."""
         if self.request.tokenizer is not None:
             return self.request.tokenizer
@@ -143,7 +144,7 @@ class _Conversion:
                 f"{self.source.path} has no tokenizer that can be read; give its tokenizer.json with "
                 "--tokenizer"
             )
-        path = self.folder.path / TOKENIZER_FILE
+        path = folder.path / TOKENIZER_FILE
         path.write_text(self.source.tokenizer_json, encoding="utf-8")
         return str(path)
 
@@ -277,9 +278,11 @@ class _Conversion:
             warnings=(healing.text,) if healing is not None and not healing.kept else (),
         )
 
-    def _write(self, model: LanguageModel, report: ConversionReport, tokenizer: str) -> None:
+    def _write(
+        self, folder: RunFolder, model: LanguageModel, report: ConversionReport, tokenizer: str
+    ) -> None:
         write_output(
-            self.folder,
+            folder,
             model,
             report,
             policy=self.policy,

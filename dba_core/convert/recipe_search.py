@@ -23,10 +23,8 @@ from dba_core.evaluation.reference import Divergence, Reference
 from dba_core.evaluation.search import MOST_TRIES, Candidate, Goal, SearchResult, search
 from dba_core.model.language_model import LanguageModel
 
-#: What a search measures for every tensor.
-FORMATS = tuple(
-    TensorFormat.parse(text) for text in ("q8_0@128", "q4_0@32", "q4_0@64", "q4_0@128", "q4_0@256")
-)
+#: What a search measures for every tensor: short and long blocks, or 8 bits, whose blocks hardly matter.
+FORMATS = tuple(TensorFormat.parse(text) for text in ("q8_0@256", "q4_0@32", "q4_0@256"))
 _EXACT = KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16")
 
 

@@ -40,6 +40,12 @@ class SourceModel:
     plugins: PluginChoices = PLAIN
     notes: tuple[str, ...] = ()
 
+    def without_weights(self) -> SourceModel:
+        """The same once it is built: what the files take of memory is let go with the last one that reads
+        them.
+        """
+        return attrs.evolve(self, weights={})
+
     def build(self) -> LanguageModel:
         """The model in evaluation mode, float32 on the CPU. Raises CheckpointError for tensors that are
         missing, unknown or of another shape; nothing is half loaded then.

@@ -14,12 +14,13 @@ from dba_core.testing.compare import far, same_bits, well_shaped
 from dba_core.testing.decode_ask import asked, diagnosed
 from dba_core.testing.decode_cases import (
     FLOAT_POLICY,
+    FULL_LONG_LENGTHS,
     GROUPED,
-    LONG_LENGTHS,
     MIXED_POLICY,
     NO_SEMANTIC,
     ODD,
     PLAIN,
+    QUICK_LONG_LENGTHS,
     SHARED_LATENT,
     WIDE,
     DecodeCase,
@@ -102,8 +103,9 @@ def quantization_error(subject: Subject) -> Iterator[Violation]:
 @DECODE.check("the null token counts exactly once, with no token, one, or many partitions of them")
 def null_token_once(subject: Subject) -> Iterator[Violation]:
     policies = (MIXED_POLICY, f"{MIXED_POLICY},resid=128") if not subject.quick else (MIXED_POLICY,)
+    long = QUICK_LONG_LENGTHS if subject.quick else FULL_LONG_LENGTHS
     for null in (False, True):
-        for lengths in ((0, 0), (1, 0), (70, 129), LONG_LENGTHS):
+        for lengths in ((0, 0), (1, 0), (70, 129), long):
             for policy in policies:
                 case = DecodeCase(sizes=GROUPED, policy=policy, lengths=lengths, null=null)
                 for each in asked(subject, case):

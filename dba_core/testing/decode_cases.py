@@ -80,7 +80,8 @@ FULL_POLICIES = (
 QUICK_LENGTHS = ((13, 4), (0, 65))
 FULL_LENGTHS = ((13, 13), (13, 4), (1, 63), (0, 65), (129, 128), (257, 700))
 #: Longer than the partitions that backends use, and not a multiple of any.
-LONG_LENGTHS = (5003, 2049)
+FULL_LONG_LENGTHS = (5003, 2049)
+QUICK_LONG_LENGTHS = (1031, 515)
 
 
 @attrs.frozen(kw_only=True)

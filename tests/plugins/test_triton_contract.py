@@ -1,4 +1,7 @@
-"""The whole contract of decode backends, kept by the interpreted Triton kernels. Takes minutes."""
+"""The contract of decode backends, kept by the interpreted Triton kernels. Takes minutes.
+
+But for `equals_float64`: triton_decode_interpreted.py compares with float64 over its own, wider cases.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,25 @@ pytest.importorskip("triton")
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-COMMAND = "from dba_cli.main import main; raise SystemExit(main())"
+PROGRAM = """
+from dba_core.testing.check import check_plugin
+from dba_core.testing.suites import SUITES
+
+kind = "decode_backend"
+names = tuple(check.name for check in SUITES[kind].checks if check.name != "equals_float64")
+report = check_plugin(kind, "triton_2pass", quick=True, only=names)
+for result in report.results:
+    print(result)
+assert len(report.results) == len(names) > 10
+assert report.ok
+"""
 
 
 def test_the_interpreted_kernels_keep_the_contract() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "plugins", "check", "triton_2pass", "--quick"],
+        [sys.executable, "-c", PROGRAM],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "checks passed" in done.stdout

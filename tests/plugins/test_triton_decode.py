@@ -74,7 +74,7 @@ def test_the_interpreted_kernels_equal_float64() -> None:
 
 
 @pytest.mark.slow
-def test_the_interpreted_kernels_equal_float64_for_every_mix_of_formats() -> None:
+def test_the_interpreted_kernels_equal_float64_for_every_pair_of_formats() -> None:
     interpreted("slow")
 
 
