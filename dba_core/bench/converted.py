@@ -92,13 +92,13 @@ def measure_converted(
         torch.set_num_threads(before)
     return Report(
         name="converted",
-        title=f"{run.config.name}: prefill and decode beside transformers",
+        title="A converted model beside its source",
         command=command,
         columns=_COLUMNS,
         rows=tuple(rows),
         machine=describe_machine(CPU),
         notes=(
-            f"{run.model.n_parameters:,} parameters, float32 weights, batch 1, greedy; medians of "
+            f"{run.config.name}, {run.model.n_parameters:,} parameters, float32 weights, batch 1, greedy; medians of "
             f"{settings.repeats} turns",
             f"decode: {settings.new_tokens} tokens a turn; transformers' caches hold random keys there, ours "
             "the prompt's",
@@ -114,7 +114,6 @@ _COLUMNS = (
     Column("name", "what"),
     Column("tokens_per_second", "tokens/s", "{:.1f}"),
     Column("ms", "ms", "{:.1f}"),
-    Column("spread", "quartiles"),
     Column("cache_megabytes", "cache MB", "{:.1f}"),
     Column("against_transformers", "against transformers", "{:.2f}x"),
 )
