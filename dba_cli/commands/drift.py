@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dba_cli.measured import bar, write_measured
 from dba_cli.run_options import RunFlags, weights_options
 
 if TYPE_CHECKING:
@@ -118,26 +118,19 @@ def _measured(
     from dba_core.runs.drift import DriftRequest, drift_of_run
 
     request = DriftRequest(thresholds=thresholds, mass_correction=mass_correction, **settings)
-    with _progress() as on_pass:
+    with bar("comparing") as on_pass:
         return drift_of_run(run, request, on_pass=on_pass)
 
 
 def _written(run: Run, report: DriftReport, out: Path | None, *, plot: bool) -> list[Path]:
-    """The files that were asked for, which replace those of an earlier comparison."""
-    if out is None and not plot:
-        return []
-    from dba_core.runs.folder import write_json
-
-    folder = run.folder.path / "drift" if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "drift.json"]
-    write_json(files[0], report.to_dict())
-    if plot:
+    def draw(path: Path) -> None:
         from dba_core.runs.drift_plot import drift_curves
 
-        files.append(folder / "drift.png")
-        drift_curves(files[1], report, name=run.config.name)
-    return files
+        drift_curves(path, report, name=run.config.name)
+
+    return write_measured(
+        "drift", report.to_dict(), run=run.folder.path, out=out, draw=draw if plot else None
+    )
 
 
 def _show(report: DriftReport, written: list[Path], *, as_json: bool) -> None:
@@ -153,16 +146,3 @@ def _show(report: DriftReport, written: list[Path], *, as_json: bool) -> None:
         click.echo(f"note: {note}.", err=True)
     for path in written:
         click.echo(f"Wrote {path}", err=True)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while passes are made, on a terminal only."""
-    from rich.progress import Progress
-
-    from dba_cli.rendering import console
-
-    where = console(stderr=True)
-    with Progress(console=where, transient=True, disable=not where.is_terminal) as bar:
-        task = bar.add_task("comparing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

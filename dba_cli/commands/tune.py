@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from dba_cli.measured import bar, write_measured
 from dba_cli.run_options import RunFlags, weights_options
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def tune(
     goal = Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll)
     run = run_flags.load()
     request = TuneRequest(goal=goal, data=data, tokens=tokens, context=context, residual=residual)
-    with _progress() as on_step:
+    with bar("measuring") as on_step:
         report = tune_run(run, request, on_step=on_step)
     written = _written(run, report, out, plot=plot)
     _show(report, written, as_json=as_json)
@@ -81,21 +80,12 @@ def tune(
 
 
 def _written(run: Run, report: TuneReport, out: Path | None, *, plot: bool) -> list[Path]:
-    """The files that were asked for, which replace those of an earlier search."""
-    if out is None and not plot:
-        return []
-    from dba_core.runs.folder import write_json
-
-    folder = run.folder.path / "tune" if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "tune.json"]
-    write_json(files[0], report.to_dict())
-    if plot:
+    def draw(path: Path) -> None:
         from dba_core.runs.tune_plot import tune_chart
 
-        files.append(folder / "tune.png")
-        tune_chart(files[1], report, name=run.config.name)
-    return files
+        tune_chart(path, report, name=run.config.name)
+
+    return write_measured("tune", report.to_dict(), run=run.folder.path, out=out, draw=draw if plot else None)
 
 
 def _show(report: TuneReport, written: list[Path], *, as_json: bool) -> None:
@@ -118,16 +108,3 @@ def _show(report: TuneReport, written: list[Path], *, as_json: bool) -> None:
             click.echo(f'  dba sample {report.run} --kv-policy "{policy}"')
     for path in written:
         click.echo(f"Wrote {path}", err=True)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, on a terminal only."""
-    from rich.progress import Progress
-
-    from dba_cli.rendering import console
-
-    where = console(stderr=True)
-    with Progress(console=where, transient=True, disable=not where.is_terminal) as bar:
-        task = bar.add_task("measuring", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

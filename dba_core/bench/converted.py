@@ -98,8 +98,8 @@ def measure_converted(
         rows=tuple(rows),
         machine=describe_machine(CPU),
         notes=(
-            f"{run.config.name}, {run.model.n_parameters:,} parameters, float32 weights, batch 1, greedy; medians of "
-            f"{settings.repeats} turns",
+            f"{run.config.name}, {run.model.n_parameters:,} parameters, float32 weights, batch 1, greedy; "
+            f"medians of {settings.repeats} turns",
             f"decode: {settings.new_tokens} tokens a turn; transformers' caches hold random keys there, ours "
             "the prompt's",
             "cache: keys and values of the prompt; against transformers: the fastest of its rows",

@@ -7,9 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
+from sharp_model import TOKENS, sharp_model  # noqa: E402
+
 from dba_core.errors import ConfigError, DataError  # noqa: E402
 from dba_core.evaluation.fidelity import policy_fidelity  # noqa: E402
 from dba_core.evaluation.metrics import FidelityAccumulator  # noqa: E402
@@ -20,26 +19,11 @@ pytestmark = pytest.mark.torch
 
 FP32 = "ksem=fp32,kgeo=fp32,v=fp32"
 SMALL = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=3"
-TOKENS = np.random.default_rng(0).integers(0, 50, 60).astype(np.uint16)
 
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    """Two layers with enlarged weights, so that probabilities are far from uniform."""
-    config = ModelConfig(
-        vocab_size=50,
-        context=16,
-        n_layers=2,
-        d_model=48,
-        attention=AttentionConfig(n_heads=3, sem_head_dim=4, geo_head_dim=8, v_head_dim=8),
-        train_long_seq=LongSequenceConfig(enabled=False),
-    )
-    model = LanguageModel(config, seed=5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("weight") and parameter.dim() == 2:
-                parameter.mul_(4)
-    return model
+    return sharp_model()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

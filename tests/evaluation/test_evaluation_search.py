@@ -9,11 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from sharp_model import TOKENS, sharp_model  # noqa: E402
+
 from dba_core.cache.bytes import bytes_per_token  # noqa: E402
 from dba_core.config.attention import AttentionConfig  # noqa: E402
 from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
 from dba_core.errors import DataError, UsageError  # noqa: E402
 from dba_core.evaluation.metrics import fidelity_metrics  # noqa: E402
 from dba_core.evaluation.policy_search import combinations, measure_singles, search_policy  # noqa: E402
@@ -23,7 +23,6 @@ from dba_core.model.language_model import LanguageModel  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-TOKENS = np.random.default_rng(0).integers(0, 50, 60).astype(np.uint16)
 FP32 = KVCachePolicy.parse("ksem=fp32,kgeo=fp32,v=fp32")
 
 
@@ -103,21 +102,7 @@ def test_goals_that_are_none(goal: dict[str, float], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    """Two layers with enlarged weights, so that probabilities are far from uniform."""
-    config = ModelConfig(
-        vocab_size=50,
-        context=16,
-        n_layers=2,
-        d_model=48,
-        attention=AttentionConfig(n_heads=3, sem_head_dim=4, geo_head_dim=8, v_head_dim=8),
-        train_long_seq=LongSequenceConfig(enabled=False),
-    )
-    model = LanguageModel(config, seed=5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("weight") and parameter.dim() == 2:
-                parameter.mul_(4)
-    return model
+    return sharp_model()
 
 
 def test_the_divergence_is_that_of_the_logits(model: LanguageModel) -> None:

@@ -1,0 +1,50 @@
+"""What commands that measure a run have in common: a bar while they do, and the files they were asked for.
+
+Called by `dba drift` and `dba tune`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, on a terminal only; it is told (done, total)."""
+    from rich.progress import Progress
+
+    from dba_cli.rendering import console
+
+    where = console(stderr=True)
+    with Progress(console=where, transient=True, disable=not where.is_terminal) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def write_measured(
+    name: str,
+    document: Mapping[str, Any],
+    *,
+    run: Path,
+    out: Path | None,
+    draw: Callable[[Path], None] | None,
+) -> list[Path]:
+    """NAME.json in `out`, or in the run's folder under NAME, and NAME.png beside it where there is `draw`.
+
+    They replace those of an earlier measurement. Nothing is written where neither was asked for.
+    """
+    if out is None and draw is None:
+        return []
+    from dba_core.runs.folder import write_json
+
+    folder = run / name if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.json"]
+    write_json(files[0], document)
+    if draw is not None:
+        files.append(folder / f"{name}.png")
+        draw(files[1])
+    return files
