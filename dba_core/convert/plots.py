@@ -5,6 +5,7 @@ Imported when they are drawn. Called by `dba_core.convert.job` and the policy se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import attrs
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 _DPI = 150
+_LINEAR = 5.0  # percent up to which the axis of the increase is linear
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
 
 
@@ -57,6 +59,11 @@ def pareto(path: Path, points: Sequence[Point], *, title: str) -> None:
         )
     axes.set_xlabel("KV cache, bytes per token (all layers)")
     axes.set_ylabel("perplexity increase (%)")
+    if max(point.increase for point in points) > 2 * _LINEAR / 100:
+        axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1.0)
+        axes.yaxis.set_major_locator(FixedLocator([0, 1, 2, 3, 4, 5, 10, 20, 50, 100, 200, 500, 1000]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.margins(x=0.16, y=0.12)
     axes.grid(color="#e4e4e4", linewidth=0.6)
@@ -98,19 +105,34 @@ def pair_map(path: Path, pairs: Sequence[Sequence[Sequence[int]]], *, n_pairs: i
 
 
 def _label_places(points: Sequence[Point]) -> list[tuple[int, int, str]]:
-    """To the right of its point, or to the left where another point stands close to the right."""
+    """To the right of its point, or to the left where another point stands close to the right; higher or
+    lower where one stands right above or below it.
+    """
     widest = max(point.bytes_per_token for point in points)
-    highest = max(abs(point.increase) for point in points) or 1.0
+    highest = max(_height(abs(point.increase)) for point in points) or 1.0
     places: list[tuple[int, int, str]] = []
     for point in points:
-        crowded = any(
-            0 < other.bytes_per_token - point.bytes_per_token < 0.2 * widest
-            and abs(other.increase - point.increase) < 0.06 * highest
+        near = [
+            other
             for other in points
-        )
+            if other is not point and abs(_height(other.increase) - _height(point.increase)) < 0.06 * highest
+        ]
+        right = any(0 < other.bytes_per_token - point.bytes_per_token < 0.3 * widest for other in near)
+        beside = [
+            other for other in near if abs(other.bytes_per_token - point.bytes_per_token) < 0.02 * widest
+        ]
+        shift = 0
+        if beside:
+            shift = 7 if all(point.increase >= other.increase for other in beside) else -7
         last = point.bytes_per_token > 0.75 * widest
-        places.append((-7, 0, "right") if crowded or last else (7, 0, "left"))
+        places.append((-7, shift, "right") if right or last else (7, shift, "left"))
     return places
+
+
+def _height(increase: float) -> float:
+    """Where the axis puts an increase: as it is up to _LINEAR, then its logarithm."""
+    percent = 100 * increase
+    return percent if percent <= _LINEAR else _LINEAR * (1.0 + math.log10(percent / _LINEAR))
 
 
 def _save(figure: Figure, path: Path) -> None:

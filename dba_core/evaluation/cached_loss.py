@@ -24,7 +24,7 @@ from dba_core.evaluation.metrics import exp_or_inf
 from dba_core.generation.inference import inference
 from dba_core.model.language_model import LanguageModel
 
-CHUNK = 512  # tokens that go into the cache at once
+CHUNK = 256  # tokens that go into the cache at once
 _LOGITS = 64  # tokens whose logits are in memory at once
 
 

