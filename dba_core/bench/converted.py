@@ -17,6 +17,7 @@ import attrs
 import numpy as np
 import torch
 
+from dba_core.bench.generate import continuing
 from dba_core.bench.llama import LlamaGenerator, llama_of
 from dba_core.bench.machine import describe_machine
 from dba_core.bench.report import Column, Report
@@ -26,7 +27,8 @@ from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.convert.load import load_source
 from dba_core.errors import DataError, UsageError
-from dba_core.generation.loop import generate
+from dba_core.generation.inference import inference
+from dba_core.generation.loop import generate, prefill
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.evaluate import tokens_of
 from dba_core.runs.load import Run
@@ -155,18 +157,11 @@ def _decode(llama: Any, ours: _Ours, prompt: list[int], settings: ConvertedSetti
     calls: dict[str, Callable[[int], None]] = {}
     sizes: dict[str, float] = {}
     length, new = len(prompt), settings.new_tokens
-    config = GenerationConfig(max_new_tokens=new, temperature=0.0)
     for name, (model, policy) in ours.items():
         cache = model.new_cache(batch=1, capacity=length + new + 1, policy=policy, rollback=max(64, new + 1))
-        with torch.no_grad():
-            for part in torch.split(torch.tensor([prompt[:-1]]), 512, dim=1):
-                model(part, cache=cache)
-
-        def call(_round: int, model: LanguageModel = model, cache: Any = cache) -> None:
-            generate(model, [prompt[-1:]], config, cache=cache)
-            cache.truncate(length - 1)
-
-        calls[name], sizes[name] = call, _megabytes(model, policy, length)
+        with inference(model):
+            prefill(model, [prompt], cache)
+        calls[name], sizes[name] = continuing(model, cache, new), _megabytes(model, policy, length)
     for name, static in (("transformers, static cache", True), ("transformers, dynamic cache", False)):
         calls[name] = LlamaGenerator(llama, batch=1, length=length, new_tokens=new, static=static)
         sizes[name] = _llama_megabytes(llama, length)

@@ -161,7 +161,7 @@ def _case(
         policy = KVCachePolicy.parse(text)
         name = f"dba, {policy.short}"
         cache = filled_cache(ours, policy, batch=batch, length=length, room=settings.new_tokens + 1)
-        calls[name] = _ours(ours, cache, settings.new_tokens)
+        calls[name] = continuing(ours, cache, settings.new_tokens)
         sizes[name], backends[name] = cache.nbytes, ours.decode_backends(cache)
     config = llama.config
     plain = 8 * batch * length * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -210,7 +210,7 @@ def filled_cache(
     return cache
 
 
-def _ours(model: LanguageModel, cache: KVCache, new_tokens: int) -> Callable[[int], None]:
+def continuing(model: LanguageModel, cache: KVCache, new_tokens: int) -> Callable[[int], None]:
     """Greedy `generate` from the filled cache and back to it."""
     length, prompts = cache.length, [[FIRST]] * cache.batch
     config = GenerationConfig(max_new_tokens=new_tokens, temperature=0.0)

@@ -97,6 +97,18 @@ def calibrate(
     return Calibration(layers=tuple(part.result() for part in sums), tokens=sequences.numel())
 
 
+def rotated_weights(attention: DecoupledAttention) -> tuple[Tensor, Tensor]:
+    """The weights of queries [H*D,d_model] and keys [G*D,d_model] of a layer whose attention is rotated, a
+    learned temperature being part of the queries'; tied keys have what the queries have without it.
+    """
+    q = attention.q_geo.weight
+    k = q if attention.k_geo is None else attention.k_geo.weight
+    if attention.logit_scale is None:
+        return q, k
+    factor = attention.logit_scale.clamp(-8.0, 8.0).exp()
+    return (q.view(len(factor), -1, q.shape[-1]) * factor[:, None, None]).flatten(0, 1), k
+
+
 def _require_plain(attention: DecoupledAttention) -> None:
     parts = attention.gate, attention.null_token
     if attention.shape.sem_head_dim or parts != (None, None):
@@ -135,10 +147,10 @@ class _Sums:
     def add(self, attention: DecoupledAttention, hidden: Tensor) -> None:
         """hidden [1,T,d_model]: what the attention is given."""
         shape = attention.shape
-        assert attention.k_geo is not None
         length = hidden.shape[1]
-        q = _per_head(F.linear(hidden, attention.q_geo.weight), shape.n_heads)  # [H, T, D]
-        k = _per_head(F.linear(hidden, attention.k_geo.weight), shape.n_kv_heads)  # [G, T, D]
+        of_q, of_k = rotated_weights(attention)
+        q = _per_head(F.linear(hidden, of_q), shape.n_heads)  # [H, T, D]
+        k = _per_head(F.linear(hidden, of_k), shape.n_kv_heads)  # [G, T, D]
         cos, sin = attention.rope.span(0, length, hidden)  # [T, G or 1, P]
         grouped = torch.unflatten(q, 0, (shape.n_kv_heads, -1))  # [G, H/G, T, D]
         self.q_square += _pair_squares(grouped).sum(1).cpu()

@@ -4,8 +4,9 @@
 
 The chosen pairs of channels become semantic: they keep their weights and lose their rotation, the others keep
 theirs with the frequencies that they had. Queries are scaled so that both divisions give the source's one by
-sqrt(D). `fit` gives the queries of each pair the complex factor that best stands for the lost rotation. What
-is not rotated may be transformed at will as long as queries undo it, which costs nothing:
+sqrt(D), and a learned temperature becomes part of their weights. `fit` gives the queries of each pair the
+complex factor that best stands for the lost rotation. What is not rotated may be transformed at will as long
+as queries undo it, which costs nothing:
 
 - the mean key is subtracted: it adds one constant to all scores of a query, which the softmax cancels. It and
   Cov(k) weigh keys by how much noise on them disturbs the attention (`calibration`);
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
-from dba_core.convert.calibration import Calibration, LayerCalibration
+from dba_core.convert.calibration import Calibration, LayerCalibration, rotated_weights
 from dba_core.convert.share import with_attentions
 from dba_core.convert.source import PLAIN
 from dba_core.errors import UsageError
@@ -96,6 +97,8 @@ def decoupled_config(source: AttentionConfig, recipe: Recipe) -> AttentionConfig
         sem_kv_heads=None if recipe.latent is None else 1,
         rope_table=True,
         sem_offset=True,
+        tie_qk=False,
+        learned_temperature=False,
     )
 
 
@@ -109,14 +112,14 @@ def _fill(
     """Write one layer's weights; everything is computed in float64. pairs [G,n]."""
     shape = before.shape
     kv_heads, width, share = shape.n_kv_heads, shape.geo_head_dim, shape.n_heads // shape.n_kv_heads
-    assert before.k_geo is not None
     assert after.q_sem is not None
     assert after.k_sem is not None
     assert after.k_geo is not None
     assert after.sem_offset is not None
     assert after.rope_frequencies is not None
-    q = before.q_geo.weight.double().view(kv_heads, share, width, -1)  # [G, H/G, D, d_model]
-    k = before.k_geo.weight.double().view(kv_heads, width, -1)
+    of_q, of_k = rotated_weights(before)
+    q = of_q.double().view(kv_heads, share, width, -1)  # [G, H/G, D, d_model]
+    k = of_k.double().view(kv_heads, width, -1)
     frequencies = before.rope.frequencies.expand(kv_heads, -1)  # [G, P]
     semantic, rotated, kept = channels_of(pairs, width)
 

@@ -4,7 +4,7 @@
 
 Windows of `context` tokens do not overlap; each goes through the cache in chunks, which gives what decoding
 token by token would (attention.prefill). The standard error is that of the mean over windows. Called by the
-conversion's report and the policy search.
+conversion's report.
 """
 
 from __future__ import annotations

@@ -94,3 +94,9 @@ def test_a_source_of_another_vocabulary_and_a_short_text_are_refused(
     long = ["bench", "converted", str(place / "model"), str(place / "out"), "--prompt", "99999"]
     assert main(long) == 3
     assert "give a --prompt of at most that" in capsys.readouterr().err
+
+
+def test_a_measurement_without_a_picture_has_no_plot(place: Path, capsys) -> None:
+    for command in ("converted", "kernels", "plugins", "recall", "startup"):
+        assert main(["bench", command, "--plot"]) == 2
+        assert "--plot" in capsys.readouterr().err

@@ -12,7 +12,10 @@ torch = pytest.importorskip("torch")
 
 import origin_oracle as origin  # noqa: E402
 
+from dba_core.convert.calibration import calibrate  # noqa: E402
+from dba_core.convert.decouple import Recipe, decouple  # noqa: E402
 from dba_core.convert.load import load_source  # noqa: E402
+from dba_core.convert.selection import select_pairs  # noqa: E402
 from dba_core.errors import CheckpointError, UnsupportedError  # noqa: E402
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -54,6 +57,22 @@ def test_fields_that_older_files_lack_take_that_systems_defaults(tmp_path: Path)
     expected = origin.logits(origin.CONFIG, state, tokens())
     assert (source.build()(tokens()) - expected).abs().max() / expected.abs().max() < 1e-5
     assert source.notes == ()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_origin_model_that_is_not_rotated_is_decoupled_without_loss(tied: bool, tmp_path: Path) -> None:
+    """Its learned temperature and its tied projections become part of the weights."""
+    change = {"attn_mode": "standard", "null_attn": False, "rope": False, "tie_qk": tied}
+    config = {**origin.CONFIG, **change}
+    state = origin.random_state(config)
+    model = load_source(origin.write(tmp_path / "old.pt", config, state)).build().requires_grad_(False)
+    measured = calibrate(model, tokens())
+    pairs = select_pairs(measured, model.attentions[0].rope.frequencies, pairs=2, rule="kl", fit=False)
+    made = decouple(model, measured, pairs, Recipe(pairs=2, fit=False))
+    expected = origin.logits(config, state, tokens())
+    assert float(state["blocks.0.attn.logit_scale"].abs().max()) > 0.1
+    assert (made(tokens()) - expected).abs().max() / expected.abs().max() < 1e-4
+    assert float(measured.layers[0].damage.max()) < 1e-6
 
 
 def test_what_stays_out_is_named(tmp_path: Path) -> None:

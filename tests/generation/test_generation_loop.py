@@ -184,3 +184,13 @@ def test_stop_texts_need_a_tokenizer_and_a_text() -> None:
         generate(ToyModel(), [[1]], config(stop=("a",)), kv_policy=POLICY)
     with pytest.raises(ConfigError, match="an empty stop text"):
         generate(ToyModel(), [[1]], config(stop=("",)), kv_policy=POLICY, tokenizer=ByteTokenizer())
+
+
+def test_a_prompt_costs_the_logits_of_its_last_token_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = ToyModel(), []
+    make = model.logits
+    monkeypatch.setattr(
+        model, "logits", lambda states: rows.append(states.shape[:-1].numel()) or make(states)
+    )
+    generate(model, PROMPTS, config(max_new_tokens=3), kv_policy=POLICY)
+    assert rows == [len(PROMPTS)] * 3

@@ -42,7 +42,17 @@ class Output:
 
 def report_options(command: Command) -> Command:
     """--json, --save, --plot and --quiet, as one argument `output`."""
+    return click.option("--plot", is_flag=True, help="Draw NAME.png as well, into --save or here.")(
+        _with_output(command)
+    )
 
+
+def table_options(command: Command) -> Command:
+    """The same for a measurement that has no picture: without --plot."""
+    return _with_output(command)
+
+
+def _with_output(command: Command) -> Command:
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
     @click.option(
         "--save",
@@ -50,10 +60,11 @@ def report_options(command: Command) -> Command:
         metavar="DIR",
         help="Write NAME.json and NAME.md there, in place of those of an earlier measurement.",
     )
-    @click.option("--plot", is_flag=True, help="Draw NAME.png as well, into --save or here.")
     @click.option("--quiet", is_flag=True, help="No progress on stderr.")
     @functools.wraps(command)
-    def wrapped(*args: Any, as_json: bool, plot: bool, save: Path | None, quiet: bool, **rest: Any) -> Any:
+    def wrapped(
+        *args: Any, as_json: bool, save: Path | None, quiet: bool, plot: bool = False, **rest: Any
+    ) -> Any:
         output = Output(as_json=as_json, plot=plot, save=save, quiet=quiet)
         output.check()
         return command(*args, output=output, **rest)

@@ -12,8 +12,8 @@ from dba_cli.commands.bench.common import (
     command_line,
     numbers,
     repeats_option,
-    report_options,
     show,
+    table_options,
     threads_option,
 )
 from dba_cli.run_options import RunFlags, weights_options
@@ -36,7 +36,7 @@ from dba_cli.run_options import RunFlags, weights_options
 )
 @threads_option
 @repeats_option(20)
-@report_options
+@table_options
 def converted(output: Output, source: Path, run_flags: RunFlags, **settings: Any) -> None:
     """Tokens per second of RUN's model, of the SOURCE that it was converted from, and of transformers.
 

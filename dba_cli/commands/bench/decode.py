@@ -137,7 +137,10 @@ def _settings(device: str, policy: Any, rest: dict[str, Any]) -> Any:
 
 def _on_gpu(output: Output, device: str, policy: Any, rest: dict[str, Any]) -> None:
     from dba_core.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode
+    from dba_core.errors import UsageError
 
+    if output.plot:
+        raise UsageError("there is no picture of decoding on a GPU; leave --plot out")
     heads, kv_heads = rest["heads"] or 32, rest["kv_heads"] or (8, 32)
     _check_heads(heads, kv_heads)
     settings = GpuDecodeSettings(

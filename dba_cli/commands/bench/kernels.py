@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dba_cli.commands.bench.common import Output, command_line, names, report_options, show
+from dba_cli.commands.bench.common import Output, command_line, names, show, table_options
 
 
 @click.command()
@@ -17,7 +17,7 @@ from dba_cli.commands.bench.common import Output, command_line, names, report_op
 @click.option(
     "--backend", "backends", callback=names, metavar="NAME,...", help="Without it: all that have any."
 )
-@report_options
+@table_options
 def kernels(output: Output, backends: tuple[str, ...], *, static: bool, check: bool) -> None:
     """Registers, spills, loads and instructions per cached token of the decode kernels.
 

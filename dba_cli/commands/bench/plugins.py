@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from dba_cli.commands.bench.common import Output, command_line, repeats_option, report_options, show
+from dba_cli.commands.bench.common import Output, command_line, repeats_option, show, table_options
 
 
 @click.command()
 @repeats_option(50)
-@report_options
+@table_options
 def plugins(output: Output, repeats: int) -> None:
     """Parameters and time of every installed summarizer, gate and null token, other distributions' too.
 

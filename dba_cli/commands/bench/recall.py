@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from dba_cli.commands.bench.common import Output, command_line, report_options, show
+from dba_cli.commands.bench.common import Output, command_line, show, table_options
 
 
 @click.command()
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Models of each kind."
 )
-@report_options
+@table_options
 def recall(output: Output, seeds: int) -> None:
     """Train small models to recall what only the window, or only memory tokens, can tell. Takes minutes.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from dba_cli.commands.bench.common import Output, command_line, repeats_option, report_options, show
+from dba_cli.commands.bench.common import Output, command_line, repeats_option, show, table_options
 
 
 @click.command()
 @repeats_option(5)
-@report_options
+@table_options
 def startup(output: Output, repeats: int) -> None:
     """Time of imports, of `dba --help`, and of the first decoded token with and without compiled kernels.
 
