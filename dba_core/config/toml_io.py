@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dba_core.documents import parse_object
 from dba_core.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -47,29 +48,7 @@ def parse_toml(text: str, *, source: str) -> dict[str, Any]:
 
 def parse_json(text: str, *, source: str) -> dict[str, Any]:
     """The object that a JSON text holds; NaN, Infinity and a key given twice are refused."""
-
-    def refuse_constant(name: str) -> float:
-        raise ConfigError(f"{source} holds {name}, which is no JSON number; allowed: finite numbers")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise ConfigError(f"{source} gives {', '.join(twice)} twice in one object; give each key once")
-        return table
-
-    try:
-        data = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{source} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{source} is not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{source} holds a {type(data).__name__}; allowed: one JSON object")
-    return data
+    return parse_object(text, source=source, error=ConfigError, advice="Repair it, or write it again")
 
 
 def dump_json(data: Mapping[str, Any]) -> str:

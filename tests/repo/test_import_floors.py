@@ -10,7 +10,13 @@ from source_tree import PACKAGES, Import, imports, module_name, python_files
 
 # Lowest first. A part is dba_core.X, or a whole package.
 FLOORS = (
-    ("dba_core.errors", "dba_core.contracts", "dba_core.hookspecs"),
+    (
+        "dba_core.errors",
+        "dba_core.printable",
+        "dba_core.documents",
+        "dba_core.contracts",
+        "dba_core.hookspecs",
+    ),
     ("dba_core.config",),
     ("dba_core.registry",),
     ("dba_core.cache", "dba_core.attention"),

@@ -1,0 +1,30 @@
+"""Foreign text made fit for a terminal and a report: names, corpora, tensor names, keys of foreign files.
+
+\\x1b[31m  ->  the four characters that show an escape, not a colour
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+#: Unicode categories that a reader cannot see and that can move, hide or reorder what stands beside them:
+#: control, format (direction overrides, zero-width), surrogate, line and paragraph separator.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+#: Format characters that scripts need: zero-width (non-)joiner. The soft hyphen is shown.
+_NEEDED = frozenset("\u200c\u200d")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """The same text, every character that is not seen written as its escape (`\\x1b`, `\\u202e`, `\\udcff`).
+
+    lines: keep newlines and tabs, for text that is meant to have them (a sample, an error of several lines).
+    """
+    kept = _NEEDED | {"\n", "\t"} if lines else _NEEDED
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(letter) in _UNSEEN and letter not in kept
+        else letter
+        for letter in text
+    )
