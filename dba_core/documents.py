@@ -19,8 +19,8 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/"
 def read_text(path: Path, *, error: type[DBAError], advice: str, limit: int = 1 << 28) -> str:
     """The whole text of a UTF-8 file (a byte-order mark is taken off).
 
-    error: what is raised for a file that is missing, is a folder, cannot be read, is larger than `limit` bytes,
-    is no UTF-8, or is a pointer of large-file storage. advice: the end of its message, what to do next.
+    error: what is raised for a file that is missing, is a folder, cannot be read, is larger than `limit`
+    bytes, is no UTF-8, or is a pointer of large-file storage. advice: the end of its message, what to do next.
     """
     try:
         size = path.stat().st_size
@@ -43,8 +43,8 @@ def read_text(path: Path, *, error: type[DBAError], advice: str, limit: int = 1 
 def parse_object(text: str, *, source: str, error: type[DBAError], advice: str) -> dict[str, Any]:
     """The one JSON object that a text holds.
 
-    error: what is raised for text that is no JSON or no object, is nested deeper than Python reads, gives a key
-    twice, or holds NaN or Infinity, which are no JSON. source: what the message calls the text.
+    error: what is raised for text that is no JSON or no object, is nested deeper than Python reads, gives a
+    key twice, or holds NaN or Infinity, which are no JSON. source: what the message calls the text.
     """
 
     def refuse_constant(name: str) -> float:

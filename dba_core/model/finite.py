@@ -11,7 +11,8 @@ from dba_core.errors import CheckpointError
 def check_finite(tensor: Tensor, *, name: str, where: str) -> None:
     """Raise CheckpointError for a floating tensor (any shape) with a NaN or an infinity.
 
-    The message says how many there are and where the first one stands. where: the file, for the message. One pass over the tensor, no copy of it where all is well.
+    The message says how many there are and where the first one stands; `where` is the file. One pass over the
+    tensor, no copy of it where all is well.
     """
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
@@ -25,6 +26,6 @@ def check_finite(tensor: Tensor, *, name: str, where: str) -> None:
     place = tuple(int(i) for i in bad.nonzero()[0])
     raise CheckpointError(
         f"{where}: {name} holds {count} of {tensor.numel()} values that are not finite, the first at "
-        f"{list(place)} ({float(tensor[place])}). The file is damaged or the training that wrote it diverged; "
-        "get it again, or take an earlier checkpoint"
+        f"{list(place)} ({float(tensor[place])}). The file is damaged, or the "
+        "training that wrote it diverged; get it again, or take an earlier checkpoint"
     )
