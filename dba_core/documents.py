@@ -20,7 +20,7 @@ def read_text(path: Path, *, error: type[DBAError], advice: str, limit: int = 1 
     """The whole text of a UTF-8 file (a byte-order mark is taken off).
 
     error: what is raised for a file that is missing, is a folder, cannot be read, is larger than `limit`
-    bytes, is no UTF-8, or is a pointer of large-file storage. advice: the end of its message, what to do next.
+    bytes, is no UTF-8, or is a pointer of large-file storage. advice: the end of its message.
     """
     try:
         size = path.stat().st_size
