@@ -41,9 +41,9 @@ _COMMANDS = {
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from importlib.metadata import version
+    from dba_core.distribution import installed_version
 
-    click.echo(f"dba {version('dba')}")
+    click.echo(f"dba {installed_version()}")
     ctx.exit()
 
 

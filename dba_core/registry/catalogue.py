@@ -13,9 +13,10 @@ from importlib.metadata import Distribution
 import attrs
 
 from dba_core.contracts import KINDS, Kind
+from dba_core.distribution import canonical
 from dba_core.errors import PluginError, unknown
 from dba_core.registry.access import Access
-from dba_core.registry.discovery import Discovery, PluginInfo, canonical, discover
+from dba_core.registry.discovery import Discovery, PluginInfo, discover
 
 #: Kind, distribution and name: what tells one plugin from every other.
 Key = tuple[Kind, str, str]

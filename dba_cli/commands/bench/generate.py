@@ -69,7 +69,7 @@ from dba_cli.commands.bench.common import (
 def generate(output: Output, policies: tuple[str, ...], **sizes: Any) -> None:
     """Tokens per second of our model and of a Llama with the same number of parameters.
 
-    Needs transformers: python -m pip install 'dba[bench]'
+    Needs transformers, which the extra 'bench' installs.
 
     \b
     Examples:
