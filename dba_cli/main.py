@@ -6,12 +6,14 @@ Nothing heavy is imported here: no torch, no plugin, no configuration class.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 import click
 
 from dba_cli.failure import explain, explain_click, install_excepthook, warnings_in_one_line
 from dba_cli.lazy import LazyCommand, LazyGroup
+from dba_cli.os_errors import os_error_text
 from dba_core.errors import DBAError
 
 INTERRUPTED = 130
@@ -86,13 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         explain(error)
         return error.exit_code
     except click.ClickException as error:
-        explain_click(error)
+        explain_click(error, sys.argv[1:] if argv is None else argv)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return INTERRUPTED
     except OSError as error:
-        explain(error)
+        explain(error, os_error_text(error))
         return 1
     return result if isinstance(result, int) else 0
 

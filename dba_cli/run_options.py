@@ -41,7 +41,10 @@ class RunFlags:
         replaced = dict(map(_decode_backend, self.plugins))
         from dba_core.runs.folder import find_run
 
-        folder = find_run(self.run)
+        folder, registry = find_run(self.run), self.plugin_flags.registry()
+        for kind, choice in replaced.items():
+            if choice.name != "auto":
+                registry.find(kind, choice.name)
         from dba_core.runs.load import load_run
 
         run = load_run(
@@ -49,7 +52,7 @@ class RunFlags:
             self.checkpoint,
             device=self.device,
             plugins=replaced,
-            registry=self.plugin_flags.registry(),
+            registry=registry,
             allow_drift=self.allow_drift,
         )
         for warning in run.warnings:

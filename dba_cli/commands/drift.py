@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dba_cli.measured import bar, write_measured
+from dba_cli.preflight import check_data
 from dba_cli.run_options import RunFlags, weights_options
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def drift(
     from dba_core.runs.drift_thresholds import check_thresholds, parse_threshold
 
     thresholds = tuple(map(parse_threshold, limits))
+    check_data(settings["data"])
     run = run_flags.load()
     report = _measured(run, thresholds, _SWITCH.get(mass_correction or "", ()), settings)
     written = _written(run, report, out, plot=plot)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dba_cli.legacy import refuse_legacy_flags
+from dba_cli.preflight import check_data
 from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
 
 
@@ -35,6 +36,7 @@ def evaluate(
     from dba_core.config.kv_policy import KVCachePolicy
 
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
+    check_data(data)
     run = run_flags.load()
     from dba_core.runs.evaluate import evaluate_run
     from dba_core.runs.summary_text import evaluation_sections

@@ -11,6 +11,7 @@ import click
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
+from dba_cli.preflight import check_config
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,12 +102,13 @@ class _How:
 
 
 def _run(flags: ConfigFlags, out: Path, how: _How) -> None:
-    loaded = flags.load()
+    loaded, arguments = flags.load(), how.arguments
+    check_config(loaded.config, arguments["registry"])
     from dba_cli.progress import TerminalReporter
     from dba_core.runs.job import run_job
 
     with TerminalReporter(quiet=how.quiet) as reporter:
-        run_job(loaded, root=out, reporter=reporter, **how.arguments)
+        run_job(loaded, root=out, reporter=reporter, **arguments)
     _show(reporter.summary, as_json=how.as_json)
 
 
@@ -129,12 +131,13 @@ def _resume(text: str, flags: ConfigFlags, how: _How) -> None:
 
 
 def _dry_run(flags: ConfigFlags, how: _How) -> None:
-    loaded = flags.load()
+    loaded, arguments = flags.load(), how.arguments
+    check_config(loaded.config, arguments["registry"])
     from dba_cli.rendering import echo_json, sections
     from dba_core.runs.dry_run import dry_run
     from dba_core.runs.summary_text import dry_run_sections
 
-    result = dry_run(loaded, **how.arguments)
+    result = dry_run(loaded, **arguments)
     if how.as_json:
         echo_json(result.to_dict())
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dba_cli.measured import bar, write_measured
+from dba_cli.preflight import check_data
 from dba_cli.run_options import RunFlags, weights_options
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def tune(
     from dba_core.runs.tune import TuneRequest, tune_run
 
     goal = Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll)
+    check_data(data)
     run = run_flags.load()
     request = TuneRequest(goal=goal, data=data, tokens=tokens, context=context, residual=residual)
     with bar("measuring") as on_step:

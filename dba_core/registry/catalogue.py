@@ -108,7 +108,16 @@ class Catalogue:
             ways = " or ".join(repr(info.qualified) for info in found)
             raise PluginError(f"{kind} {name!r} is ambiguous: {owners} both provide it. Write {ways}.")
         names = {info.qualified for info in known} if colon else {info.name for info in known}
-        raise PluginError(unknown(kind, name, names | {"auto"}))
+        raise PluginError(f"{unknown(kind, name, names | {'auto'})}{self._of_another_kind(name)}")
+
+    def _of_another_kind(self, name: str) -> str:
+        """What the name is the name of, where that is another kind of plugin."""
+        found = [info for info in self._all() if name in (info.name, info.qualified)]
+        kinds = [kind for kind in KINDS if any(info.kind == kind for info in found)]
+        if not kinds:
+            return ""
+        words = " and a ".join(kinds)
+        return f" {name!r} is a {words}: choose it with {' or '.join(f'{kind}={name}' for kind in kinds)}."
 
     def _all(self) -> list[PluginInfo]:
         return [*self._discovery.plugins, *self._added.values()]

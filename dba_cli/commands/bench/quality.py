@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dba_cli.commands.bench.common import Output, command_line, report_options, show
+from dba_cli.preflight import check_data
 from dba_cli.run_options import RunFlags, weights_options
 
 
@@ -42,6 +43,7 @@ def quality(
     from dba_core.bench.quality_chart import quality_chart
     from dba_core.runs.evaluate import tokens_of
 
+    check_data(data)
     run = run_flags.load()
     report = measure_quality(
         run.model,

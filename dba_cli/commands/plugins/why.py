@@ -35,12 +35,14 @@ def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool,
       dba plugins why summarizer --plugin summarizer@layers.0-1=conv --json
     """
     from dba_cli.rendering import echo_json
-    from dba_core.registry import refuse_fallbacks
+    from dba_core.registry import check_names, refuse_fallbacks
+
+    registry, config = plugin_flags.registry(), flags.load().config
+    check_names(config.plugins, registry)
     from dba_core.registry.explain import explain_others
     from dba_core.runs.selection import explain_selection
 
-    registry = plugin_flags.registry()
-    placed = explain_selection(kind, flags.load().config, registry)
+    placed = explain_selection(kind, config, registry)
     if strict:
         refuse_fallbacks((each.where, each.selection) for each in placed)
     explained = [(each, explain_others(registry, each.selection)) for each in placed]
