@@ -39,7 +39,7 @@ def explain_click(error: click.ClickException, argv: Sequence[str]) -> None:
     hint = hint_for(error, argv) if isinstance(error, click.UsageError) else None
     text = _without_legacy_hints(error) if hint is None else hint
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        text = f"{text} See '{error.ctx.command_path} --help'."
+        text = f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{error.ctx.command_path} --help'."
     _echo(text)
 
 

@@ -1,5 +1,5 @@
-"""What a wrong command line was probably meant to be: an option that is a setting, a word in the wrong place, a
-run that was left out. Called when a usage error is shown.
+"""What a wrong command line was probably meant to be: an option that is a setting, a word in the wrong place,
+a run that was left out. Called when a usage error is shown.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from dba_core.contracts import KINDS
+from dba_core.errors import unknown
 
 #: What other programs call our options -> the option and, where it stands for one, its value.
 _OTHER_OPTIONS: dict[str, tuple[str, str | None]] = {
@@ -31,11 +32,15 @@ _OTHER_OPTIONS: dict[str, tuple[str, str | None]] = {
     "--ckpt": ("--checkpoint", None),
     "--silent": ("--quiet", None),
     "--continue": ("--resume", None),
+    "--context": ("--length", None),
     "--length": ("--max-new-tokens", None),
     "--max-tokens": ("--max-new-tokens", None),
     "--max-length": ("--max-new-tokens", None),
     "--backend": ("--plugin", "decode_backend=NAME"),
 }
+#: Options of `dba run` alone, which decide what a run is.
+_OF_RUN = ("--set", "--preset", "--config", "--compile", "--resume", "--name", "--dry-run", "--print-config")
+_NO_CHOICE = re.compile(r"'(.*)' is not one of ")
 _EXTRA = re.compile(r"Got unexpected extra arguments? \((.*)\)")
 
 
@@ -48,6 +53,8 @@ def hint_for(error: click.UsageError, argv: Sequence[str]) -> str | None:
         return hint and f"No such option: {error.option_name}. {hint}"
     if isinstance(error, click.MissingParameter):
         return _missing_hint(error)
+    if isinstance(error, click.BadParameter):
+        return _choice_hint(error)
     extra = _EXTRA.match(error.message)
     if extra is None:
         return None
@@ -64,8 +71,10 @@ def _option_hint(ctx: click.Context, option: str, value: str | None) -> str | No
     if other in options:
         takes_value = not options[other].is_flag
         return f"Write {other}{f' {fixed or given}' if takes_value else ''}."
+    if option in _OF_RUN:
+        return f"That is an option of `dba run`; {ctx.command_path} takes what the run has."
     if name in KINDS:
-        if "--plugin" in options:
+        if "--set" in options or (name == "decode_backend" and "--plugin" in options):
             return f"A {name} is a plugin: --plugin {name}={given}."
         return f"A {name} is a plugin, chosen when a run is made: dba run --plugin {name}={given}."
     from dba_core.config.keys import meant_by
@@ -77,7 +86,9 @@ def _option_hint(ctx: click.Context, option: str, value: str | None) -> str | No
     if "--set" in options:
         ways = " or ".join(f"--set {key}={given}" for key in keys[:2])
         return f"That is a setting: {ways}."
-    return f"That is a setting of a run, given when it is made: dba run --set {keys[0]}={given}."
+    if any(param.name == "run" for param in ctx.command.params):
+        return f"That is a setting of a run, given when it is made: dba run --set {keys[0]}={given}."
+    return None
 
 
 def _missing_hint(error: click.MissingParameter) -> str | None:
@@ -88,9 +99,21 @@ def _missing_hint(error: click.MissingParameter) -> str | None:
         return None
     if param.name == "run":
         return f"{error.format_message()} {_runs()}"
-    if param.name == "name" and "plugins" in ctx.command_path:
+    if isinstance(param.type, click.Choice):
+        allowed = ", ".join(map(str, param.type.choices))
+        return f"Missing argument {(param.name or '').upper()}. Allowed: {allowed}."
+    if param.name == "name" and ctx.info_name in ("info", "check"):
         return f"{error.format_message()} The installed plugins: dba plugins list."
     return None
+
+
+def _choice_hint(error: click.BadParameter) -> str | None:
+    """The nearest of the words that the parameter takes."""
+    param, wrong = error.param, _NO_CHOICE.match(error.message)
+    if param is None or wrong is None or not isinstance(param.type, click.Choice):
+        return None
+    name = param.opts[0] if isinstance(param, click.Option) else (param.name or "").upper()
+    return f"{name}: {unknown('value', wrong[1], map(str, param.type.choices))}"
 
 
 def _runs() -> str:
@@ -125,11 +148,15 @@ def _meanings(ctx: click.Context, word: str, options: dict[str, click.Option]) -
             f"{ctx.command_path} makes a new run. To go on with one: dba run --resume {word}; to repeat it: "
             f"dba run --config {_config_of(word)}; to use it: dba sample {word} --prompt TEXT."
         )
-    if "--preset" in options and _is_preset(word):
+    if _is_preset(word) and "--preset" in options:
         yield f"Write --preset {word}."
+    elif _is_preset(word) and ctx.info_name == "presets":
+        yield f"To see one: dba config show --preset {word}."
     if "--kind" in options and word in KINDS:
         yield f"Write --kind {word}."
-    if "--data" in options and (word in ("pydoc", "docstrings") or path.exists() or "://" in word):
+    if "--data" in options and (
+        word in ("pydoc", "docstrings") or path.suffix or path.exists() or "://" in word
+    ):
         yield f"Write --data {word}."
     if any(param.name == "run" for param in ctx.command.params):
         yield "Give one run at a time, and a text of several words in quotes."

@@ -14,6 +14,21 @@ import click
 
 from dba_core.errors import nearest
 
+#: What other programs call our commands.
+_OTHER_NAMES = {
+    "train": "run",
+    "fit": "run",
+    "generate": "sample",
+    "complete": "sample",
+    "evaluate": "eval",
+    "test": "eval",
+    "measure": "bench",
+    "import": "convert",
+    "create": "new",
+    "show": "info",
+    "ls": "list",
+}
+
 
 @attrs.frozen
 class LazyCommand:
@@ -43,7 +58,10 @@ class HintingGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         names = self.list_commands(ctx)
         if args[0] not in names and not args[0].startswith("-") and not ctx.resilient_parsing:
-            close = nearest(args[0], names)
+            known = [name for name in names if name == _OTHER_NAMES.get(args[0])]
+            close = known or nearest(args[0], names)
+            if args[0] == "help":
+                raise click.UsageError(f"No such command 'help'; write {ctx.command_path} --help.", ctx)
             hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
             raise click.UsageError(f"No such command {args[0]!r}.{hint} Commands: {', '.join(names)}.", ctx)
         return super().resolve_command(ctx, args)

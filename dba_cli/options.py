@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -51,13 +50,15 @@ class ConfigFlags:
         return [flag for flag, value in used.items() if value not in (None, (), False)]
 
     @property
-    def all_sets(self) -> tuple[str, ...]:
-        """`--set`, then the flags that are short for one: `--data X` is `--set data.source=X`."""
-        short = {"data.source": self.data, "name": self.name, "device": self.device}
-        sets = [f"{key}={_toml_string(value)}" for key, value in short.items() if value is not None]
-        if self.compile_model:
-            sets.append("training.compile=true")
-        return (*self.sets, *sets)
+    def one_key_each(self) -> dict[str, tuple[str, Any]]:
+        """The options that stand for one key: `--data X` is `--set data.source=X`."""
+        short = {
+            "--data": ("data.source", self.data),
+            "--name": ("name", self.name),
+            "--device": ("device", self.device),
+            "--compile": ("training.compile", self.compile_model or None),
+        }
+        return {option: (key, value) for option, (key, value) in short.items() if value is not None}
 
     def load(self) -> LoadedConfig:
         """Defaults < preset < file < environment < the command line. Raises ConfigError."""
@@ -67,9 +68,10 @@ class ConfigFlags:
             preset=self.preset,
             file=_existing(self.config_file),
             environ=os.environ,
-            sets=self.all_sets,
+            sets=self.sets,
             plugins=self.plugins,
             kv_policy=self.kv_policy,
+            options=self.one_key_each,
         )
 
 
@@ -80,11 +82,6 @@ def _existing(file: Path | None) -> Path | None:
     if file is None or file.exists() or file.name != RunFolder(file.parent).config_file.name:
         return file
     return find_run(file.parent).config_file
-
-
-def _toml_string(text: str) -> str:
-    """A TOML basic string is a JSON string."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 _OPTIONS = (

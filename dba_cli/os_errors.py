@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 
 _CAUSES: dict[int | None, tuple[str, str]] = {
-    errno.ENOENT: ("does not exist", "Check how it is spelled, and the folder that the command runs in"),
+    errno.ENOENT: (
+        "does not exist, and cannot be made there",
+        "Check how it is spelled and the folder that the command runs in, or name another place",
+    ),
     errno.EACCES: ("may not be read or written by you", "Change its permissions, or name another place"),
     errno.EPERM: ("may not be changed by you", "Change its permissions, or name another place"),
     errno.EROFS: ("lies on a file system that cannot be written", "Name another place"),

@@ -39,6 +39,10 @@ class RunFlags:
     def load(self) -> Run:
         """Raises UsageError for no such run or a plugin that the weights depend on."""
         replaced = dict(map(_decode_backend, self.plugins))
+        if self.device is not None:
+            from dba_core.config.validators import check_device_name
+
+            check_device_name(self.device, path="device")
         from dba_core.runs.folder import find_run
 
         folder, registry = find_run(self.run), self.plugin_flags.registry()

@@ -110,12 +110,16 @@ def diff(a: str, b: str, as_json: bool) -> int:
 def _configuration(text: str) -> RunConfig:
     """What A or B means."""
     from dba_core.config.loading import load_config
+    from dba_core.config.presets import list_presets
+    from dba_core.errors import UsageError
     from dba_core.runs.folder import find_run
 
     kind, colon, name = text.partition(":")
     if colon and kind == "preset":
         return load_config(preset=name).config
     path = Path(text)
+    if text in {preset.name for preset in list_presets()} and not path.exists():
+        raise UsageError(f"{text!r} is a preset: write preset:{text}")
     is_file = path.suffix.lower() in (".toml", ".json") and not path.is_dir()
     return load_config(file=path if is_file else find_run(text).config_file).config
 

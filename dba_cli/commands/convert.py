@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from dba_cli.run_options import KV_POLICY_HELP
+from dba_cli.source_argument import input_errors
 
 if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy
@@ -147,7 +148,7 @@ def convert(model: Path, out: Path, as_json: bool, quiet: bool, **settings: Any)
     from dba_core.convert.job import convert as run_conversion
 
     request = _request(model, out, **settings)
-    with ConvertProgress(quiet=quiet) as reporter:
+    with input_errors(model), ConvertProgress(quiet=quiet) as reporter:
         report = run_conversion(request, reporter)
     _show(report, out, as_json=as_json)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dba_cli.measured import bar, write_measured
-from dba_cli.preflight import check_data
+from dba_cli.preflight import check_data, check_plugins
 from dba_cli.run_options import RunFlags, weights_options
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def drift(
 
     thresholds = tuple(map(parse_threshold, limits))
     check_data(settings["data"])
+    check_plugins("summarizer", settings["summarizer"])
     run = run_flags.load()
     report = _measured(run, thresholds, _SWITCH.get(mass_correction or "", ()), settings)
     written = _written(run, report, out, plot=plot)

@@ -11,7 +11,7 @@ import click
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
-from dba_cli.preflight import check_config
+from dba_cli.preflight import check_data, load_checked
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ class _How:
 
 
 def _run(flags: ConfigFlags, out: Path, how: _How) -> None:
-    loaded, arguments = flags.load(), how.arguments
-    check_config(loaded.config, arguments["registry"])
+    arguments = how.arguments
+    loaded = load_checked(flags, arguments["registry"])
+    check_data(loaded.config.data.source)
     from dba_cli.progress import TerminalReporter
     from dba_core.runs.job import run_job
 
@@ -131,8 +132,9 @@ def _resume(text: str, flags: ConfigFlags, how: _How) -> None:
 
 
 def _dry_run(flags: ConfigFlags, how: _How) -> None:
-    loaded, arguments = flags.load(), how.arguments
-    check_config(loaded.config, arguments["registry"])
+    arguments = how.arguments
+    loaded = load_checked(flags, arguments["registry"])
+    check_data(loaded.config.data.source)
     from dba_cli.rendering import echo_json, sections
     from dba_core.runs.dry_run import dry_run
     from dba_core.runs.summary_text import dry_run_sections

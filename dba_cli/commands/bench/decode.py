@@ -16,6 +16,7 @@ from dba_cli.commands.bench.common import (
     show,
     threads_option,
 )
+from dba_cli.preflight import check_plugins
 
 _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 
@@ -93,6 +94,8 @@ def decode(output: Output, device: str, kv_policy: str, **rest: Any) -> None:
       dba bench decode --device cuda --budget-seconds 480 --save docs/benchmarks
     """
     from dba_core.config.kv_policy import KVCachePolicy
+
+    check_plugins("decode_backend", rest["backends"])
     from dba_core.runs.device import resolve_device
 
     policy, device = KVCachePolicy.parse(kv_policy), resolve_device(device)

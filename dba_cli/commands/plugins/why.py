@@ -10,6 +10,7 @@ import click
 from dba_cli.commands.plugins.common import KIND, json_option
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
+from dba_cli.preflight import load_checked
 from dba_core.contracts import Kind
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool,
       dba plugins why summarizer --plugin summarizer@layers.0-1=conv --json
     """
     from dba_cli.rendering import echo_json
-    from dba_core.registry import check_names, refuse_fallbacks
+    from dba_core.registry import refuse_fallbacks
 
-    registry, config = plugin_flags.registry(), flags.load().config
-    check_names(config.plugins, registry)
+    registry = plugin_flags.registry()
+    config = load_checked(flags, registry).config
     from dba_core.registry.explain import explain_others
     from dba_core.runs.selection import explain_selection
 
