@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 import click
+from click.shell_completion import CompletionItem
 
 from dba_core.errors import nearest
 
@@ -81,6 +82,15 @@ class LazyGroup(HintingGroup):
         if cmd_name not in self.lazy:
             return None
         return self.lazy[cmd_name].load()
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands and their lines of help, none of them imported, and the group's own options."""
+        named = [
+            CompletionItem(name, help=command.summary)
+            for name, command in self.lazy.items()
+            if name.startswith(incomplete)
+        ]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

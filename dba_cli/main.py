@@ -81,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors become one paragraph on stderr."""
     install_excepthook()
     _let_waiting_threads_sleep()
+    if "_DBA_COMPLETE" in os.environ:
+        from dba_cli.bash_completion import install
+
+        install()
     try:
         with warnings_in_one_line():
             result = cli.main(args=argv, prog_name="dba", standalone_mode=False)

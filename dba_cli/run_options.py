@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from dba_cli import completing
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.errors import UsageError
 
@@ -82,7 +83,7 @@ def _decode_backend(text: str) -> tuple[Kind, PluginChoice]:
 
 
 _OPTIONS = (
-    click.argument("run"),
+    click.argument("run", shell_complete=completing.runs),
     click.option(
         "--checkpoint",
         type=click.Choice(["best", "last"]),
@@ -90,7 +91,12 @@ _OPTIONS = (
         show_default=True,
         help="Which weights.",
     ),
-    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Without it: the run's."),
+    click.option(
+        "--device",
+        metavar="DEVICE",
+        shell_complete=completing.devices,
+        help="auto, cpu, cuda or cuda:N. Without it: the run's.",
+    ),
     click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from installed."),
 )
 
@@ -100,6 +106,7 @@ _PLUGIN = click.option(
     "plugins",
     multiple=True,
     metavar="decode_backend=NAME[:K=V,...]",
+    shell_complete=completing.decode_backends,
     help="Another decode backend than the run's.",
 )
 

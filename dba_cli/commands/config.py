@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dba_cli import completing
 from dba_cli.lazy import HintingGroup
 from dba_cli.options import ConfigFlags, config_options
 
@@ -78,8 +79,8 @@ def presets(as_json: bool) -> None:
 
 
 @config.command()
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", shell_complete=completing.configurations)
+@click.argument("b", metavar="B", shell_complete=completing.configurations)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def diff(a: str, b: str, as_json: bool) -> int:
     """Compare two configurations key by key. Exit code 0: the same, 1: they differ.

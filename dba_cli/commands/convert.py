@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from dba_cli import completing
 from dba_cli.run_options import KV_POLICY_HELP
 from dba_cli.source_argument import input_errors
 
@@ -85,7 +86,7 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
     show_default=True,
     help="Turn and scale the queries of pairs that lose their rotation, as fits the attention best.",
 )
-@click.option("--kv-policy", metavar="POLICY", help=KV_POLICY_HELP)
+@click.option("--kv-policy", metavar="POLICY", shell_complete=completing.kv_policy, help=KV_POLICY_HELP)
 @click.option(
     "--calibrate",
     default="docstrings",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Where the run's folder is made.",
 )
-@click.option("--resume", metavar="RUN", help="Go on with an interrupted run, in its own folder.")
+@click.option(
+    "--resume",
+    metavar="RUN",
+    shell_complete=completing.runs,
+    help="Go on with an interrupted run, in its own folder.",
+)
 @click.option("--print-config", is_flag=True, help="Show every value and where it came from, and stop.")
 @click.option("--dry-run", is_flag=True, help="Show sizes, costs and plugins; train nothing, write nothing.")
 @click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from installed.")

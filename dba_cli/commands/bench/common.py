@@ -33,9 +33,9 @@ class Output:
 
     def check(self) -> None:
         """Before anything is measured. Raises UsageError."""
-        from dba_core.bench.report import check_folder
-
         if self.save is not None:
+            from dba_core.bench.report import check_folder
+
             check_folder(self.save)
 
     def progress(self, text: str) -> None:

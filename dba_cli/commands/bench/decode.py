@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.bench.common import (
     Output,
     command_line,
@@ -54,6 +55,7 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 )
 @click.option(
     "--kv-policy",
+    shell_complete=completing.kv_policy,
     metavar="POLICY",
     default="ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32",
     show_default=True,
@@ -62,6 +64,7 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 @click.option(
     "--backend",
     "backends",
+    shell_complete=completing.backend_list,
     callback=names,
     metavar="NAME,...",
     help="Decode backends. Without it: all that support the request.",
@@ -69,7 +72,13 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 @click.option(
     "--null", type=click.Choice(list(_NULLS)), help="With a null token. Without it: off; on a GPU both."
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    shell_complete=completing.devices,
+    help="cpu, cuda or cuda:N.",
+)
 @click.option(
     "--budget-seconds",
     type=click.FloatRange(min=1),
