@@ -11,12 +11,13 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TextIO
 
 import click
 
+from dba_cli.hints import hint_for
 from dba_cli.legacy import LEGACY_FLAGS
 from dba_core.errors import DeprecatedContractWarning
 
@@ -25,19 +26,20 @@ def wants_traceback() -> bool:
     return os.environ.get("DBA_TRACEBACK", "0") not in ("", "0")
 
 
-def explain(error: Exception) -> None:
-    """Print an expected error."""
+def explain(error: Exception, text: str | None = None) -> None:
+    """Print an expected error, in the words of `text` where they are given."""
     if wants_traceback():
         traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
         return
-    _echo(str(error))
+    _echo(str(error) if text is None else text)
 
 
-def explain_click(error: click.ClickException) -> None:
-    """Print a usage error with the place where help is found."""
-    text = _without_legacy_hints(error)
+def explain_click(error: click.ClickException, argv: Sequence[str]) -> None:
+    """Print a usage error with what was probably meant and the place where help is found."""
+    hint = hint_for(error, argv) if isinstance(error, click.UsageError) else None
+    text = _without_legacy_hints(error) if hint is None else hint
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        text = f"{text} See '{error.ctx.command_path} --help'."
+        text = f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{error.ctx.command_path} --help'."
     _echo(text)
 
 

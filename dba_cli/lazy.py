@@ -11,8 +11,24 @@ from typing import Any
 
 import attrs
 import click
+from click.shell_completion import CompletionItem
 
 from dba_core.errors import nearest
+
+#: What other programs call our commands.
+_OTHER_NAMES = {
+    "train": "run",
+    "fit": "run",
+    "generate": "sample",
+    "complete": "sample",
+    "evaluate": "eval",
+    "test": "eval",
+    "measure": "bench",
+    "import": "convert",
+    "create": "new",
+    "show": "info",
+    "ls": "list",
+}
 
 
 @attrs.frozen
@@ -43,7 +59,10 @@ class HintingGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         names = self.list_commands(ctx)
         if args[0] not in names and not args[0].startswith("-") and not ctx.resilient_parsing:
-            close = nearest(args[0], names)
+            known = [name for name in names if name == _OTHER_NAMES.get(args[0])]
+            close = known or nearest(args[0], names)
+            if args[0] == "help":
+                raise click.UsageError(f"No such command 'help'; write {ctx.command_path} --help.", ctx)
             hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
             raise click.UsageError(f"No such command {args[0]!r}.{hint} Commands: {', '.join(names)}.", ctx)
         return super().resolve_command(ctx, args)
@@ -63,6 +82,15 @@ class LazyGroup(HintingGroup):
         if cmd_name not in self.lazy:
             return None
         return self.lazy[cmd_name].load()
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands and their lines of help, none of them imported, and the group's own options."""
+        named = [
+            CompletionItem(name, help=command.summary)
+            for name, command in self.lazy.items()
+            if name.startswith(incomplete)
+        ]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

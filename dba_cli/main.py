@@ -6,12 +6,14 @@ Nothing heavy is imported here: no torch, no plugin, no configuration class.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 import click
 
 from dba_cli.failure import explain, explain_click, install_excepthook, warnings_in_one_line
 from dba_cli.lazy import LazyCommand, LazyGroup
+from dba_cli.os_errors import os_error_text
 from dba_core.errors import DBAError
 
 INTERRUPTED = 130
@@ -41,9 +43,9 @@ _COMMANDS = {
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from importlib.metadata import version
+    from dba_core.distribution import installed_version
 
-    click.echo(f"dba {version('dba')}")
+    click.echo(f"dba {installed_version()}")
     ctx.exit()
 
 
@@ -79,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors become one paragraph on stderr."""
     install_excepthook()
     _let_waiting_threads_sleep()
+    if "_DBA_COMPLETE" in os.environ:
+        from dba_cli.bash_completion import install
+
+        install()
     try:
         with warnings_in_one_line():
             result = cli.main(args=argv, prog_name="dba", standalone_mode=False)
@@ -86,13 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         explain(error)
         return error.exit_code
     except click.ClickException as error:
-        explain_click(error)
+        explain_click(error, sys.argv[1:] if argv is None else argv)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return INTERRUPTED
     except OSError as error:
-        explain(error)
+        explain(error, os_error_text(error))
         return 1
     return result if isinstance(result, int) else 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from dba_cli import completing
 from dba_cli.run_options import KV_POLICY_HELP
 
 if TYPE_CHECKING:
@@ -51,13 +51,15 @@ class ConfigFlags:
         return [flag for flag, value in used.items() if value not in (None, (), False)]
 
     @property
-    def all_sets(self) -> tuple[str, ...]:
-        """`--set`, then the flags that are short for one: `--data X` is `--set data.source=X`."""
-        short = {"data.source": self.data, "name": self.name, "device": self.device}
-        sets = [f"{key}={_toml_string(value)}" for key, value in short.items() if value is not None]
-        if self.compile_model:
-            sets.append("training.compile=true")
-        return (*self.sets, *sets)
+    def one_key_each(self) -> dict[str, tuple[str, Any]]:
+        """The options that stand for one key: `--data X` is `--set data.source=X`."""
+        short = {
+            "--data": ("data.source", self.data),
+            "--name": ("name", self.name),
+            "--device": ("device", self.device),
+            "--compile": ("training.compile", self.compile_model or None),
+        }
+        return {option: (key, value) for option, (key, value) in short.items() if value is not None}
 
     def load(self) -> LoadedConfig:
         """Defaults < preset < file < environment < the command line. Raises ConfigError."""
@@ -67,28 +69,32 @@ class ConfigFlags:
             preset=self.preset,
             file=_existing(self.config_file),
             environ=os.environ,
-            sets=self.all_sets,
+            sets=self.sets,
             plugins=self.plugins,
             kv_policy=self.kv_policy,
+            options=self.one_key_each,
         )
 
 
 def _existing(file: Path | None) -> Path | None:
     """`runs/latest/resolved_config.json` and the like mean the file of the run that `find_run` finds."""
+    from dba_core.errors import ConfigError
     from dba_core.runs.folder import RunFolder, find_run
 
+    if file is not None and RunFolder(file).is_run:
+        raise ConfigError(f"{file} is a run's folder; give its file: --config {RunFolder(file).config_file}")
     if file is None or file.exists() or file.name != RunFolder(file.parent).config_file.name:
         return file
     return find_run(file.parent).config_file
 
 
-def _toml_string(text: str) -> str:
-    """A TOML basic string is a JSON string."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 _OPTIONS = (
-    click.option("--preset", metavar="NAME", help="Start from a preset (see 'dba config presets')."),
+    click.option(
+        "--preset",
+        metavar="NAME",
+        shell_complete=completing.presets,
+        help="Start from a preset (see 'dba config presets').",
+    ),
     click.option(
         "--config",
         "config_file",
@@ -97,21 +103,32 @@ _OPTIONS = (
         help="A .toml or .json configuration, e.g. a run's resolved_config.json.",
     ),
     click.option(
-        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one key: --set model.d_model=256."
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        shell_complete=completing.settings,
+        help="Set one key: --set model.d_model=256.",
     ),
     click.option(
         "--plugin",
         "plugins",
         multiple=True,
         metavar="KIND[@layers.0-3]=NAME[:K=V,...]",
+        shell_complete=completing.plugin_choices,
         help="Choose a plugin, for all layers or for some; may be repeated.",
     ),
-    click.option("--kv-policy", metavar="TEXT", help=KV_POLICY_HELP),
+    click.option("--kv-policy", metavar="TEXT", shell_complete=completing.kv_policy, help=KV_POLICY_HELP),
     click.option(
-        "--data", metavar="PATH", help="Corpus: 'pydoc', a text file, a folder, a .npy or .bin file."
+        "--data",
+        metavar="PATH",
+        shell_complete=completing.corpora,
+        help="Corpus: 'pydoc', a text file, a folder, a .npy or .bin file.",
     ),
     click.option("--name", metavar="NAME", help="The run's name."),
-    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--device", metavar="DEVICE", shell_complete=completing.devices, help="auto, cpu, cuda or cuda:N."
+    ),
     click.option("--compile", "compile_model", is_flag=True, help="Compile the model with torch.compile."),
 )
 

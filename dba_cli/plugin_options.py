@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from dba_cli import completing
+
 if TYPE_CHECKING:
     from dba_core.registry import Registry, Trace
 
@@ -62,6 +64,7 @@ _OPTIONS = (
         "--no-plugin",
         "no_plugin",
         multiple=True,
+        shell_complete=completing.plugin_names,
         metavar="NAME",
         help="Do not use this plugin; may be repeated. Also KIND=NAME, DISTRIBUTION:NAME, DISTRIBUTION:*.",
     ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from dba_cli import completing
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.errors import UsageError
 
@@ -39,9 +40,16 @@ class RunFlags:
     def load(self) -> Run:
         """Raises UsageError for no such run or a plugin that the weights depend on."""
         replaced = dict(map(_decode_backend, self.plugins))
+        if self.device is not None:
+            from dba_core.config.validators import check_device_name
+
+            check_device_name(self.device, path="device")
         from dba_core.runs.folder import find_run
 
-        folder = find_run(self.run)
+        folder, registry = find_run(self.run), self.plugin_flags.registry()
+        for kind, choice in replaced.items():
+            if choice.name != "auto":
+                registry.find(kind, choice.name)
         from dba_core.runs.load import load_run
 
         run = load_run(
@@ -49,7 +57,7 @@ class RunFlags:
             self.checkpoint,
             device=self.device,
             plugins=replaced,
-            registry=self.plugin_flags.registry(),
+            registry=registry,
             allow_drift=self.allow_drift,
         )
         for warning in run.warnings:
@@ -75,7 +83,7 @@ def _decode_backend(text: str) -> tuple[Kind, PluginChoice]:
 
 
 _OPTIONS = (
-    click.argument("run"),
+    click.argument("run", shell_complete=completing.runs),
     click.option(
         "--checkpoint",
         type=click.Choice(["best", "last"]),
@@ -83,7 +91,12 @@ _OPTIONS = (
         show_default=True,
         help="Which weights.",
     ),
-    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Without it: the run's."),
+    click.option(
+        "--device",
+        metavar="DEVICE",
+        shell_complete=completing.devices,
+        help="auto, cpu, cuda or cuda:N. Without it: the run's.",
+    ),
     click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from installed."),
 )
 
@@ -93,6 +106,7 @@ _PLUGIN = click.option(
     "plugins",
     multiple=True,
     metavar="decode_backend=NAME[:K=V,...]",
+    shell_complete=completing.decode_backends,
     help="Another decode backend than the run's.",
 )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from dba_cli.bash_completion import install
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -19,6 +21,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
+    install()
     root = ctx.find_root().command
     completer = get_completion_class(shell)
     assert completer is not None, shell

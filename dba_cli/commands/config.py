@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dba_cli import completing
 from dba_cli.lazy import HintingGroup
 from dba_cli.options import ConfigFlags, config_options
 
@@ -78,8 +79,8 @@ def presets(as_json: bool) -> None:
 
 
 @config.command()
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", shell_complete=completing.configurations)
+@click.argument("b", metavar="B", shell_complete=completing.configurations)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def diff(a: str, b: str, as_json: bool) -> int:
     """Compare two configurations key by key. Exit code 0: the same, 1: they differ.
@@ -110,12 +111,16 @@ def diff(a: str, b: str, as_json: bool) -> int:
 def _configuration(text: str) -> RunConfig:
     """What A or B means."""
     from dba_core.config.loading import load_config
+    from dba_core.config.presets import list_presets
+    from dba_core.errors import UsageError
     from dba_core.runs.folder import find_run
 
     kind, colon, name = text.partition(":")
     if colon and kind == "preset":
         return load_config(preset=name).config
     path = Path(text)
+    if text in {preset.name for preset in list_presets()} and not path.exists():
+        raise UsageError(f"{text!r} is a preset: write preset:{text}")
     is_file = path.suffix.lower() in (".toml", ".json") and not path.is_dir()
     return load_config(file=path if is_file else find_run(text).config_file).config
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from dba_cli import completing
 from dba_cli.run_options import KV_POLICY_HELP
+from dba_cli.source_argument import input_errors
 
 if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy
@@ -84,7 +86,7 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
     show_default=True,
     help="Turn and scale the queries of pairs that lose their rotation, as fits the attention best.",
 )
-@click.option("--kv-policy", metavar="POLICY", help=KV_POLICY_HELP)
+@click.option("--kv-policy", metavar="POLICY", shell_complete=completing.kv_policy, help=KV_POLICY_HELP)
 @click.option(
     "--calibrate",
     default="docstrings",
@@ -147,7 +149,7 @@ def convert(model: Path, out: Path, as_json: bool, quiet: bool, **settings: Any)
     from dba_core.convert.job import convert as run_conversion
 
     request = _request(model, out, **settings)
-    with ConvertProgress(quiet=quiet) as reporter:
+    with input_errors(model), ConvertProgress(quiet=quiet) as reporter:
         report = run_conversion(request, reporter)
     _show(report, out, as_json=as_json)
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dba_cli import completing
 from dba_cli.measured import bar, write_measured
+from dba_cli.preflight import check_data, check_plugins
 from dba_cli.run_options import RunFlags, weights_options
 
 if TYPE_CHECKING:
@@ -45,7 +47,12 @@ def _names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
 
 @click.command()
 @weights_options
-@click.option("--data", metavar="PATH", help="Other text, all of it. Without it: the run's held-out part.")
+@click.option(
+    "--data",
+    metavar="PATH",
+    shell_complete=completing.corpora,
+    help="Other text, all of it. Without it: the run's held-out part.",
+)
 @click.option("--documents", type=click.IntRange(min=1), help="Stretches of the text. Without it: up to 4.")
 @click.option(
     "--length",
@@ -58,6 +65,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
 @click.option("--q-chunk", type=click.IntRange(min=1), metavar="N", help="Query tokens of a chunk.")
 @click.option(
     "--summarizer",
+    shell_complete=completing.summarizer_list,
     callback=_names,
     metavar="NAME,...",
     help="The run's own, or one without weights such as 'mean'.",
@@ -105,6 +113,8 @@ def drift(
     from dba_core.runs.drift_thresholds import check_thresholds, parse_threshold
 
     thresholds = tuple(map(parse_threshold, limits))
+    check_data(settings["data"])
+    check_plugins("summarizer", settings["summarizer"])
     run = run_flags.load()
     report = _measured(run, thresholds, _SWITCH.get(mass_correction or "", ()), settings)
     written = _written(run, report, out, plot=plot)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import click
 
+from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
+from dba_cli.preflight import check_data
 from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
 
 
 @refuse_legacy_flags
 @click.command("eval")
 @run_options
-@click.option("--data", metavar="PATH", help="Other data, all of it. Without it: the run's held-out part.")
-@click.option("--kv-policy", metavar="TEXT", help=f"{KV_POLICY_HELP} Without it: the run's own.")
+@click.option(
+    "--data",
+    metavar="PATH",
+    shell_complete=completing.corpora,
+    help="Other data, all of it. Without it: the run's held-out part.",
+)
+@click.option(
+    "--kv-policy",
+    metavar="TEXT",
+    shell_complete=completing.kv_policy,
+    help=f"{KV_POLICY_HELP} Without it: the run's own.",
+)
 @click.option(
     "--long-seq", is_flag=True, help="Held-out loss with the long-sequence path and the run's own numbers."
 )
@@ -35,6 +47,7 @@ def evaluate(
     from dba_core.config.kv_policy import KVCachePolicy
 
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
+    check_data(data)
     run = run_flags.load()
     from dba_core.runs.evaluate import evaluate_run
     from dba_core.runs.summary_text import evaluation_sections

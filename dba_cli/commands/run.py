@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
+from dba_cli.preflight import check_data, load_checked
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +32,12 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Where the run's folder is made.",
 )
-@click.option("--resume", metavar="RUN", help="Go on with an interrupted run, in its own folder.")
+@click.option(
+    "--resume",
+    metavar="RUN",
+    shell_complete=completing.runs,
+    help="Go on with an interrupted run, in its own folder.",
+)
 @click.option("--print-config", is_flag=True, help="Show every value and where it came from, and stop.")
 @click.option("--dry-run", is_flag=True, help="Show sizes, costs and plugins; train nothing, write nothing.")
 @click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from installed.")
@@ -101,12 +108,14 @@ class _How:
 
 
 def _run(flags: ConfigFlags, out: Path, how: _How) -> None:
-    loaded = flags.load()
+    arguments = how.arguments
+    loaded = load_checked(flags, arguments["registry"])
+    check_data(loaded.config.data.source)
     from dba_cli.progress import TerminalReporter
     from dba_core.runs.job import run_job
 
     with TerminalReporter(quiet=how.quiet) as reporter:
-        run_job(loaded, root=out, reporter=reporter, **how.arguments)
+        run_job(loaded, root=out, reporter=reporter, **arguments)
     _show(reporter.summary, as_json=how.as_json)
 
 
@@ -129,12 +138,14 @@ def _resume(text: str, flags: ConfigFlags, how: _How) -> None:
 
 
 def _dry_run(flags: ConfigFlags, how: _How) -> None:
-    loaded = flags.load()
+    arguments = how.arguments
+    loaded = load_checked(flags, arguments["registry"])
+    check_data(loaded.config.data.source)
     from dba_cli.rendering import echo_json, sections
     from dba_core.runs.dry_run import dry_run
     from dba_core.runs.summary_text import dry_run_sections
 
-    result = dry_run(loaded, **how.arguments)
+    result = dry_run(loaded, **arguments)
     if how.as_json:
         echo_json(result.to_dict())
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
 from dba_core.errors import UsageError
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
 @click.option("--top-p", type=float, help="Sample from the likeliest tokens that hold this share; 1 is off.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
-@click.option("--kv-policy", metavar="TEXT", help=f"{KV_POLICY_HELP} Without it: the run's own.")
+@click.option(
+    "--kv-policy",
+    metavar="TEXT",
+    shell_complete=completing.kv_policy,
+    help=f"{KV_POLICY_HELP} Without it: the run's own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def sample(
     run_flags: RunFlags,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dba_cli import completing
 from dba_cli.measured import bar, write_measured
+from dba_cli.preflight import check_data
 from dba_cli.run_options import RunFlags, weights_options
 
 if TYPE_CHECKING:
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
     "--budget-bytes", type=int, metavar="N", help="Bytes of one token's cache, all layers, at most."
 )
 @click.option("--max-delta-nll", type=float, metavar="X", help="Nats per token that it may cost.")
-@click.option("--data", metavar="TEXT", help="Other text, all of it. Without it: the run's held-out part.")
+@click.option(
+    "--data",
+    metavar="TEXT",
+    shell_complete=completing.corpora,
+    help="Other text, all of it. Without it: the run's held-out part.",
+)
 @click.option("--tokens", type=click.IntRange(min=2), default=4096, show_default=True, help="Tokens of it.")
 @click.option(
     "--context", type=click.IntRange(min=1), help="Tokens of a window. Without it: the run's context."
@@ -70,6 +77,7 @@ def tune(
     from dba_core.runs.tune import TuneRequest, tune_run
 
     goal = Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll)
+    check_data(data)
     run = run_flags.load()
     request = TuneRequest(goal=goal, data=data, tokens=tokens, context=context, residual=residual)
     with bar("measuring") as on_step:

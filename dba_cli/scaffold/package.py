@@ -12,15 +12,17 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from string import Template
 
 import attrs
 
 from dba_core.contracts import ENTRY_POINT_GROUPS, Kind
+from dba_core.distribution import NAME, canonical, installed_version
 from dba_core.errors import UsageError
 
+#: The import packages of this library; a plugin's module may not hide one.
+_OUR_PACKAGES = ("dba_core", "dba_plugins", "dba_cli")
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
 
@@ -81,6 +83,11 @@ class PluginPackage:
                 "'_' between them, beginning with a letter, and neither 'auto' nor a Python keyword. "
                 "Choose one like my-pooling"
             )
+        if canonical(self.distribution) == NAME or self.module in _OUR_PACKAGES:
+            raise UsageError(
+                f"{self.name!r} would make the package {self.distribution} with the module {self.module}, "
+                "one of which is DBA's own; choose another name"
+            )
 
     @property
     def distribution(self) -> str:
@@ -121,7 +128,7 @@ class PluginPackage:
             "summary": example.summary,
             "option_example": example.option,
             "group": ENTRY_POINT_GROUPS[self.kind],
-            "dba_version": version("dba"),
+            "requirement": f"{NAME}>={installed_version()}",
         }
 
 

@@ -16,6 +16,7 @@ from dba_core.bench.machine import describe_machine
 from dba_core.bench.report import Column, Report
 from dba_core.bench.sass import MachineCode, load_bytes, read_machine_code
 from dba_core.contracts import CompiledKernel, CompilesOffline
+from dba_core.distribution import install_command
 from dba_core.errors import UsageError
 from dba_core.registry import Registry
 
@@ -142,7 +143,7 @@ def _kernels(names: tuple[str, ...], registry: Registry) -> Iterator[CompiledKer
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"the kernels of {name!r} need {error.name}, which is not installed; install it: "
-                f"python -m pip install 'dba[{error.name}]'"
+                + install_command("triton")
             ) from error
     if not found:
         raise UsageError("no decode backend here has kernels that can be compiled without a GPU")

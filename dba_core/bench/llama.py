@@ -1,4 +1,4 @@
-"""A Llama of Hugging Face transformers with a filled cache, to generate beside ours. Needs `dba[bench]`."""
+"""A Llama of Hugging Face transformers with a filled cache, to generate beside ours. Needs extra `bench`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from dba_core.config.model import ModelConfig
 from dba_core.convert.llama_names import to_huggingface
 from dba_core.convert.source import SourceModel
+from dba_core.distribution import install_command
 from dba_core.errors import UnsupportedError
 
 #: The token that the first step reads, in both models.
@@ -22,7 +23,7 @@ def require_transformers() -> Any:
     if importlib.util.find_spec("transformers") is None:
         raise UnsupportedError(
             "this measurement compares with the package 'transformers', which is not installed. Install it: "
-            "python -m pip install 'dba[bench]'"
+            + install_command("bench")
         )
     return importlib.import_module("transformers")
 

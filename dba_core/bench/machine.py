@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("dba", "torch", "triton", "llvmlite", "transformers", "numpy")
+from dba_core.distribution import installed_version
+
+PACKAGES = ("torch", "triton", "llvmlite", "transformers", "numpy")
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 #: Instruction sets worth naming, widest last.
 _ISA = ("neon", "asimd", "avx", "avx2", "f16c", "fma", "avx512f", "avx512_bf16", "amx_tile")
@@ -32,7 +34,10 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {
+            "dba": installed_version(),
+            **{name: version for name in PACKAGES if (version := _version(name))},
+        },
     }
 
 

@@ -16,6 +16,7 @@ from cattrs.errors import ClassValidationError, IterableValidationError
 from cattrs.gen import make_dict_structure_fn
 
 from dba_core.config.exact import exact, inside, mismatch, optional, plain_table, table
+from dba_core.config.keys import unknown_key
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import ConfigError, unknown
 
@@ -24,6 +25,10 @@ _ONE_POLICY = (
     'kv_policy is one atomic text such as "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128". '
     "Use --kv-policy for a unified configuration."
 )
+
+
+class _UnknownKeyError(ConfigError):
+    """A table holds a key that its class has not."""
 
 
 class Serializable:
@@ -52,15 +57,21 @@ def structure(data: Any, cls: type[T]) -> T:
     try:
         return _CONVERTER.structure(data, cls)
     except (ConfigError, ClassValidationError, IterableValidationError) as error:
-        found = _one_error(error)
+        found = _one_error(error, cls)
     raise found
 
 
-def _one_error(error: BaseException) -> ConfigError:
-    """The first error of cattrs' tree, the others in its text."""
-    first, *others = _config_errors(error, "")
+def _one_error(error: BaseException, cls: Any) -> ConfigError:
+    """The first error of cattrs' tree, the others in its text; a key that `cls` has elsewhere is named."""
+    first, *others = (_placed(each, cls) for each in _config_errors(error, ""))
     also = "".join(f". Also {other}" for other in others)
     return type(first)(first.message.rstrip(".") + also if others else first.message, path=first.path)
+
+
+def _placed(error: ConfigError, cls: Any) -> ConfigError:
+    """The error of an unknown key, seen from the class that the whole table is for."""
+    text = unknown_key(cls, error.path) if isinstance(error, _UnknownKeyError) else None
+    return error if text is None else ConfigError(text, path=error.path)
 
 
 def unstructure(value: Any) -> Any:
@@ -112,7 +123,7 @@ def _attrs_structure(cls: type[Any], converter: Converter) -> Callable[[Any, Any
             raise ConfigError(mismatch(prepared, f"a table with {', '.join(names) or 'no keys'}"))
         for key in prepared:
             if key not in names:
-                raise ConfigError(unknown("key", str(key), names), path=str(key))
+                raise _UnknownKeyError(unknown("key", str(key), names), path=str(key))
         for key in required:
             if key not in prepared:
                 raise ConfigError("is missing; give a value", path=key)
@@ -165,7 +176,7 @@ def _structured(converter: Converter, value: Any, item: Any) -> Any:
     try:
         return converter.structure(value, item)
     except (ClassValidationError, IterableValidationError) as error:
-        raise _one_error(error) from None
+        raise _one_error(error, item) from None
 
 
 def _is_table(hint: Any) -> bool:

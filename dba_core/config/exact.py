@@ -15,8 +15,11 @@ from typing import Any
 
 import attrs
 
+from dba_core.config.validators import OneOf
 from dba_core.errors import ConfigError
 
+#: In a field's metadata: all values that it takes, where its validator lists them.
+ALLOWED = "allowed"
 _WANTED: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -44,7 +47,11 @@ def exact(value: Any, hint: Any) -> Any:
         return _number(value)
     wrong_bool = isinstance(value, bool) and hint is int
     if wrong_bool or not isinstance(value, hint):
-        raise ConfigError(mismatch(value, _WANTED.get(hint, f"a {hint.__name__}"), quote=hint is str))
+        whole = hint is int and isinstance(value, float) and value.is_integer()
+        raise ConfigError(
+            mismatch(value, _WANTED.get(hint, f"a {hint.__name__}"), quote=hint is str)
+            + (f"; write {int(value)}" if whole else "")
+        )
     return value
 
 
@@ -55,13 +62,16 @@ def exact_types(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Att
     for field in fields:
         hint = hints[field.name]
         own = [field.validator] if field.validator is not None else []
+        listed = {ALLOWED: field.validator.allowed} if isinstance(field.validator, OneOf) else {}
         validator = attrs.validators.and_(_exact_validator(hint), *own)
         converter: Any = field.converter
         if hint is float or optional(hint) is float:
             converter = _widened
         elif typing.get_origin(hint) is tuple:
             converter = _list_to_tuple
-        checked.append(field.evolve(validator=validator, converter=converter))
+        checked.append(
+            field.evolve(validator=validator, converter=converter, metadata={**field.metadata, **listed})
+        )
     return checked
 
 

@@ -19,6 +19,14 @@ FORMATS = FLOAT_FORMATS + BLOCK_FORMATS
 DEFAULT_QBLOCK = 32
 QBLOCKS = (8, 16, 32, 64, 128, 256)
 MAX_RESIDUAL = 10**9 - 1
+#: What other programs call the formats.
+_OTHER_NAMES = {
+    **dict.fromkeys(("q4", "int4", "4bit", "4", "q4_k", "q4_1", "fp4"), "q4_0"),
+    **dict.fromkeys(("q8", "int8", "8bit", "8", "q8_k", "fp8"), "q8_0"),
+    **dict.fromkeys(("f16", "half", "float16", "16", "fp16"), "fp16"),
+    **dict.fromkeys(("f32", "float", "float32", "32", "fp32"), "fp32"),
+    **dict.fromkeys(("bfloat16", "bf16"), "bf16"),
+}
 _FIELDS = ("ksem", "kgeo", "v", "resid")
 _EXAMPLE = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
 
@@ -32,6 +40,12 @@ class TensorFormat:
 
     def __attrs_post_init__(self) -> None:
         if self.format not in FORMATS:
+            meant = _OTHER_NAMES.get(self.format.lower(), self.format)
+            if meant in FORMATS:
+                allowed = ", ".join(FORMATS)
+                raise ConfigError(
+                    f"unknown cache format {self.format!r}. Did you mean {meant!r}? Allowed: {allowed}"
+                )
             raise ConfigError(unknown("cache format", self.format, FORMATS))
         if self.format in FLOAT_FORMATS and self.qblock != 0:
             raise ConfigError(
@@ -102,18 +116,27 @@ class KVCachePolicy:
             )
         try:
             return cls(
-                k_sem=TensorFormat.parse(found["ksem"]),
-                k_geo=TensorFormat.parse(found["kgeo"]),
-                v=TensorFormat.parse(found["v"]),
+                k_sem=_format("ksem", found),
+                k_geo=_format("kgeo", found),
+                v=_format("v", found),
                 residual=_count(found.get("resid", "0")),
             )
         except ConfigError as error:
-            raise ConfigError(f"KV policy {text!r}: {error.message}. Example: {_EXAMPLE}") from None
+            wrong = error.message.rstrip(".")
+            raise ConfigError(f"KV policy {text!r}: {wrong}. Example: {_EXAMPLE}") from None
 
     @property
     def short(self) -> str:
         """The text that `parse` reads back to an equal policy."""
         return f"ksem={self.k_sem.short},kgeo={self.k_geo.short},v={self.v.short},resid={self.residual}"
+
+
+def _format(name: str, found: dict[str, str]) -> TensorFormat:
+    """The format of one field; its error names the field."""
+    try:
+        return TensorFormat.parse(found[name])
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error.message}") from None
 
 
 def _count(text: str) -> int:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from dba_core.config.layers import Layer, contradiction, flatten, merge, nest, normalized
-from dba_core.config.overrides import from_environment, from_kv_policy, from_plugins, from_sets
+from dba_core.config.overrides import from_environment, from_kv_policy, from_options, from_plugins, from_sets
 from dba_core.config.presets import load_preset
 from dba_core.config.run import RunConfig
 from dba_core.config.toml_io import dump_toml, read_config_file
@@ -36,8 +37,11 @@ def load_config(
     sets: Sequence[str] = (),
     plugins: Sequence[str] = (),
     kv_policy: str | None = None,
+    options: Mapping[str, tuple[str, Any]] | None = None,
 ) -> LoadedConfig:
     """Merge all sources. The environment is read only from `environ`; None reads none.
+
+    options: the options of the command line that stand for one key each, `--device`: (`device`, `cpu`).
 
     Raises ConfigError with the dotted path, the value, what is allowed and which source set it.
     """
@@ -48,7 +52,7 @@ def load_config(
         settings = merge(settings, normalized(flatten(read_config_file(file), f"file {file}")))
     if environ is not None:
         settings = merge(settings, normalized(from_environment(environ)))
-    settings = _with_command_line(settings, sets, plugins, kv_policy)
+    settings = _with_command_line(settings, sets, plugins, kv_policy, options or {})
     try:
         config = RunConfig.from_dict(nest(settings))
     except ConfigError as error:
@@ -66,11 +70,16 @@ def render_toml(loaded: LoadedConfig) -> str:
 
 
 def _with_command_line(
-    below: Layer, sets: Sequence[str], plugins: Sequence[str], kv_policy: str | None
+    below: Layer,
+    sets: Sequence[str],
+    plugins: Sequence[str],
+    kv_policy: str | None,
+    options: Mapping[str, tuple[str, Any]],
 ) -> Layer:
-    """The three options stand on one level: where they contradict each other, that is an error."""
+    """All options stand on one level: where they contradict each other, that is an error."""
     chosen, replaced = from_plugins(plugins)
     layers = [normalized(chosen), normalized(from_sets(sets)), from_kv_policy(kv_policy)]
+    layers.append(from_options(options))
     for index, layer in enumerate(layers):
         for other in layers[:index]:
             for path in layer.keys() & other.keys():

@@ -75,6 +75,11 @@ def from_kv_policy(kv_policy: str | None) -> Layer:
     return {} if kv_policy is None else {("kv_policy",): Setting(kv_policy, "--kv-policy")}
 
 
+def from_options(options: Mapping[str, tuple[str, Any]]) -> Layer:
+    """The layer of the options that stand for one key each: option -> (dotted key, value)."""
+    return {tuple(key.split(".")): Setting(value, option) for option, (key, value) in options.items()}
+
+
 @attrs.frozen(kw_only=True)
 class PluginArgument:
     """What one `--plugin` says. layers: "" is every layer without a choice of its own."""

@@ -7,10 +7,14 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
-from dba_core.errors import ConfigError, unknown
+import attrs
+
+from dba_core.errors import ConfigError, nearest, unknown
 
 Validator = Callable[[Any, Any, Any], None]
 
+#: What torch calls the accelerators that no part here is written for.
+_OTHER_GPUS = ("mps", "metal", "xpu", "rocm", "hip", "tpu", "xla", "npu", "vulkan", "directml", "mtia")
 #: The largest seed that torch's generators and numpy's take alike.
 MAX_SEED = 2**63 - 1
 
@@ -49,14 +53,20 @@ def positive() -> Validator:
     return check
 
 
-def one_of(*allowed: str) -> Validator:
+@attrs.frozen
+class OneOf:
     """The value is one of the names; an unknown one is answered with the nearest."""
 
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if value not in allowed:
-            raise ConfigError(unknown(attribute.name, str(value), allowed), path=attribute.name)
+    allowed: tuple[str, ...]
 
-    return check
+    def __call__(self, instance: Any, attribute: Any, value: Any) -> None:
+        if value not in self.allowed:
+            raise ConfigError(unknown(attribute.name, str(value), self.allowed), path=attribute.name)
+
+
+def one_of(*allowed: str) -> OneOf:
+    """The validator for a value out of these names."""
+    return OneOf(allowed)
 
 
 def not_empty(instance: Any, attribute: Any, value: Collection[Any]) -> None:
@@ -67,8 +77,26 @@ def not_empty(instance: Any, attribute: Any, value: Collection[Any]) -> None:
 
 def device_name(instance: Any, attribute: Any, value: str) -> None:
     """`auto`, `cpu`, `cuda` or `cuda:N`; whether it is there is not asked here."""
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
-        raise ConfigError(f"unknown device {value!r}; allowed: auto, cpu, cuda, cuda:N", path=attribute.name)
+    check_device_name(value, path=attribute.name)
+
+
+def check_device_name(value: str, *, path: str) -> None:
+    """Raise ConfigError for what is no device that DBA knows, with the one that was probably meant."""
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
+        return
+    number = re.fullmatch(r"(?:cuda|gpu)[-_: ]?([0-9]+)|([0-9]+)", value.lower())
+    if number:
+        meant = f"cuda:{number[1] or number[2]}"
+    elif value.lower() in _OTHER_GPUS:
+        raise ConfigError(
+            f"device {value!r} is not supported; allowed: auto, cpu, and for NVIDIA GPUs cuda or cuda:N",
+            path=path,
+        )
+    else:
+        close = nearest(value.lower(), ("auto", "cpu", "cuda"), count=1)
+        meant = "cuda" if value.lower() in ("gpu", "nvidia") else close[0] if close else ""
+    hint = f" Did you mean {meant!r}?" if meant else ""
+    raise ConfigError(f"unknown device {value!r}.{hint} Allowed: auto, cpu, cuda, cuda:N", path=path)
 
 
 def among(*allowed: int) -> Validator:

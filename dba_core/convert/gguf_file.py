@@ -26,6 +26,7 @@ from dba_core.convert.gguf_tokenizer import tokenizer_json
 from dba_core.convert.llama_names import from_gguf
 from dba_core.convert.rope_scaling import per_head, scaled_frequencies
 from dba_core.convert.source import SourceModel
+from dba_core.distribution import install_command
 from dba_core.errors import CheckpointError, UnsupportedError, unknown
 
 ARCHITECTURES = ("llama",)
@@ -64,7 +65,7 @@ def _reader(path: Path) -> Any:
     if importlib.util.find_spec("gguf") is None:
         raise UnsupportedError(
             f"{path} is a GGUF file, and the package 'gguf' that reads it is not installed. Install it: "
-            "python -m pip install 'dba[gguf]'"
+            + install_command("gguf")
         )
     gguf = importlib.import_module("gguf")
     try:

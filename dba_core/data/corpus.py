@@ -84,6 +84,12 @@ def load_corpus(config: DataConfig, *, context: int) -> Corpus:
     return corpus
 
 
+def check_source(source: str) -> None:
+    """Raise DataError for a corpus that is not there. Reads nothing; the tokens are read by `load_corpus`."""
+    if source not in INSTALLED:
+        require_path(source)
+
+
 def _file_corpus(path: Path, tokenizer: Tokenizer, config: DataConfig) -> Corpus:
     suffix = path.suffix.lower()
     if path.is_dir():

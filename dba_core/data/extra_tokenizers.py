@@ -16,6 +16,7 @@ import numpy as np
 
 from dba_core.data.text_stream import REPLACEMENT, ByteTextStream, TextStream, WindowTextStream
 from dba_core.data.tokenizers import Tokens, token_dtype
+from dba_core.distribution import install_command
 from dba_core.errors import DataError, unknown
 
 _KEY = "data.tokenizer"
@@ -26,7 +27,7 @@ def _extra(name: str) -> Any:
     if importlib.util.find_spec(name) is None:
         raise DataError(
             f"this tokenizer needs the package {name!r}, which is not installed. "
-            f"Install it: python -m pip install 'dba[{name}]'",
+            f"Install it: {install_command(name)}",
             path=_KEY,
         )
     return importlib.import_module(name)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shlex
 from pathlib import Path
 
 import attrs
 
+from dba_core.data.file_kinds import kind_of
 from dba_core.errors import DataError, nearest
 
 KEY = "data.source"
@@ -63,6 +66,13 @@ class TextSource:
 
 def require_path(text: str) -> Path:
     """The path, which exists; else DataError with the nearest names in its folder."""
+    address = re.match(r"(https?|ftp|s3|gs|hf)://", text)
+    if address:
+        raise DataError(
+            f"{text!r} is an address, and DBA downloads nothing; fetch it first, for example with "
+            f"curl -L -o corpus.txt {shlex.quote(text)}, and give the path of that file",
+            path=KEY,
+        )
     path = Path(text)
     if path.exists():
         return path
@@ -106,7 +116,10 @@ def why_binary(data: bytes) -> str | None:
 def read_text_file(path: Path) -> TextSource:
     """One text file as one document."""
     data = read_bytes(path)
+    kind = kind_of(data)
     reason = why_binary(data)
+    if kind and (reason or kind.words == "a PDF"):
+        raise DataError(f"{str(path)!r} is {kind.words}, no text. {kind.action}", path=KEY)
     if reason:
         raise DataError(
             f"{str(path)!r} is no UTF-8 text: {reason}. Convert it to UTF-8 (iconv -t UTF-8); "
@@ -131,7 +144,8 @@ def read_folder(folder: Path) -> TextSource:
             data = read_bytes(path)
             reason = why_binary(data)
             if reason:
-                binary.append(f"{name} ({reason})")
+                kind = kind_of(data)
+                binary.append(f"{name} ({kind.words if kind else reason})")
             else:
                 texts[name] = data.decode("utf-8")
     if binary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dba_core.registry.access import Access
+from dba_core.registry.choices import check_names, check_options
 from dba_core.registry.contract import ContractTerms
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.loading import LoadedPlugin
@@ -22,6 +23,8 @@ __all__ = [
     "Selection",
     "Trace",
     "TraceEvent",
+    "check_names",
+    "check_options",
     "check_record",
     "check_records",
     "refuse_fallbacks",

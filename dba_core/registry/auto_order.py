@@ -15,12 +15,10 @@ from typing import Any, TypeAlias
 import attrs
 
 from dba_core.contracts import KINDS, Kind
+from dba_core.distribution import NAME, canonical
 from dba_core.errors import unknown
 from dba_core.registry.contain import Failure, contain
-from dba_core.registry.discovery import canonical
 
-#: The distribution whose order comes first.
-OUR_DISTRIBUTION = "dba"
 #: Stands for every device that has no order of its own.
 ANY_DEVICE = "*"
 
@@ -60,7 +58,7 @@ def read_auto_order(orders: Iterable[tuple[str, str]]) -> AutoOrder:
 
 def _rank(order: tuple[str, str]) -> tuple[bool, str, str]:
     distribution, reference = order
-    return canonical(distribution) != OUR_DISTRIBUTION, canonical(distribution), reference
+    return canonical(distribution) != NAME, canonical(distribution), reference
 
 
 def _read(reference: str) -> _Mapping | str:

@@ -13,9 +13,10 @@ from importlib.metadata import Distribution
 import attrs
 
 from dba_core.contracts import KINDS, Kind
+from dba_core.distribution import canonical
 from dba_core.errors import PluginError, unknown
 from dba_core.registry.access import Access
-from dba_core.registry.discovery import Discovery, PluginInfo, canonical, discover
+from dba_core.registry.discovery import Discovery, PluginInfo, discover
 
 #: Kind, distribution and name: what tells one plugin from every other.
 Key = tuple[Kind, str, str]
@@ -62,8 +63,7 @@ class Catalogue:
         """
         self.check_kind(kind)
         self.access.check(self._all())
-        mine = [info for info in self._all() if info.kind == kind]
-        return sorted(mine, key=lambda info: (info.name, info.distribution))
+        return sorted(self._of(kind), key=lambda info: (info.name, info.distribution))
 
     def check_kind(self, kind: Kind) -> None:
         """Raise PluginError for an unknown kind."""
@@ -107,7 +107,23 @@ class Catalogue:
             ways = " or ".join(repr(info.qualified) for info in found)
             raise PluginError(f"{kind} {name!r} is ambiguous: {owners} both provide it. Write {ways}.")
         names = {info.qualified for info in known} if colon else {info.name for info in known}
-        raise PluginError(unknown(kind, name, names | {"auto"}))
+        names.add("auto")
+        if colon and any(info.name == distribution for info in known):
+            raise PluginError(
+                f"{name!r} is no {kind}. Options are key=value: {kind}={distribution}:KEY=VALUE. Allowed: "
+                f"{', '.join(sorted(names))}."
+            )
+        kinds = [each for each in KINDS if any(name in (i.name, i.qualified) for i in self._of(each))]
+        if not kinds:
+            raise PluginError(unknown(kind, name, names))
+        ways = " or ".join(f"--plugin {each}={name}" for each in kinds)
+        raise PluginError(
+            f"{name!r} is no {kind} but a {' and a '.join(kinds)}: choose it with {ways}. "
+            f"Allowed for {kind}: {', '.join(sorted(names))}."
+        )
+
+    def _of(self, kind: Kind) -> list[PluginInfo]:
+        return [info for info in self._all() if info.kind == kind]
 
     def _all(self) -> list[PluginInfo]:
         return [*self._discovery.plugins, *self._added.values()]

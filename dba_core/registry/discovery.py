@@ -12,6 +12,7 @@ from importlib.metadata import Distribution, EntryPoint
 import attrs
 
 from dba_core.contracts import ENTRY_POINT_GROUPS, Kind
+from dba_core.distribution import FORMER_NAME, canonical
 from dba_core.registry.contain import Failure, contain
 
 #: The entry-point group whose objects say in which order `auto` tries the plugins of each kind.
@@ -51,26 +52,12 @@ class Discovery:
     problems: tuple[str, ...] = ()
 
 
-def canonical(distribution: str) -> str:
-    """The name under which two spellings of a distribution are the same (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
 def discover(distributions: Iterable[Distribution]) -> Discovery:
     """Read the entry points of `distributions`; of two with one name the first on the path counts."""
     plugins: list[PluginInfo] = []
     orders: list[tuple[str, str]] = []
-    problems: list[str] = []
-    seen: set[str] = set()
-    for distribution in distributions:
-        points = contain(lambda d=distribution: _our_entry_points(d))  # type: ignore[misc]
-        if isinstance(points, Failure):
-            problems.append(f"{_name(distribution)}: its entry points cannot be read ({points})")
-            continue
-        name = _name(distribution) if points else ""
-        if not points or canonical(name) in seen:
-            continue
-        seen.add(canonical(name))
+    found, problems = _with_our_entry_points(distributions)
+    for name, distribution, points in found:
         version = _version(distribution)
         for point in points:
             if point.group == AUTO_ORDER_GROUP:
@@ -79,6 +66,29 @@ def discover(distributions: Iterable[Distribution]) -> Discovery:
                 plugins.append(_info(point, name, version))
     plugins.sort(key=lambda info: (info.kind, info.name, info.distribution))
     return Discovery(plugins=_without_repeats(plugins), orders=tuple(orders), problems=tuple(problems))
+
+
+def _with_our_entry_points(
+    distributions: Iterable[Distribution],
+) -> tuple[list[tuple[str, Distribution, list[EntryPoint]]], list[str]]:
+    """Name, distribution and entry points of those that have any of ours, and what could not be read.
+
+    What an upgrade left behind of this library under its former name counts only where nothing else is.
+    """
+    found: dict[str, tuple[str, Distribution, list[EntryPoint]]] = {}
+    problems: list[str] = []
+    for distribution in distributions:
+        points = contain(lambda d=distribution: _our_entry_points(d))  # type: ignore[misc]
+        if isinstance(points, Failure):
+            problems.append(f"{_name(distribution)}: its entry points cannot be read ({points})")
+            continue
+        if not points:
+            continue
+        name = _name(distribution)
+        first = found.get(canonical(name))
+        if first is None or (first[0] == FORMER_NAME and name != FORMER_NAME):
+            found[canonical(name)] = (name, distribution, points)
+    return list(found.values()), problems
 
 
 def name_problem(name: str) -> str | None:

@@ -36,7 +36,7 @@ _SHAPE = AttentionShape(d_model=128, n_heads=4, n_kv_heads=4, sem_head_dim=8, ge
 
 @attrs.frozen(kw_only=True)
 class Diagnosis:
-    """What was found. subject: a plugin (`gate dba:causal`), an order of `auto`, or a distribution."""
+    """What was found. subject: a plugin (`gate acme:soft`), an order of `auto`, or a distribution."""
 
     subject: str
     status: Status

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from dba_core.config.converter import structure, unstructure
+from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, PluginError, unknown
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.loading import LoadedPlugin
@@ -38,6 +39,15 @@ def structure_options(loaded: LoadedPlugin, options: Mapping[str, Any]) -> Any:
     if isinstance(built.error, ConfigError):
         raise built.error.under(path)
     raise PluginError(f"the options of {info.kind} {info.name!r} cannot be read: {built}") from built.error
+
+
+def refuse_options_of_auto(kind: Kind, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options without a plugin that they belong to."""
+    if options:
+        raise ConfigError(
+            f"{dict(options)!r} belongs to no plugin while the name is 'auto'; choose one by name",
+            path=f"plugins.{kind}.options",
+        )
 
 
 def options_to_dict(options: Any) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import attrs
 from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import KINDS, Kind, Request, Support
 from dba_core.errors import (
-    ConfigError,
     DBAError,
     DeprecatedContractWarning,
     PluginError,
@@ -30,7 +29,7 @@ from dba_core.registry.contain import contain
 from dba_core.registry.contract import Terms, current_terms
 from dba_core.registry.discovery import PluginInfo, name_problem
 from dba_core.registry.loading import LoadedPlugin, check_plugin, load_plugin
-from dba_core.registry.options import structure_options
+from dba_core.registry.options import refuse_options_of_auto, structure_options
 from dba_core.registry.selection import PassedOver, Selection, ask_support
 from dba_core.registry.trace import Trace
 
@@ -127,11 +126,7 @@ class Registry:
         self._catalogue.infos(kind)
         wanted = PluginChoice(choice) if isinstance(choice, str) else choice
         if wanted.name == "auto":
-            if wanted.options:
-                raise ConfigError(
-                    f"{wanted.options!r} belongs to no plugin while the name is 'auto'; choose one by name",
-                    path=f"plugins.{kind}.options",
-                )
+            refuse_options_of_auto(kind, wanted.options)
             return self._first_supporting(kind, request)
         return self._by_name(kind, wanted, request)
 

@@ -6,12 +6,12 @@ import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from typing import Any
 
 import attrs
 import torch
 
+from dba_core.distribution import installed_version
 from dba_core.evaluation.fidelity import PolicyFidelity
 from dba_core.evaluation.held_out import HeldOut
 from dba_core.evaluation.throughput import Throughput
@@ -280,5 +280,9 @@ def _environment(prepared: Prepared) -> Environment:
         seed=prepared.config.seed,
         threads=torch.get_num_threads(),
         platform=platform.platform(),
-        versions={"dba": version("dba"), "torch": torch.__version__, "python": platform.python_version()},
+        versions={
+            "dba": installed_version(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     )

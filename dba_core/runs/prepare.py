@@ -18,7 +18,7 @@ from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.errors import ConfigError
 from dba_core.model.language_model import LanguageModel
-from dba_core.registry import Registry, check_records, refuse_fallbacks
+from dba_core.registry import Registry, check_options, check_records, refuse_fallbacks
 from dba_core.runs.selection import Selections, model_choices, select_plugins
 
 
@@ -36,13 +36,14 @@ class Prepared:
 def prepare(
     config: RunConfig, registry: Registry, *, device: str, allow_drift: bool = False, strict: bool = False
 ) -> Prepared:
-    """Check the records, read the data, choose the plugins, build the model.
+    """Check the records and the options, read the data, choose the plugins, build the model.
 
     device: where the model goes, `cuda:1` say; the configuration keeps its kind, `cuda`. strict: a choice of
     `auto` that is not its first one is an UnsupportedError.
     Raises RecordMismatchError, DataError, ConfigError, PluginError or UnsupportedError.
     """
     warnings = check_records(config.plugins, registry, allow_drift)
+    check_options(model_choices(config.plugins), registry)
     corpus = load_corpus(config.data, context=config.model.context)
     resolved = attrs.evolve(
         config,

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 
+from dba_core.distribution import NAME
 from dba_core.registry import Registry
 
 MARKER = re.compile(r"^<!-- plugin: (\w+) (\w+) -->$", re.MULTILINE)
-DISTRIBUTION = "dba"
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -30,12 +30,10 @@ def plugin_page(kind: str, name: str) -> str:
     modules = [
         info.module
         for info in Registry().list()
-        if (info.kind, info.name, info.distribution) == (kind, name, DISTRIBUTION)
+        if (info.kind, info.name, info.distribution) == (kind, name, NAME)
     ]
     if len(modules) != 1:
-        raise PluginError(
-            f"the page of {kind} {name}: {DISTRIBUTION} ships {len(modules)} plugins of this name"
-        )
+        raise PluginError(f"the page of {kind} {name}: {NAME} ships {len(modules)} plugins of this name")
     tree = parse(modules[0])
     return "\n\n".join(
         [

@@ -36,7 +36,8 @@ def requirements() -> str:
     extras = project["optional-dependencies"]
     needs = [("Python", project["requires-python"], "always")]
     needs += [(*split(text), "always") for text in project["dependencies"]]
-    needs += [(*split(text), f"`dba[{extra}]`") for extra in ("triton", "cpu") for text in extras[extra]]
+    for extra in ("triton", "cpu"):
+        needs += [(*split(text), f"`{project['name']}[{extra}]`") for text in extras[extra]]
     lines = [("package", "versions", "needed"), ("---", "---", "---"), *needs]
     return "\n".join(f"| {name} | {versions} | {when} |" for name, versions, when in lines)
 

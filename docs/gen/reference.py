@@ -23,6 +23,7 @@ from dba_cli.main import cli
 from dba_core import errors
 from dba_core.config import KVCachePolicy, PluginChoice, PluginChoices, RunConfig
 from dba_core.contracts import CONTRACT_VERSIONS, ENTRY_POINT_GROUPS
+from dba_core.distribution import NAME
 from dba_core.registry import Registry
 from dba_core.runs.summary import SCHEMA, Summary
 from dba_plugins.auto_order import AUTO_ORDER
@@ -146,7 +147,7 @@ def plugin_table() -> str:
     rows = [
         (info.kind, f"`{info.name}`", f"`{info.module}`", first_line(info.module))
         for info in Registry().list()
-        if info.distribution == "dba"
+        if info.distribution == NAME
     ]
     return table(("kind", "name", "module", "what it is"), rows)
 

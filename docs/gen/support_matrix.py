@@ -22,6 +22,7 @@ from dba_core.contracts import (
     Request,
     SummarizerRequest,
 )
+from dba_core.distribution import NAME
 from dba_core.registry import Registry
 
 PAGE = Path(__file__).resolve().parents[1] / "reference" / "support-matrix.md"
@@ -98,9 +99,9 @@ def page() -> str:
 def section(kind: Kind) -> str:
     asked = columns(kind)
     registry = Registry()
-    names = [info.name for info in registry.list() if info.kind == kind and info.distribution == "dba"]
+    names = [info.name for info in registry.list() if info.kind == kind and info.distribution == NAME]
     lines = [("asked", *(f"`{name}`" for name in names)), ("---",) * (len(names) + 1)]
-    plugins = [registry.load(kind, name, distribution="dba").plugin for name in names]
+    plugins = [registry.load(kind, name, distribution=NAME).plugin for name in names]
     for title, request in asked.items():
         answers = [plugin.supports(request, plugin.options_class()) for plugin in plugins]
         cells = [", ".join(reason.subject for reason in answer.reasons) or "yes" for answer in answers]

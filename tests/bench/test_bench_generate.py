@@ -118,7 +118,7 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch):
     from dba_core.errors import UnsupportedError
 
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UnsupportedError, match=r"python -m pip install 'dba\[bench\]'"):
+    with pytest.raises(UnsupportedError, match=r"python -m pip install .*\[bench\]"):
         measure_generate(tiny(), command="")
 
 

@@ -37,7 +37,7 @@ def test_lists_are_shown_where_plugins_are_listed(dba, site: FakeSite) -> None:
         "acme:twin": None,
         "other:twin": "blocked by --no-plugin other:*",
         **{
-            f"dba:{name}": f"not in the allow list DBA_PLUGINS_ALLOW={ONLY_OURS}"
+            f"dba-attention:{name}": f"not in the allow list DBA_PLUGINS_ALLOW={ONLY_OURS}"
             for name in ("causal", "none", "static")
         },
     }
@@ -98,7 +98,7 @@ def test_the_doctor_finds_nothing_wrong(dba, site: FakeSite) -> None:
     assert report["sound"] is True
     found = {each["subject"]: each["status"] for each in report["diagnoses"]}
     assert found["gate acme:soft"] == "ok"
-    assert found["gate acme:twin"] == found["summarizer dba:conv"] == "blocked"
+    assert found["gate acme:twin"] == found["summarizer dba-attention:conv"] == "blocked"
     table = dba("plugins", "doctor", "--no-plugin", "twin").out
     assert "gate acme:soft" in table
     assert table.rstrip().endswith("Nothing is wrong.")

@@ -71,7 +71,7 @@ def test_without_arguments_the_help_is_shown(dba) -> None:
 def test_version_is_that_of_the_distribution(dba) -> None:
     from importlib.metadata import version
 
-    assert dba("--version").out == f"dba {version('dba')}\n"
+    assert dba("--version").out == f"dba {version('dba-attention')}\n"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,9 @@ def test_presets_are_listed(dba) -> None:
 
 def test_plugins_are_listed_from_metadata(dba) -> None:
     listed = json.loads(dba("plugins", "list", "--json").out)["plugins"]
-    ours = {(plugin["kind"], plugin["name"]) for plugin in listed if plugin["distribution"] == "dba"}
+    ours = {
+        (plugin["kind"], plugin["name"]) for plugin in listed if plugin["distribution"] == "dba-attention"
+    }
     assert {
         ("gate", "causal"),
         ("gate", "static"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_name_that_is_taken_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["plugins", "new", "summarizer", "mean"]) == 2
-    assert "there is a summarizer 'mean' already, in dba " in capsys.readouterr().err
+    assert "there is a summarizer 'mean' already, in dba-attention " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main(["plugins", "new", "gate", "mean"]) == 0  # another kind's name is free
 
@@ -96,3 +97,16 @@ def test_an_error_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="disk full"):
         write_package(PluginPackage(kind="gate", name="mine"), tmp_path / "mine")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_package_asks_for_this_library_by_its_distribution(kind: Kind) -> None:
+    files = PluginPackage(kind=kind, name="mine").files()
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    assert project["dependencies"] == [f"dba-attention>={version('dba-attention')}"]
+
+
+@pytest.mark.parametrize("name", ["attention", "core", "cli", "plugins"])
+def test_a_plugin_may_not_hide_a_package_of_ours(name: str) -> None:
+    with pytest.raises(UsageError, match="DBA's own"):
+        PluginPackage(kind="gate", name=name)

@@ -15,7 +15,7 @@ from dba_core.registry import Registry
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-BUILT_INS = [(info.kind, info.name) for info in Registry().list() if info.distribution == "dba"]
+BUILT_INS = [(info.kind, info.name) for info in Registry().list() if info.distribution == "dba-attention"]
 
 
 def module_at(path: Path) -> types.ModuleType:
@@ -94,7 +94,7 @@ def test_heads_of_gallery_pages_come_from_the_source() -> None:
 def test_pages_about_the_project_come_from_its_files() -> None:
     text = module_at(DOCS / "gen" / "project.py").on_page_markdown("<!-- project: requirements -->")
     assert "| Python | >=3.10 | always |" in text
-    assert "| llvmlite | `>=0.44` | `dba[cpu]` |" in text
+    assert "| llvmlite | `>=0.44` | `dba-attention[cpu]` |" in text
     assert "## [Unreleased]" in module_at(DOCS / "gen" / "project.py").on_page_markdown(
         "<!-- project: changelog -->"
     )

@@ -139,8 +139,8 @@ def test_a_broken_plugin_and_a_duplicate_break_nothing_else(site: ThirdPartySite
 
     ambiguous = site.dba(*tiny_run(site, "twins", "--plugin", "summarizer=mean"))
     assert ambiguous.code == 4
-    assert "dba:mean" in ambiguous.err
+    assert "dba-attention:mean" in ambiguous.err
     assert "dba-mean:mean" in ambiguous.err
-    for which in ("dba:mean", "dba-mean:mean"):
+    for which in ("dba-attention:mean", "dba-mean:mean"):
         done = site.dba(*tiny_run(site, which.replace(":", "-"), "--plugin", f"summarizer={which}"))
         assert done.code == 0, done.err

@@ -125,7 +125,8 @@ def test_a_name_of_two_distributions_is_shown_at_both(site: FakeSite) -> None:
 def test_the_default_registry_has_the_built_ins_of_every_kind() -> None:
     registry = Registry.default()
     assert registry is Registry.default()
-    names = {kind: {i.name for i in registry.list(kind) if i.distribution == "dba"} for kind in KINDS}
+    ours = [info for info in registry.list() if info.distribution == "dba-attention"]
+    names = {kind: {info.name for info in ours if info.kind == kind} for kind in KINDS}
     assert names["gate"] >= {"causal", "static", "none"}
     assert names["summarizer"] >= {"mean", "linear", "conv"}
     assert names["null_token"] >= {"learned", "none"}

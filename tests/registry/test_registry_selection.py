@@ -101,7 +101,7 @@ class TestAuto:
         site.gate("fast", distribution="d-fast", source=CUDA_GATE)
         site.gate("slow", distribution="d-slow")
         site.gate("unused", distribution="d-unused")
-        order(site, "dba", "ORDER = {'gate': ('fast', 'slow', 'unused')}")
+        order(site, "dba-attention", "ORDER = {'gate': ('fast', 'slow', 'unused')}")
         registry = site.registry()
         on_cpu = registry.select("gate", "auto", request_on("cpu"))
         assert on_cpu.name == "slow"
@@ -121,7 +121,7 @@ class TestAuto:
             "raises", distribution="d-raises", source=GOOD_GATE.replace("return Support.yes()", "return 1/0")
         )
         site.gate("works", distribution="d-works")
-        order(site, "dba", "ORDER = {'gate': ['missing', 'broken', 'raises', 'works']}")
+        order(site, "dba-attention", "ORDER = {'gate': ['missing', 'broken', 'raises', 'works']}")
         selection = site.registry().select("gate", "auto", request_on())
         assert selection.name == "works"
         problems = {passed.name: passed.problem or "" for passed in selection.passed_over}
@@ -135,7 +135,7 @@ class TestAuto:
             site.gate(name, distribution=f"d-{name}", source=CUDA_GATE)
         order(site, "zz", "ORDER = {'gate': ('d',)}")
         order(site, "aa", "ORDER = {'gate': ('c', 'b')}")
-        order(site, "dba", "ORDER = {'gate': ('a',), 'null_token': ('none',)}")
+        order(site, "dba-attention", "ORDER = {'gate': ('a',), 'null_token': ('none',)}")
         with pytest.raises(UnsupportedError) as caught:
             site.registry().select("gate", "auto", request_on("cpu"))
         assert [reason.subject for reason in caught.value.reasons] == [f"{n}, device" for n in "acbd"]
@@ -145,7 +145,7 @@ class TestAuto:
         anywhere = GOOD_GATE.replace('if request.device == "cpu"', "if True")
         for name in ("a", "b"):
             site.gate(name, distribution=f"d-{name}", source=anywhere)
-        order(site, "dba", "ORDER = {'gate': {'cuda': ('b', 'a'), '*': ('a', 'b')}}")
+        order(site, "dba-attention", "ORDER = {'gate': {'cuda': ('b', 'a'), '*': ('a', 'b')}}")
         registry = site.registry()
         chosen = {
             d: registry.select("gate", "auto", request_on(d)).name for d in ("cpu", "cuda", "cuda:1", "mps")
@@ -170,7 +170,7 @@ class TestAuto:
     ) -> None:
         site.gate("works", distribution="d-works")
         order(site, "aa", source)
-        order(site, "dba", "ORDER = {'gate': ('works',)}")
+        order(site, "dba-attention", "ORDER = {'gate': ('works',)}")
         selection = site.registry().select("gate", "auto", request_on())
         assert selection.name == "works"
         (passed,) = selection.passed_over
@@ -183,11 +183,12 @@ class TestAuto:
         site.module("ours_gate", GOOD_GATE.replace("NAME", "causal"))
         site.module("ours_order", "ORDER = {'gate': ('causal',)}")
         site.distribution(
-            "dba", {"gate": {"causal": "ours_gate"}, "dba.auto_order": {"order": "ours_order:ORDER"}}
+            "dba-attention",
+            {"gate": {"causal": "ours_gate"}, "dba.auto_order": {"order": "ours_order:ORDER"}},
         )
         site.gate("causal", distribution="copycat")
         selection = site.registry().select("gate", "auto", request_on())
-        assert selection.info.distribution == "dba"
+        assert selection.info.distribution == "dba-attention"
         assert selection.passed_over == ()
 
     def test_nothing_in_the_order(self, site: FakeSite, request_on: RequestOn) -> None:

@@ -14,6 +14,7 @@ FLOORS = (
         "dba_core.errors",
         "dba_core.printable",
         "dba_core.documents",
+        "dba_core.distribution",
         "dba_core.contracts",
         "dba_core.hookspecs",
     ),
@@ -28,7 +29,7 @@ FLOORS = (
     ("dba_cli",),
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
-PUBLIC_TO_PLUGINS = ("contracts", "hookspecs", "errors", "cache", "config")
+PUBLIC_TO_PLUGINS = ("contracts", "hookspecs", "errors", "distribution", "cache", "config")
 
 
 def part_of(module: str) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from source_tree import PACKAGES, PYPROJECT, ROOT, imports, module_name, parse, python_files
 
+from dba_core.distribution import NAME
+
 SOURCE = python_files(*PACKAGES)
 
 # What is imported under another name than it is installed under.
@@ -77,7 +79,7 @@ def test_constraints_pin_what_is_named() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0] for line in lines if line and not line.startswith("#")}
     extras = {name for group in PYPROJECT["project"]["optional-dependencies"].values() for name in group}
-    unpinned = (declared() | requirement_names(sorted(extras))) - pinned - {"triton", "dba"}
+    unpinned = (declared() | requirement_names(sorted(extras))) - pinned - {"triton", "dba-attention"}
     assert not unpinned
 
 
@@ -100,3 +102,29 @@ def test_every_dependency_has_its_reason_in_the_docs() -> None:
     page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     missing = {name for name in declared() if f"| `{name}` |" not in page}
     assert not missing
+
+
+def test_the_distribution_has_the_name_that_the_code_asks_for() -> None:
+    assert PYPROJECT["project"]["name"] == NAME == "dba-attention"
+    (dev,) = (each for each in PYPROJECT["project"]["optional-dependencies"]["dev"] if "[" in each)
+    assert dev.startswith(f"{NAME}[")
+
+
+def test_only_one_module_knows_how_to_install_the_library() -> None:
+    saying = [
+        path.relative_to(ROOT).as_posix()
+        for path in SOURCE
+        if re.search(r"pip install\b.*\[(cpu|triton|gguf|bench|tokenizers|\{)", path.read_text("utf-8"))
+    ]
+    assert saying == ["dba_core/distribution.py"]
+
+
+def test_what_the_hint_names_is_what_pip_knows() -> None:
+    """Every extra that the code names is one of pyproject.toml."""
+    named = {
+        extra
+        for path in SOURCE
+        for extra in re.findall(r"install_command\(['\"](\w+)['\"]\)", path.read_text("utf-8"))
+    }
+    assert {"cpu", "triton", "gguf", "bench"} <= named
+    assert named <= set(PYPROJECT["project"]["optional-dependencies"])

@@ -67,7 +67,7 @@ def test_the_resolved_configuration_is_resolved(tiny) -> None:
     for kind in ("summarizer", "gate", "null_token", "decode_backend"):
         choice = data["plugins"][kind]
         assert choice["name"] != "auto"
-        assert choice["record"]["distribution"] == "dba"
+        assert choice["record"]["distribution"] == "dba-attention"
         assert choice["record"]["contract"] == 1
         assert choice["record"]["why"].startswith("auto")
 

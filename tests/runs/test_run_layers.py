@@ -49,7 +49,7 @@ def test_the_record_names_what_ran_in_which_layers(layered) -> None:
         "1": {"summarizer": "mean", "gate": "none", "null_token": "learned", "decode_backend": "streaming"},
     }
     for choice in [*own["0"].values(), *own["1"].values()]:
-        assert choice["record"]["distribution"] == "dba"
+        assert choice["record"]["distribution"] == "dba-attention"
         assert choice["record"]["why"] == "chosen by name"
     assert own["1"]["decode_backend"]["options"]["block"] == 8
     assert plugins["summarizer"]["record"]["why"] == "chosen by name"
@@ -199,7 +199,7 @@ def test_other_plugins_of_a_layer_are_another_run(tiny, layered, tmp_path: Path)
 
 def test_why_explains_each_choice(tiny) -> None:
     text = dba("plugins", "why", "gate", *tiny.args, *PLUGINS, *SETS).out.splitlines()
-    assert text[0].startswith("gate@layers.0: static of dba ")
+    assert text[0].startswith("gate@layers.0: static of dba-attention ")
     assert [line for line in text if line.startswith("gate@layers.1: none of dba")]
     several = dba("plugins", "why", "summarizer", *tiny.args, *PLUGINS, *SETS, "--json").json
     assert [(each["name"], each["layers"]) for each in several] == [("linear", "0"), ("mean", "1")]

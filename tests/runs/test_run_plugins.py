@@ -49,7 +49,7 @@ def test_the_allow_list_holds_for_a_run(inputs, monkeypatch) -> None:
 def test_a_blocked_plugin_is_refused_for_a_finished_run(tiny, command: list[str]) -> None:
     done = dba(*command, str(tiny.folder.path), "--no-plugin", "causal")
     assert done.code == 4
-    assert "gate 'causal' of dba " in done.err
+    assert "gate 'causal' of dba-attention " in done.err
     assert "blocked by --no-plugin causal" in done.err
 
 
@@ -59,9 +59,13 @@ def test_a_trace_shows_what_was_done_with_every_plugin(inputs) -> None:
     assert done.json["plugins"]["gate"]["name"] == "causal"
     events = [line.removeprefix("trace: ") for line in done.err.splitlines() if " total of " not in line]
     counts = Counter(" ".join(line.split()[:3]) for line in events)
-    assert counts["gate dba:causal: import"] == counts["gate dba:causal: hook"] == 1
-    assert counts["gate dba:causal: build"] == 3, "one for the choice, one for each of two layers"
-    totals = [line for line in done.err.splitlines() if line.startswith("trace: total of gate dba:causal: ")]
+    assert counts["gate dba-attention:causal: import"] == counts["gate dba-attention:causal: hook"] == 1
+    assert counts["gate dba-attention:causal: build"] == 3, "one for the choice, one for each of two layers"
+    totals = [
+        line
+        for line in done.err.splitlines()
+        if line.startswith("trace: total of gate dba-attention:causal: ")
+    ]
     assert len(totals) == 1
     assert "build 3x" in totals[0]
 
@@ -69,4 +73,4 @@ def test_a_trace_shows_what_was_done_with_every_plugin(inputs) -> None:
 def test_a_trace_of_a_finished_run(tiny) -> None:
     done = dba("eval", str(tiny.folder.path), "--json", "--trace-plugins")
     assert done.json["checkpoint"] == "best"
-    assert "trace: decode_backend dba:cpu: supports " in done.err
+    assert "trace: decode_backend dba-attention:cpu: supports " in done.err

@@ -143,8 +143,11 @@ def test_why_explains_the_choice_and_what_was_passed_over(inputs) -> None:
     assert other["passed_over"][0]["reasons"][0]["action"]
     text = dba("plugins", "why", "gate", "--preset", "paper-baseline").out
     assert text.startswith("gate: none of dba")
-    assert "  passed over: causal of dba: sem_head_dim: got 0" in text
-    assert "  not asked: static of dba: not in the order of auto, only chosen by name; sem_head_dim" in text
+    assert "  passed over: causal of dba-attention: sem_head_dim: got 0" in text
+    assert (
+        "  not asked: static of dba-attention: not in the order of auto, only chosen by name; sem_head_dim"
+        in text
+    )
     absent = dba("plugins", "why", "summarizer", "--preset", "paper-baseline")
     assert absent.code == 1
     assert "has no summarizer" in absent.err
@@ -156,7 +159,7 @@ def test_info_describes_a_plugin() -> None:
     assert (found["kind"], found["name"], found["distribution"], found["contract"]) == (
         "gate",
         "causal",
-        "dba",
+        "dba-attention",
         1,
     )
     assert [option["name"] for option in found["options"]] == ["init"]

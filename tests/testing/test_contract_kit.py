@@ -22,7 +22,9 @@ from dba_core.registry.doctor import typical_request  # noqa: E402
 from dba_core.registry.options import structure_options  # noqa: E402
 from dba_core.testing import SUITES, DecodeBackendContract, GateContract, check_plugin  # noqa: E402
 
-INSTALLED = [(info.kind, info.name) for info in Registry.default().list() if info.distribution == "dba"]
+INSTALLED = [
+    (info.kind, info.name) for info in Registry.default().list() if info.distribution == "dba-attention"
+]
 
 
 def runs_here(kind, name) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import click
 
 if TYPE_CHECKING:
     from dba_core.bench.report import Report
+
+#: More is a slip of the hand: OpenMP ends the process where it cannot start that many.
+MOST_THREADS = 1024
 
 Command = Callable[..., Any]
 
@@ -29,9 +33,9 @@ class Output:
 
     def check(self) -> None:
         """Before anything is measured. Raises UsageError."""
-        from dba_core.bench.report import check_folder
-
         if self.save is not None:
+            from dba_core.bench.report import check_folder
+
             check_folder(self.save)
 
     def progress(self, text: str) -> None:
@@ -90,7 +94,7 @@ def numbers(*, least: int) -> Callable[[click.Context, click.Parameter, str | No
         parts = [] if text is None else [part.strip() for part in text.split(",")]
         for part in parts:
             if not part.isdecimal() or int(part) < least:
-                raise click.BadParameter(f"{part!r} is no whole number >= {least}; write 4096 or 4096,32768.")
+                raise click.BadParameter(f"{part!r} is no whole number >= {least}; write N or N,N,N.")
         return tuple(dict.fromkeys(map(int, parts)))
 
     return read
@@ -104,9 +108,25 @@ def names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tup
     return tuple(dict.fromkeys(parts))
 
 
+def _threads(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """As `numbers`, up to what a system can start."""
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    for part in parts:
+        if part in ("all", "auto", "max"):
+            raise click.BadParameter(
+                f"{part!r} is no number; leave --threads out for as many as torch takes."
+            )
+        if not part.isdecimal() or not 1 <= int(part) <= MOST_THREADS:
+            raise click.BadParameter(
+                f"{part!r} is no number of threads; allowed: 1 to {MOST_THREADS}, as in 1 or 1,2. "
+                f"This machine has {os.cpu_count()} cores."
+            )
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 threads_option = click.option(
     "--threads",
-    callback=numbers(least=1),
+    callback=_threads,
     metavar="N,...",
     help="CPU threads; several are measured one after the other. Without it: as many as torch takes.",
 )

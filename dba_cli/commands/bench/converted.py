@@ -40,7 +40,7 @@ from dba_cli.run_options import RunFlags, weights_options
 def converted(output: Output, source: Path, run_flags: RunFlags, **settings: Any) -> None:
     """Tokens per second of RUN's model, of the SOURCE that it was converted from, and of transformers.
 
-    SOURCE is what `dba convert` was given. Needs transformers: python -m pip install 'dba[bench]'
+    SOURCE is what `dba convert` was given. Needs transformers, which the extra 'bench' installs.
 
     \b
     Examples:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.bench.common import (
     Output,
     command_line,
@@ -16,6 +17,7 @@ from dba_cli.commands.bench.common import (
     show,
     threads_option,
 )
+from dba_cli.preflight import check_plugins
 
 _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 
@@ -53,6 +55,7 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 )
 @click.option(
     "--kv-policy",
+    shell_complete=completing.kv_policy,
     metavar="POLICY",
     default="ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32",
     show_default=True,
@@ -61,6 +64,7 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 @click.option(
     "--backend",
     "backends",
+    shell_complete=completing.backend_list,
     callback=names,
     metavar="NAME,...",
     help="Decode backends. Without it: all that support the request.",
@@ -68,7 +72,13 @@ _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 @click.option(
     "--null", type=click.Choice(list(_NULLS)), help="With a null token. Without it: off; on a GPU both."
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    shell_complete=completing.devices,
+    help="cpu, cuda or cuda:N.",
+)
 @click.option(
     "--budget-seconds",
     type=click.FloatRange(min=1),
@@ -93,6 +103,8 @@ def decode(output: Output, device: str, kv_policy: str, **rest: Any) -> None:
       dba bench decode --device cuda --budget-seconds 480 --save docs/benchmarks
     """
     from dba_core.config.kv_policy import KVCachePolicy
+
+    check_plugins("decode_backend", rest["backends"])
     from dba_core.runs.device import resolve_device
 
     policy, device = KVCachePolicy.parse(kv_policy), resolve_device(device)

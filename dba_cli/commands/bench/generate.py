@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.bench.common import (
     Output,
     command_line,
@@ -61,7 +62,12 @@ from dba_cli.commands.bench.common import (
     "--new-tokens", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens of a turn."
 )
 @click.option(
-    "--kv-policy", "policies", multiple=True, metavar="POLICY", help="Formats of our cache; may be repeated."
+    "--kv-policy",
+    "policies",
+    shell_complete=completing.kv_policy,
+    multiple=True,
+    metavar="POLICY",
+    help="Formats of our cache; may be repeated.",
 )
 @threads_option
 @repeats_option(20)
@@ -69,7 +75,7 @@ from dba_cli.commands.bench.common import (
 def generate(output: Output, policies: tuple[str, ...], **sizes: Any) -> None:
     """Tokens per second of our model and of a Llama with the same number of parameters.
 
-    Needs transformers: python -m pip install 'dba[bench]'
+    Needs transformers, which the extra 'bench' installs.
 
     \b
     Examples:

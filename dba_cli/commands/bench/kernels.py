@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.bench.common import Output, command_line, names, show, table_options
 
 
@@ -15,7 +16,12 @@ from dba_cli.commands.bench.common import Output, command_line, names, show, tab
 )
 @click.option("--check", is_flag=True, help="Exit with an error where a limit is exceeded.")
 @click.option(
-    "--backend", "backends", callback=names, metavar="NAME,...", help="Without it: all that have any."
+    "--backend",
+    "backends",
+    shell_complete=completing.backend_list,
+    callback=names,
+    metavar="NAME,...",
+    help="Without it: all that have any.",
 )
 @table_options
 def kernels(output: Output, backends: tuple[str, ...], *, static: bool, check: bool) -> None:

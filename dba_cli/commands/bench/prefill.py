@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.bench.common import Output, command_line, repeats_option, report_options, show
 
 
@@ -19,6 +20,7 @@ from dba_cli.commands.bench.common import Output, command_line, repeats_option, 
     "--kv-policy",
     "policies",
     multiple=True,
+    shell_complete=completing.kv_policy,
     metavar="POLICY",
     help="May be repeated; the first one is compared with.",
 )

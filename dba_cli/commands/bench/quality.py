@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.bench.common import Output, command_line, report_options, show
+from dba_cli.preflight import check_data
 from dba_cli.run_options import RunFlags, weights_options
 
 
 @click.command()
 @weights_options
-@click.option("--data", metavar="TEXT", help="Other text, all of it. Without it: the run's held-out part.")
+@click.option(
+    "--data",
+    metavar="TEXT",
+    shell_complete=completing.corpora,
+    help="Other text, all of it. Without it: the run's held-out part.",
+)
 @click.option("--tokens", type=click.IntRange(min=1), default=16384, show_default=True, help="Tokens of it.")
 @click.option(
     "--context", type=click.IntRange(min=1), help="Tokens of a window. Without it: the run's context."
@@ -19,6 +26,7 @@ from dba_cli.run_options import RunFlags, weights_options
     "--kv-policy",
     "policies",
     multiple=True,
+    shell_complete=completing.kv_policy,
     metavar="POLICY",
     help="May be repeated. Without it: a dozen from fp32 to all-q4.",
 )
@@ -42,6 +50,7 @@ def quality(
     from dba_core.bench.quality_chart import quality_chart
     from dba_core.runs.evaluate import tokens_of
 
+    check_data(data)
     run = run_flags.load()
     report = measure_quality(
         run.model,

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.bench.common import Output, command_line, names, repeats_option, report_options, show
 from dba_cli.options import ConfigFlags, config_options
 
@@ -13,7 +14,12 @@ from dba_cli.options import ConfigFlags, config_options
 @click.command()
 @config_options
 @click.option(
-    "--mode", "modes", callback=names, metavar="NAME,...", help="Attention layouts. Without it: all."
+    "--mode",
+    "modes",
+    shell_complete=completing.mode_list,
+    callback=names,
+    metavar="NAME,...",
+    help="Attention layouts. Without it: all.",
 )
 @repeats_option(30)
 @report_options

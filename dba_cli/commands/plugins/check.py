@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, json_option, kinds_with
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.contracts import Kind
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.plugin_names)
 @click.option("--kind", type=KIND, help="Where two kinds have a plugin of that name.")
-@click.option("--device", default="cpu", show_default=True, help="Where to test: cpu, cuda, cuda:N.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    shell_complete=completing.devices,
+    help="Where to test: cpu, cuda, cuda:N.",
+)
 @click.option("--quick", is_flag=True, help="The small grids.")
 @plugin_options
 @json_option

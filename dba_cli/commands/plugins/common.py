@@ -17,8 +17,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def kinds_with(registry: Registry, name: str, kind: Kind | None) -> list[Kind]:
     """The kinds that have a plugin of this name. Raises PluginError when there is none."""
+    from dba_core.distribution import canonical
     from dba_core.errors import PluginError, unknown
-    from dba_core.registry.discovery import canonical
 
     if kind is not None:
         return [kind]

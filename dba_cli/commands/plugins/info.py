@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.contracts import Kind
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.plugin_names)
 @click.option("--kind", type=KIND, help="Where two kinds have a plugin of that name.")
 @plugin_options
 @json_option

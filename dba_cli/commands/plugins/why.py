@@ -10,6 +10,7 @@ import click
 from dba_cli.commands.plugins.common import KIND, json_option
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
+from dba_cli.preflight import load_checked
 from dba_core.contracts import Kind
 
 if TYPE_CHECKING:
@@ -36,11 +37,13 @@ def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool,
     """
     from dba_cli.rendering import echo_json
     from dba_core.registry import refuse_fallbacks
+
+    registry = plugin_flags.registry()
+    config = load_checked(flags, registry).config
     from dba_core.registry.explain import explain_others
     from dba_core.runs.selection import explain_selection
 
-    registry = plugin_flags.registry()
-    placed = explain_selection(kind, flags.load().config, registry)
+    placed = explain_selection(kind, config, registry)
     if strict:
         refuse_fallbacks((each.where, each.selection) for each in placed)
     explained = [(each, explain_others(registry, each.selection)) for each in placed]

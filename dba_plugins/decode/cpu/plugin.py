@@ -15,6 +15,7 @@ from dba_core.contracts import (
     Reason,
     Support,
 )
+from dba_core.distribution import install_command
 from dba_core.hookspecs import hookimpl
 from dba_plugins.decode.cpu.spec import FORMATS, MAX_SHARE, MAX_WIDTH, KernelSpec
 
@@ -45,7 +46,7 @@ def _reasons(request: DecodeRequest) -> Iterator[Reason]:
             subject="llvmlite",
             got="not installed",
             supported="0.44 or later",
-            action="Install it: python -m pip install 'dba[cpu]'",
+            action=f"Install it: {install_command('cpu')}",
         )
     if request.device.partition(":")[0] != "cpu":
         yield Reason(subject="device", got=request.device, supported="cpu", action=_ELSE)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from dba_core.contracts import DecodeRequest, Reason
+from dba_core.distribution import install_command
 from dba_plugins.decode.triton.settings import version_of
 from dba_plugins.decode.triton.spec import FORMATS, MAX_WIDTH, KernelSpec
 
@@ -61,7 +62,7 @@ def _of_machine(request: DecodeRequest) -> Iterator[Reason]:
             subject="triton",
             got="not installed" if found is None else found,
             supported="3.6 or later",
-            action="Install it: python -m pip install 'dba[triton]'",
+            action=f"Install it: {install_command('triton')}",
         )
     kind = request.device.partition(":")[0]
     if kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":

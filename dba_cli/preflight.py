@@ -1,0 +1,54 @@
+"""What can be refused before torch is imported, which takes seconds: names of plugins, a missing corpus.
+
+Called by the commands between reading their options and their work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dba_cli.options import ConfigFlags
+    from dba_core.config.loading import LoadedConfig
+    from dba_core.contracts import Kind
+    from dba_core.registry import Registry
+
+
+def load_checked(flags: ConfigFlags, registry: Registry) -> LoadedConfig:
+    """The configuration, with plugins that are installed. Raises PluginError or ConfigError."""
+    from dba_core.registry import check_names
+
+    _check_plugin_words(flags.plugins, registry)
+    loaded = flags.load()
+    check_names(loaded.config.plugins, registry)
+    return loaded
+
+
+def _check_plugin_words(texts: Sequence[str], registry: Registry) -> None:
+    """Raises ConfigError for a `--plugin` that is a plugin's name or a kind alone, with the whole of it."""
+    from dba_core.errors import ConfigError
+
+    for text in texts:
+        word = text.strip().rstrip("=")
+        infos = registry.list() if "=" not in word else []
+        ways = [f"{info.kind}={info.name}" for info in infos if word in (info.name, info.kind)]
+        if ways:
+            raise ConfigError(f"--plugin {text!r} is not kind=name; write --plugin {' or '.join(ways)}")
+
+
+def check_plugins(kind: Kind, names: Iterable[str]) -> None:
+    """Raises PluginError for names that no installed plugin of the kind has."""
+    from dba_core.registry import Registry
+
+    for name in names:
+        if name != "auto":
+            Registry.default().find(kind, name)
+
+
+def check_data(source: str | None) -> None:
+    """Raises DataError for a corpus that is not there; None is the run's own."""
+    from dba_core.data.corpus import check_source
+
+    if source is not None:
+        check_source(source)
