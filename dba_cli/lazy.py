@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import click
 
+from dba_cli.terminal import echo
 from dba_core.errors import nearest
 
 
@@ -34,7 +35,7 @@ class HintingGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
-            click.echo(self.get_help(ctx))
+            echo(self.get_help(ctx))
             ctx.exit()
         return super().parse_args(ctx, args)
 

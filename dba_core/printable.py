@@ -14,17 +14,26 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _NEEDED = frozenset("\u200c\u200d")
 
 
+def unseen(letter: str) -> bool:
+    """Whether a reader does not see this character, and a script does not need it."""
+    return unicodedata.category(letter) in _UNSEEN and letter not in _NEEDED
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """The same text, every character that is not seen written as its escape (`\\x1b`, `\\u202e`, `\\udcff`).
 
-    lines: keep newlines and tabs, for text that is meant to have them (a sample, an error of several lines).
+    lines: keep newlines and tabs, for text that is meant to have them (a sample, an error of several lines);
+    a carriage return before a newline is part of it.
     """
-    kept = _NEEDED | {"\n", "\t"} if lines else _NEEDED
     if text.isprintable():
         return text
+    kept = "\n\t" if lines else ""
     return "".join(
-        letter.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(letter) in _UNSEEN and letter not in kept
-        else letter
-        for letter in text
+        letter.encode("unicode_escape").decode("ascii") if unseen(letter) and letter not in kept else letter
+        for letter in (text.replace("\r\n", "\n") if lines else text)
     )
+
+
+def one_line(text: str) -> str:
+    """The same as `printable`, for a cell of a table: the lines of the text are joined by spaces."""
+    return printable(" ".join(line.strip(" ") for line in text.split("\n")) if "\n" in text else text)

@@ -10,6 +10,7 @@ import click
 
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
+from dba_cli.terminal import GrowingText, echo
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,11 +65,9 @@ def sample(
     results = _generate(loaded, texts, generation, chosen, streamed=streamed)
     if as_json:
         _echo_document(loaded, texts, results, generation, chosen.short)
-    elif streamed:
-        click.echo()
-    else:
+    elif not streamed:
         for number, (text, result) in enumerate(zip(texts, results, strict=True), 1):
-            click.echo(f"--- {number}\n{text}{_shown(result['text'])}")
+            echo(f"--- {number}\n{text}{result['text']}")
 
 
 def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:
@@ -115,11 +114,11 @@ def _generate(
     prompts = [run.tokenizer.encode(text).tolist() for text in texts]
     streams = [run.tokenizer.stream(context=prompt) for prompt in prompts]
     pieces: list[list[str]] = [[] for _ in prompts]
+    shown = GrowingText()
 
     def take(row: int, piece: str) -> None:
         if streamed:
-            before = "" if pieces[row] else texts[row]
-            click.echo(before + _shown(piece), nl=False)
+            shown.add(piece if pieces[row] else texts[row] + piece)
         pieces[row].append(piece)
 
     new = generate(
@@ -133,14 +132,9 @@ def _generate(
     )
     for row, stream in enumerate(streams):
         take(row, stream.finish())
+    if streamed:
+        shown.end()
     return [{"text": "".join(text), "tokens": tokens} for text, tokens in zip(pieces, new, strict=True)]
-
-
-def _shown(text: str) -> str:
-    """On a terminal a sampled control character must do nothing."""
-    from dba_core.runs.rows import printable
-
-    return printable(text) if sys.stdout.isatty() else text
 
 
 def _echo_document(

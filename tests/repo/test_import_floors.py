@@ -13,6 +13,8 @@ FLOORS = (
     (
         "dba_core.errors",
         "dba_core.printable",
+        "dba_core.markdown",
+        "dba_core.figures",
         "dba_core.documents",
         "dba_core.contracts",
         "dba_core.hookspecs",
