@@ -16,7 +16,7 @@ from typing import TextIO, cast
 
 import click
 
-from dba_core.errors import DBAError
+from dba_core.errors import DBAError, UsageError
 from dba_core.printable import printable
 
 #: Our own signs, for streams that lack them.
@@ -130,6 +130,18 @@ class _Guarded(io.TextIOBase):
     def flush(self) -> None:
         with _guarded(self._stream, err=self._err):
             self._stream.flush()
+
+
+def terminal_input() -> bytes:
+    """All of standard input. Raises UsageError where there is none."""
+    try:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            return sys.stdin.buffer.read()
+        if sys.stdin is not None:
+            return sys.stdin.read().encode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise UsageError(f"standard input cannot be read: {error.strerror or error}") from None
+    raise UsageError("standard input is closed; pipe a text into it")
 
 
 def finish() -> None:

@@ -34,6 +34,22 @@ def printable(text: str, *, lines: bool = False) -> str:
     )
 
 
+def no_text(text: str) -> str | None:
+    """Why a string is no text that UTF-8 can hold; None for one that is.
+
+    Python keeps the bytes of a command line that its locale's encoding does not know as lone surrogates.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        letter = printable(text[error.start])
+        return (
+            f"it holds {letter} at position {error.start}, which is no character; give UTF-8 text, in a "
+            "UTF-8 locale or with PYTHONUTF8=1"
+        )
+    return None
+
+
 def one_line(text: str) -> str:
     """The same as `printable`, for a cell of a table: the lines of the text are joined by spaces."""
     return printable(" ".join(line.strip(" ") for line in text.split("\n")) if "\n" in text else text)

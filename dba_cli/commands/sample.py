@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
-from dba_cli.terminal import GrowingText, echo
+from dba_cli.terminal import GrowingText, echo, terminal_input
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,14 +79,15 @@ def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str
 
 
 def _read_prompt(path: Path) -> str:
-    try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--prompt-file {str(path)!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--prompt-file {str(path)!r} is not UTF-8 text (byte {error.start}); give a text file"
-        ) from None
+    """The text of a file or of standard input, whose line ends are newlines, as in a prompt that is typed."""
+    from dba_core.documents import decode_text, read_text
+
+    advice = "Give a UTF-8 text file to --prompt-file"
+    if str(path) == "-":
+        text = decode_text(terminal_input(), source="standard input", error=UsageError, advice=advice)
+    else:
+        text = read_text(path, error=UsageError, advice=advice)
+    return text.replace("\r\n", "\n")
 
 
 def _generation(recorded: GenerationConfig, settings: dict[str, Any]) -> GenerationConfig:
