@@ -1,6 +1,6 @@
 """Text inside a Markdown report: whatever it holds is read as that text, not as markup, HTML or a new line.
 
-Escapes are those that CommonMark, GitHub and Python-Markdown read alike.
+Escapes are those that CommonMark, GitHub and Python-Markdown read alike; `~` has none in the last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dba_core.printable import one_line, printable
 
 #: What means something anywhere: a backslash before punctuation or at the end, marks of emphasis, code, links
 #: and tables, an underline that does not stand inside a word.
-_MARKS = re.compile(r"\\(?=[!-/:-@\[-`{-~]|$)|[`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
+_MARKS = re.compile(r"\\(?=[!-/:-@\[-`{-~]|$)|[`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
 #: What means something at the beginning: a heading, a quotation, a rule, lists.
 _OPENING = re.compile(r"^(\s*)([#>]|[+-](?=[\s-]|$))|^(\s*\d+)([.)])(?=\s|$)")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
@@ -31,7 +31,7 @@ def prose(text: str) -> str:
 def inline(text: str) -> str:
     """The same inside of a line, and in a cell of a table."""
     shown = _MARKS.sub(lambda found: f"\\{found.group()}", one_line(text))
-    return _ENTITY.sub("&amp;", shown).replace("<", "&lt;")
+    return _ENTITY.sub("&amp;", shown).replace("<", "&lt;").replace("~", "&#126;")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -55,7 +55,7 @@ def locale_text(tree: ast.AST) -> list[ast.Call]:
             wrong = bool(given & {"text", "universal_newlines"})
         elif name in _OPENERS:
             wrong = not is_binary(node, _OPENERS[name])
-        elif method in _METHODS and not name.startswith("os."):
+        elif method in _METHODS and isinstance(node.func, ast.Attribute) and not name.startswith("os."):
             at = _METHODS[method]
             wrong = at is None or not is_binary(node, at)
         else:
