@@ -239,8 +239,6 @@ def test_a_locale_without_unicode(tmp_path: Path) -> None:
     assert shown.stdout.isascii()
     named = dba("config", "show", "--name", "gr\u00fcn")
     assert named.returncode == 3
-    said = (
-        "error: name: 'gr\\udcc3\\udcbcn' is no text: it holds \\udcc3 at position 2"
-    )
+    said = "error: name: 'gr\\udcc3\\udcbcn' is no text: it holds \\udcc3 at position 2"
     assert named.stderr.decode("ascii").startswith(said)
     assert b"PYTHONUTF8=1" in named.stderr
