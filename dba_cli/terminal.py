@@ -136,7 +136,8 @@ def terminal_input() -> bytes:
     """All of standard input. Raises UsageError where there is none."""
     try:
         if isinstance(sys.stdin, io.TextIOWrapper):
-            return sys.stdin.buffer.read()
+            data: bytes = sys.stdin.buffer.read()
+            return data
         if sys.stdin is not None:
             return sys.stdin.read().encode("utf-8", "surrogateescape")
     except OSError as error:
