@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
-from dba_cli.rendering import console
+from dba_cli.rendering import progress
+from dba_cli.terminal import echo
 from dba_core.convert.request import ConvertReporter
 
 
@@ -14,11 +15,8 @@ class ConvertProgress(ConvertReporter):
     """Draws the phases of a conversion."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = console(stderr=True)
         self._quiet = quiet
-        self._bar = Progress(
-            console=self._console, transient=True, disable=quiet or not self._console.is_terminal
-        )
+        self._bar = progress("{task.description}", "{task.percentage:>3.0f}%", hidden=quiet)
         self._task: TaskID | None = None
 
     def __enter__(self) -> ConvertProgress:
@@ -43,4 +41,4 @@ class ConvertProgress(ConvertReporter):
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(text, soft_wrap=True, markup=False)
+            echo(text, err=True)

@@ -7,6 +7,7 @@ Called by `main`.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ import click
 
 from dba_cli.hints import hint_for
 from dba_cli.legacy import LEGACY_FLAGS
+from dba_cli.terminal import echo, echo_labelled, warn
 from dba_core.errors import DeprecatedContractWarning
 
 
@@ -29,9 +31,9 @@ def wants_traceback() -> bool:
 def explain(error: Exception, text: str | None = None) -> None:
     """Print an expected error, in the words of `text` where they are given."""
     if wants_traceback():
-        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
-        return
-    _echo(str(error) if text is None else text)
+        _echo_traceback(error)
+    else:
+        _echo(str(error) if text is None else text)
 
 
 def explain_click(error: click.ClickException, argv: Sequence[str]) -> None:
@@ -66,9 +68,11 @@ def warnings_in_one_line() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, DeprecatedContractWarning):
-            click.echo(f"warning: {message}", err=True)
+            warn(str(message))
         else:
-            before(message, category, filename, lineno, file, line)
+            text = io.StringIO()
+            before(message, category, filename, lineno, text if file is None else file, line)
+            echo(text.getvalue(), err=True, nl=False)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -82,7 +86,7 @@ def install_excepthook() -> None:
 
 def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if wants_traceback():
-        traceback.print_exception(kind, error, trace, file=sys.stderr)
+        _echo_traceback(error)
         return
     where = traceback.extract_tb(trace)[-1:] if trace is not None else []
     place = "".join(
@@ -91,7 +95,10 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
     _echo(f"unexpected {kind.__name__}{place}: {error}. Set DBA_TRACEBACK=1 to see where it came from.")
 
 
+def _echo_traceback(error: BaseException) -> None:
+    echo("".join(traceback.format_exception(error)), err=True, nl=False)
+
+
 def _echo(text: str) -> None:
-    """One paragraph on stderr; coloured on a terminal unless NO_COLOR is set."""
-    color = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {text}", err=True, color=color)
+    """One paragraph on stderr."""
+    echo_labelled("error", text, color="red")

@@ -13,6 +13,7 @@ import attrs
 import click
 from click.shell_completion import CompletionItem
 
+from dba_cli.terminal import echo
 from dba_core.errors import nearest
 
 #: What other programs call our commands.
@@ -50,7 +51,7 @@ class HintingGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
-            click.echo(self.get_help(ctx))
+            echo(self.get_help(ctx))
             ctx.exit()
         return super().parse_args(ctx, args)
 

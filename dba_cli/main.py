@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import click
 
+from dba_cli import terminal
 from dba_cli.failure import explain, explain_click, install_excepthook, warnings_in_one_line
 from dba_cli.lazy import LazyCommand, LazyGroup
 from dba_cli.os_errors import os_error_text
@@ -45,7 +46,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
         return
     from dba_core.distribution import installed_version
 
-    click.echo(f"dba {installed_version()}")
+    terminal.echo(f"dba {installed_version()}")
     ctx.exit()
 
 
@@ -80,14 +81,26 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors become one paragraph on stderr."""
     install_excepthook()
+    terminal.prepare()
     _let_waiting_threads_sleep()
     if "_DBA_COMPLETE" in os.environ:
         from dba_cli.bash_completion import install
 
         install()
+    code = _command(argv)
+    try:
+        terminal.finish()
+    except terminal.OutputError as error:
+        return code or _output_is_lost(error)
+    return code
+
+
+def _command(argv: Sequence[str] | None) -> int:
     try:
         with warnings_in_one_line():
             result = cli.main(args=argv, prog_name="dba", standalone_mode=False)
+    except terminal.OutputError as error:
+        return _output_is_lost(error)
     except DBAError as error:
         explain(error)
         return error.exit_code
@@ -95,12 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         explain_click(error, sys.argv[1:] if argv is None else argv)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+        terminal.echo("Interrupted.", err=True)
         return INTERRUPTED
     except OSError as error:
         explain(error, os_error_text(error))
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _output_is_lost(error: terminal.OutputError) -> int:
+    """Whoever closed the pipe (`dba plugins list | head -1`) has what they wanted."""
+    if not error.is_closed:
+        explain(error)
+    return error.exit_code
 
 
 def _let_waiting_threads_sleep() -> None:

@@ -14,14 +14,11 @@ from typing import Any
 @contextlib.contextmanager
 def bar(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, on a terminal only; it is told (done, total)."""
-    from rich.progress import Progress
+    from dba_cli.rendering import progress
 
-    from dba_cli.rendering import console
-
-    where = console(stderr=True)
-    with Progress(console=where, transient=True, disable=not where.is_terminal) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with progress("{task.description}", "{task.percentage:>3.0f}%") as drawn:
+        task = drawn.add_task(text, total=None)
+        yield lambda done, total: drawn.update(task, completed=done, total=total)
 
 
 def write_measured(

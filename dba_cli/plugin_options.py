@@ -14,6 +14,7 @@ import attrs
 import click
 
 from dba_cli import completing
+from dba_cli.terminal import echo
 
 if TYPE_CHECKING:
     from dba_core.registry import Registry, Trace
@@ -46,7 +47,7 @@ def _printed_trace() -> Trace:
     """Every event on stderr when it happens, and the sums when the command ends."""
     from dba_core.registry import Trace
 
-    trace = Trace(lambda event: click.echo(f"trace: {event}", err=True))
+    trace = Trace(lambda event: echo(f"trace: {event}", err=True))
     click.get_current_context().call_on_close(lambda: _print_totals(trace))
     return trace
 
@@ -54,9 +55,9 @@ def _printed_trace() -> Trace:
 def _print_totals(trace: Trace) -> None:
     for plugin, actions in trace.totals().items():
         sums = ", ".join(f"{action} {n}x {s * 1000:.1f} ms" for action, (n, s) in actions.items())
-        click.echo(f"trace: total of {plugin}: {sums}", err=True)
+        echo(f"trace: total of {plugin}: {sums}", err=True)
     if not trace.events:
-        click.echo("trace: no plugin was imported or called", err=True)
+        echo("trace: no plugin was imported or called", err=True)
 
 
 _OPTIONS = (

@@ -9,11 +9,10 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.text import Text
+from rich.progress import Progress, TaskID
 
-from dba_cli.rendering import console
+from dba_cli.rendering import progress
+from dba_cli.terminal import echo, warn
 
 if TYPE_CHECKING:
     from dba_core.runs.summary import Summary
@@ -21,11 +20,10 @@ if TYPE_CHECKING:
 
 
 class TerminalReporter:
-    """Reports to stderr (or `on`). quiet: warnings only. `summary` is there once the run is complete."""
+    """Reports to stderr. quiet: warnings only. `summary` is there once the run is complete."""
 
-    def __init__(self, *, quiet: bool = False, on: Console | None = None) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.summary: Summary | None = None
-        self._console = console(stderr=True) if on is None else on
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -45,10 +43,10 @@ class TerminalReporter:
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(Text(text), soft_wrap=True)
+            echo(text, err=True)
 
     def warning(self, text: str) -> None:
-        self._console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+        warn(text)
 
     def finished(self, summary: Summary) -> None:
         self.close()
@@ -75,17 +73,12 @@ class TerminalReporter:
         self._bar, self._task = None, None
 
     def _start(self, first_step: int, steps: int) -> None:
-        if not self._console.is_terminal:
+        bar = progress("step {task.completed}/{task.total}", "{task.fields[state]}")
+        if bar.disable:
             return
-        self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.fields[state]}"),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("training", total=steps, completed=first_step, state="")
-        self._bar.start()
+        self._task = bar.add_task("training", total=steps, completed=first_step, state="")
+        self._bar = bar
+        bar.start()
 
     def _step(self, event: StepFinished) -> None:
         if self._bar is not None and self._task is not None:

@@ -11,6 +11,7 @@ import click
 
 from dba_cli import completing
 from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.terminal import warn
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class RunFlags:
             allow_drift=self.allow_drift,
         )
         for warning in run.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            warn(warning)
         return run
 
 

@@ -26,18 +26,25 @@ def read_text(path: Path, *, error: type[DBAError], advice: str, limit: int = 1 
         size = path.stat().st_size
         if size > limit:
             raise error(f"{path} has {size:,} bytes; at most {limit:,} are read as text. {advice}")
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise error(f"{path} does not exist. {advice}") from None
-    except UnicodeDecodeError as wrong:
-        raise error(f"{path} is not UTF-8 text: {wrong.reason} at byte {wrong.start}. {advice}") from None
     except OSError as wrong:
         raise error(f"{path} cannot be read: {wrong.strerror or wrong}. {advice}") from None
+    text = decode_text(data, source=str(path), error=error, advice=advice)
     if text.startswith(LFS_POINTER):
         raise error(
             f"{path} is a pointer of large-file storage, not the file itself. Fetch the file: git lfs pull"
         )
     return text
+
+
+def decode_text(data: bytes, *, source: str, error: type[DBAError], advice: str) -> str:
+    """UTF-8 bytes as text, without a byte-order mark. error: what is raised for bytes that are none."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as wrong:
+        raise error(f"{source} is not UTF-8 text: {wrong.reason} at byte {wrong.start}. {advice}") from None
 
 
 def parse_object(text: str, *, source: str, error: type[DBAError], advice: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
+from dba_core.printable import printable
+
 if TYPE_CHECKING:
     from dba_core.contracts import Reason
 
@@ -17,6 +19,10 @@ class DBAError(Exception):
     """Base of all errors that a user can act on. `exit_code` is what `dba` exits with."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        """Fit for a terminal, whatever names the message holds; the message itself is in `args`."""
+        return printable(super().__str__(), lines=True)
 
 
 class UsageError(DBAError):

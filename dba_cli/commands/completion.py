@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dba_cli.bash_completion import install
+from dba_cli.terminal import echo
 
 
 @click.command()
@@ -25,4 +26,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     root = ctx.find_root().command
     completer = get_completion_class(shell)
     assert completer is not None, shell
-    click.echo(completer(root, {}, "dba", "_DBA_COMPLETE").source())
+    echo(completer(root, {}, "dba", "_DBA_COMPLETE").source())

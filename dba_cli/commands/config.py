@@ -13,6 +13,7 @@ import click
 from dba_cli import completing
 from dba_cli.lazy import HintingGroup
 from dba_cli.options import ConfigFlags, config_options
+from dba_cli.terminal import echo
 
 if TYPE_CHECKING:
     from dba_core.config.run import RunConfig
@@ -55,7 +56,7 @@ def check(file: Path, as_json: bool) -> None:
     if as_json:
         echo_json({"file": str(file), "valid": True, "sets": given})
         return
-    click.echo(f"{file} is valid; it sets {', '.join(given) or 'nothing'}.")
+    echo(f"{file} is valid; it sets {', '.join(given) or 'nothing'}.")
 
 
 @config.command()
@@ -75,7 +76,7 @@ def presets(as_json: bool) -> None:
         echo_json([{"name": preset.name, "summary": preset.summary} for preset in found])
         return
     columns("Presets", ["name", "what it is"], [(preset.name, preset.summary) for preset in found])
-    click.echo("Use one with: dba run --preset NAME")
+    echo("Use one with: dba run --preset NAME")
 
 
 @config.command()
@@ -104,7 +105,7 @@ def diff(a: str, b: str, as_json: bool) -> int:
     elif found:
         columns("Differences", ["key", a, b], [(each.key, each.text_a, each.text_b) for each in found])
     else:
-        click.echo("The two configurations are the same.")
+        echo("The two configurations are the same.")
     return 1 if found else 0
 
 
@@ -127,11 +128,11 @@ def _configuration(text: str) -> RunConfig:
 
 def print_config(flags: ConfigFlags, *, as_json: bool) -> None:
     """What `dba config show` and `dba run --print-config` print."""
-    from dba_cli.rendering import echo_json
+    from dba_cli.rendering import echo_json, echo_toml
     from dba_core.config.loading import render_toml
 
     loaded = flags.load()
     if as_json:
         echo_json({"config": loaded.config.to_dict(), "origins": loaded.origins})
         return
-    click.echo(render_toml(loaded), nl=False)
+    echo_toml(render_toml(loaded))

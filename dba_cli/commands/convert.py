@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from dba_cli import completing
 from dba_cli.run_options import KV_POLICY_HELP
 from dba_cli.source_argument import input_errors
+from dba_cli.terminal import echo, warn
 
 if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy
@@ -250,10 +251,8 @@ def _show(report: ConversionReport, out: Path, *, as_json: bool) -> None:
             columns(f"Search: {report.search.goal}", SEARCH_HEADER, search_rows(report.search))
         decoupled = "" if report.recipe is None else ", decoupled"
         columns(f"{report.source}{decoupled}", header(report), rows(report))
-        click.echo(
-            "First row: nats per token. Others: difference to it, and its standard error over windows."
-        )
-        click.echo(f'\nNext:\n  dba sample {out} --prompt "The capital of France is"\n  dba eval {out}')
+        echo("First row: nats per token. Others: difference to it, and its standard error over windows.")
+        echo(f'\nNext:\n  dba sample {out} --prompt "The capital of France is"\n  dba eval {out}')
     for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"Wrote {out}", err=True)
+        warn(warning)
+    echo(f"Wrote {out}", err=True)

@@ -12,6 +12,7 @@ from dba_cli import completing
 from dba_cli.measured import bar, write_measured
 from dba_cli.preflight import check_data, check_plugins
 from dba_cli.run_options import RunFlags, weights_options
+from dba_cli.terminal import echo
 
 if TYPE_CHECKING:
     from dba_core.runs.drift_report import DriftReport
@@ -153,6 +154,6 @@ def _show(report: DriftReport, written: list[Path], *, as_json: bool) -> None:
         two_columns(f"Drift of {report.run}", report_rows(report))
         columns("Long-sequence attention against exact attention", HEADER, setting_rows(report))
     for note in report.notes:
-        click.echo(f"note: {note}.", err=True)
+        echo(f"note: {note}.", err=True)
     for path in written:
-        click.echo(f"Wrote {path}", err=True)
+        echo(f"Wrote {path}", err=True)

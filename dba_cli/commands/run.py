@@ -13,6 +13,7 @@ from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
 from dba_cli.preflight import check_data, load_checked
+from dba_cli.terminal import echo
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -157,14 +158,13 @@ def _show(summary: Summary | None, *, as_json: bool) -> None:
     if summary is None:
         return
     from dba_cli.rendering import echo_json, sections
-    from dba_core.runs.rows import printable
     from dba_core.runs.summary_text import summary_sections
 
     if as_json:
         echo_json(summary.to_dict())
         return
     sections(f"Run {summary.name}", summary_sections(summary))
-    click.echo(f"\nSample: {printable(summary.sample.prompt + summary.sample.text)}\n")
-    click.echo(f"Everything is in {summary.folder}. Go on with:")
+    echo(f"\nSample: {summary.sample.prompt}{summary.sample.text}\n")
+    echo(f"Everything is in {summary.folder}. Go on with:")
     for command in (summary.commands.sample, summary.commands.evaluate, summary.commands.repeat):
-        click.echo(f"  {command}")
+        echo(f"  {command}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
+from dba_cli.terminal import GrowingText, echo, terminal_input
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,11 +70,9 @@ def sample(
     results = _generate(loaded, texts, generation, chosen, streamed=streamed)
     if as_json:
         _echo_document(loaded, texts, results, generation, chosen.short)
-    elif streamed:
-        click.echo()
-    else:
+    elif not streamed:
         for number, (text, result) in enumerate(zip(texts, results, strict=True), 1):
-            click.echo(f"--- {number}\n{text}{_shown(result['text'])}")
+            echo(f"--- {number}\n{text}{result['text']}")
 
 
 def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:
@@ -87,14 +85,15 @@ def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str
 
 
 def _read_prompt(path: Path) -> str:
-    try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--prompt-file {str(path)!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--prompt-file {str(path)!r} is not UTF-8 text (byte {error.start}); give a text file"
-        ) from None
+    """The text of a file or of standard input, whose line ends are newlines, as in a prompt that is typed."""
+    from dba_core.documents import decode_text, read_text
+
+    advice = "Give a UTF-8 text file to --prompt-file"
+    if str(path) == "-":
+        text = decode_text(terminal_input(), source="standard input", error=UsageError, advice=advice)
+    else:
+        text = read_text(path, error=UsageError, advice=advice)
+    return text.replace("\r\n", "\n")
 
 
 def _generation(recorded: GenerationConfig, settings: dict[str, Any]) -> GenerationConfig:
@@ -121,11 +120,11 @@ def _generate(
     prompts = [run.tokenizer.encode(text).tolist() for text in texts]
     streams = [run.tokenizer.stream(context=prompt) for prompt in prompts]
     pieces: list[list[str]] = [[] for _ in prompts]
+    shown = GrowingText()
 
     def take(row: int, piece: str) -> None:
         if streamed:
-            before = "" if pieces[row] else texts[row]
-            click.echo(before + _shown(piece), nl=False)
+            shown.add(piece if pieces[row] else texts[row] + piece)
         pieces[row].append(piece)
 
     new = generate(
@@ -139,14 +138,9 @@ def _generate(
     )
     for row, stream in enumerate(streams):
         take(row, stream.finish())
+    if streamed:
+        shown.end()
     return [{"text": "".join(text), "tokens": tokens} for text, tokens in zip(pieces, new, strict=True)]
-
-
-def _shown(text: str) -> str:
-    """On a terminal a sampled control character must do nothing."""
-    from dba_core.runs.rows import printable
-
-    return printable(text) if sys.stdout.isatty() else text
 
 
 def _echo_document(

@@ -11,6 +11,7 @@ from dba_cli import completing
 from dba_cli.measured import bar, write_measured
 from dba_cli.preflight import check_data
 from dba_cli.run_options import RunFlags, weights_options
+from dba_cli.terminal import echo
 
 if TYPE_CHECKING:
     from dba_core.runs.load import Run
@@ -104,15 +105,15 @@ def _show(report: TuneReport, written: list[Path], *, as_json: bool) -> None:
         echo_json(report.to_dict())
     else:
         columns(f"KV policies of {report.run}: {report.goal}", HEADER, rows(report))
-        click.echo(
+        echo(
             f"Nats per token against exact attention, over {report.tokens:,} tokens; ± over windows of "
             f"{report.context}."
         )
         if report.search.residual:
-            click.echo(f"The residual window takes {report.residual_bytes:,} bytes more, once.")
+            echo(f"The residual window takes {report.residual_bytes:,} bytes more, once.")
         if report.chosen is not None:
             policy = report.chosen.short
-            click.echo(f'\nNext:\n  dba eval {report.run} --kv-policy "{policy}"')
-            click.echo(f'  dba sample {report.run} --kv-policy "{policy}"')
+            echo(f'\nNext:\n  dba eval {report.run} --kv-policy "{policy}"')
+            echo(f'  dba sample {report.run} --kv-policy "{policy}"')
     for path in written:
-        click.echo(f"Wrote {path}", err=True)
+        echo(f"Wrote {path}", err=True)

@@ -111,7 +111,9 @@ class PluginPackage:
         }
 
     def _render(self, template: str) -> str:
-        text = (resources.files("dba_cli.scaffold") / "templates" / f"{template}.in").read_text("utf-8")
+        text = (resources.files("dba_cli.scaffold") / "templates" / f"{template}.in").read_text(
+            encoding="utf-8"
+        )
         return Template(text).substitute(self._values())
 
     def _values(self) -> Mapping[str, str]:

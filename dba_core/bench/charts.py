@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from dba_core.bench.report import Report
+from dba_core.figures import TITLE, drawn, save_png
 
 _DPI = 150
 Draw = Callable[[Path, Report], None]
@@ -42,9 +43,9 @@ def lines_over_length(path: Path, report: Report, *, value: str, label: str, pan
                 markersize=4,
                 linewidth=2.0 if own else 1.2,
                 linestyle="-" if own else "--",
-                label=_short(name),
+                label=drawn(_short(name)),
             )
-        axes.set_title(", ".join(f"{k} {v}" for k, v in zip(panel, key, strict=True)), fontsize=9)
+        axes.set_title(drawn(", ".join(f"{k} {v}" for k, v in zip(panel, key, strict=True))), fontsize=9)
         _log_axes(axes, sorted({row["length"] for row in report.rows}))
     for empty in range(len(panels), lines * columns):
         grid[empty // columns][empty % columns].set_visible(False)
@@ -54,8 +55,8 @@ def lines_over_length(path: Path, report: Report, *, value: str, label: str, pan
     handles, labels = grid[0][0].get_legend_handles_labels()
     per_line = 4 if columns > 1 else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=per_line, frameon=False, fontsize=8)
-    figure.suptitle(report.title, fontsize=10.5)
-    _save(figure, path)
+    figure.suptitle(drawn(report.title, longest=TITLE), fontsize=10.5)
+    save_png(figure, path)
 
 
 def decode_chart(path: Path, report: Report) -> None:
@@ -84,7 +85,7 @@ def generate_chart(path: Path, report: Report) -> None:
 def bars(path: Path, report: Report) -> None:
     """The median time of each row, with its quartiles; for short tables."""
     labels = [
-        " ".join(str(row[key]) for key in ("tokens", "name") if key in row and row[key] is not None)
+        drawn(" ".join(str(row[key]) for key in ("tokens", "name") if key in row and row[key] is not None))
         for row in report.rows
     ]
     figure = Figure(figsize=(8.0, 1.2 + 0.42 * len(labels)), dpi=_DPI, layout="constrained")
@@ -98,10 +99,10 @@ def bars(path: Path, report: Report) -> None:
     axes.barh(labels, medians, xerr=spread, color="#1f5fa8", ecolor="#6b6b6b", height=0.62)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds (median; quartiles)")
-    axes.set_title(report.title, fontsize=10.5)
+    axes.set_title(drawn(report.title, longest=TITLE), fontsize=10.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _short(name: str) -> str:
@@ -115,11 +116,6 @@ def _short(name: str) -> str:
     ):
         name = name.replace(long, short)
     return name.replace("@32", "")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
 
 
 def _log_axes(axes: Axes, lengths: Sequence[int]) -> None:

@@ -51,7 +51,7 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 def last_cache_bytes() -> int | None:
     """The largest cache of the first core."""
-    sizes = [_size(path.read_text()) for path in _CACHE.glob("index*/size")]
+    sizes = [_size(path.read_text(encoding="utf-8")) for path in _CACHE.glob("index*/size")]
     return max(sizes, default=None)
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from dba_core.bench.report import Report
+from dba_core.figures import TITLE, drawn, save_png
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
 _DPI = 150
@@ -49,9 +50,8 @@ def quality_chart(path: Path, report: Report) -> None:
             va="center",
         )
     names.set_title("k_sem, k_geo, v; orange: frontier", fontsize=9, loc="left")
-    figure.suptitle(report.title, fontsize=10.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.suptitle(drawn(report.title, longest=TITLE), fontsize=10.5)
+    save_png(figure, path)
 
 
 def short_policy(text: str) -> str:

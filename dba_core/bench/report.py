@@ -13,6 +13,7 @@ import attrs
 
 from dba_core.bench.machine import machine_line
 from dba_core.errors import UsageError
+from dba_core.markdown import fenced, inline, prose, table
 from dba_core.runs.folder import write_json, write_whole
 from dba_core.runs.summary import as_plain
 
@@ -56,12 +57,13 @@ class Report:
 
     def markdown(self, pictures: Sequence[str] = ()) -> str:
         """A page: title, command, pictures, table, notes, machine."""
-        lines = [f"# {self.title}", "", "```sh", self.command, "```", ""]
+        title = inline(self.title)
+        lines = [f"# {title}", "", *fenced(self.command, "sh"), ""]
         for picture in pictures:
-            lines += [f"![{self.title}]({picture})", ""]
-        table = [self.header(), ["---"] * len(self.columns), *self.cells()]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-        lines += ["", *(f"- {note}" for note in self.notes), "", f"Measured on {machine_line(self.machine)}."]
+            lines += [f"![{title}]({picture})", ""]
+        lines += table(self.header(), self.cells())
+        notes = [f"- {prose(note)}" for note in self.notes]
+        lines += ["", *notes, "", f"Measured on {inline(machine_line(self.machine))}."]
         return "\n".join(lines) + "\n"
 
 

@@ -85,7 +85,7 @@ def _process(*args: str) -> float:
 def _first_decode(folder: str) -> tuple[float, str]:
     environment = {**os.environ, _CACHE_VARIABLE: folder}
     done = subprocess.run(
-        [sys.executable, "-c", _DECODE], check=True, capture_output=True, text=True, env=environment
+        [sys.executable, "-c", _DECODE], check=True, capture_output=True, encoding="utf-8", env=environment
     )
     seconds, backend = done.stdout.split()
     return float(seconds), backend

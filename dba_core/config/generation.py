@@ -6,7 +6,7 @@ import attrs
 
 from dba_core.config.converter import Serializable
 from dba_core.config.exact import exact_types
-from dba_core.config.validators import MAX_SEED, at_least, between
+from dba_core.config.validators import MAX_SEED, at_least, between, real_text
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
@@ -18,10 +18,10 @@ class GenerationConfig(Serializable):
     held-out text.
     """
 
-    prompt: str | None = None
+    prompt: str | None = attrs.field(default=None, validator=real_text)
     max_new_tokens: int = attrs.field(default=200, validator=at_least(0))
     temperature: float = attrs.field(default=0.8, validator=at_least(0))
     top_k: int | None = attrs.field(default=None, validator=at_least(1))
     top_p: float | None = attrs.field(default=0.95, validator=between(1e-6, 1))
     seed: int | None = attrs.field(default=None, validator=between(0, MAX_SEED))
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = attrs.field(default=(), validator=real_text)

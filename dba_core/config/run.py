@@ -12,7 +12,7 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoices
 from dba_core.config.training import EvaluationConfig, TrainingConfig
-from dba_core.config.validators import MAX_SEED, between, device_name, not_empty, one_of
+from dba_core.config.validators import MAX_SEED, between, device_name, not_empty, one_of, real_text
 from dba_core.errors import ConfigError
 
 DEFAULT_KV_POLICY = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=32")
@@ -26,7 +26,7 @@ class RunConfig(Serializable):
     weights stay float32).
     """
 
-    name: str = attrs.field(default="default", validator=not_empty)
+    name: str = attrs.field(default="default", validator=[not_empty, real_text])
     seed: int = attrs.field(default=1337, validator=between(0, MAX_SEED))
     device: str = attrs.field(default="auto", validator=device_name)
     dtype: str = attrs.field(default="float32", validator=one_of("float32", "bfloat16"))

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from dba_core.errors import ConfigError, nearest, unknown
+from dba_core.printable import no_text
 
 Validator = Callable[[Any, Any, Any], None]
 
@@ -73,6 +74,13 @@ def not_empty(instance: Any, attribute: Any, value: Collection[Any]) -> None:
     """The text or collection holds something."""
     if not value:
         raise ConfigError("is empty; give a value", path=attribute.name)
+
+
+def real_text(instance: Any, attribute: Any, value: str | tuple[str, ...] | None) -> None:
+    """The text, or each of several, can be encoded; None passes."""
+    for text in () if value is None else (value,) if isinstance(value, str) else value:
+        if wrong := no_text(text):
+            raise ConfigError(f"{text!r} is no text: {wrong}", path=attribute.name)
 
 
 def device_name(instance: Any, attribute: Any, value: str) -> None:

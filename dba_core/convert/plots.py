@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from dba_core.figures import TITLE, drawn, save_png
+
 _DPI = 150
 _LINEAR = 5.0  # percent up to which the axis of the increase is linear
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
@@ -48,7 +50,7 @@ def pareto(path: Path, points: Sequence[Point], *, title: str) -> None:
         axes.scatter(point.bytes_per_token, 100 * point.increase, color=color, s=34, zorder=2)
     for point, (dx, dy, align) in zip(points, _label_places(points), strict=True):
         axes.annotate(
-            point.name,
+            drawn(point.name),
             (point.bytes_per_token, 100 * point.increase),
             xytext=(dx, dy),
             textcoords="offset points",
@@ -68,8 +70,8 @@ def pareto(path: Path, points: Sequence[Point], *, title: str) -> None:
     axes.margins(x=0.16, y=0.12)
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_title(title, fontsize=10.5)
-    _save(figure, path)
+    axes.set_title(drawn(title, longest=TITLE), fontsize=10.5)
+    save_png(figure, path)
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -100,8 +102,8 @@ def pair_map(path: Path, pairs: Sequence[Sequence[Sequence[int]]], *, n_pairs: i
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     bar = figure.colorbar(image, ax=axes, ticks=range(heads_per_layer + 1))
     bar.set_label("KV heads in which it is semantic")
-    axes.set_title(title, fontsize=10.5)
-    _save(figure, path)
+    axes.set_title(drawn(title, longest=TITLE), fontsize=10.5)
+    save_png(figure, path)
 
 
 def _label_places(points: Sequence[Point]) -> list[tuple[int, int, str]]:
@@ -133,8 +135,3 @@ def _height(increase: float) -> float:
     """Where the axis puts an increase: as it is up to _LINEAR, then its logarithm."""
     percent = 100 * increase
     return percent if percent <= _LINEAR else _LINEAR * (1.0 + math.log10(percent / _LINEAR))
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)

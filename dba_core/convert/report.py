@@ -16,6 +16,7 @@ from dba_core.convert.recipe_search import Choice, RecipeSearch
 from dba_core.evaluation.cached_loss import TextLoss
 from dba_core.evaluation.reference import Divergence
 from dba_core.evaluation.search import Tried
+from dba_core.markdown import inline, prose, table
 from dba_core.runs.summary import as_plain
 
 SCHEMA = 1
@@ -152,11 +153,11 @@ def rows(report: ConversionReport) -> Iterable[tuple[str, ...]]:
 def markdown(report: ConversionReport) -> str:
     """`conversion.md`."""
     lines = [
-        f"# {report.source}{'' if report.recipe is None else ', decoupled'}",
+        f"# {prose(report.source)}{'' if report.recipe is None else ', decoupled'}",
         "",
         _what_was_done(report),
         "",
-        _table(header(report), rows(report)),
+        *table(header(report), rows(report)),
         "",
         "NLL in nats per token. The first row is the reference, the others are differences to it, with the "
         "standard error of the difference over windows. `perplexity` is the mean over the texts.",
@@ -168,12 +169,12 @@ def markdown(report: ConversionReport) -> str:
     if report.search is not None:
         lines += [
             "",
-            f"## Search: {report.search.goal}",
+            f"## Search: {inline(report.search.goal)}",
             "",
-            _table(SEARCH_HEADER, search_rows(report.search)),
+            *table(SEARCH_HEADER, search_rows(report.search)),
         ]
         lines += ["", f"Nats per token against the source, over {report.search.tokens:,} tokens."]
-    lines += [f"\n**Warning:** {warning}" for warning in report.warnings]
+    lines += [f"\n**Warning:** {inline(warning)}" for warning in report.warnings]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report.seconds.items())
     return "\n".join(
         [*lines, "", f"Time: {seconds}. Peak memory {report.peak_memory_bytes / 2**20:,.0f} MiB.", ""]
@@ -187,10 +188,10 @@ def _what_was_done(report: ConversionReport) -> str:
     latent = (
         "one semantic key per KV head" if recipe.latent is None else f"a shared latent of {recipe.latent}"
     )
+    rule, text = inline(recipe.rule), inline(report.calibration["name"])
     return (
-        f"{recipe.pairs} channel pairs of every KV head became semantic (rule `{recipe.rule}`), {latent}; "
-        f"calibrated on {report.calibration_tokens:,} tokens of `{report.calibration['name']}`, context "
-        f"{report.context}."
+        f"{recipe.pairs} channel pairs of every KV head became semantic (rule {rule}), {latent}; "
+        f"calibrated on {report.calibration_tokens:,} tokens of {text}, context {report.context}."
     )
 
 
@@ -248,8 +249,3 @@ def _loss(loss: TextLoss) -> str:
 
 def _error(value: float) -> str:
     return "?" if math.isnan(value) else f"{value:.4f}"
-
-
-def _table(head: tuple[str, ...], body: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

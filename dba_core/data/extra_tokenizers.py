@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dba_core.data.text_stream import REPLACEMENT, ByteTextStream, TextStream, WindowTextStream
-from dba_core.data.tokenizers import Tokens, token_dtype
+from dba_core.data.tokenizers import Tokens, real_text, token_dtype
 from dba_core.distribution import install_command
 from dba_core.errors import DataError, unknown
 
@@ -42,7 +42,7 @@ class JsonTokenizer:
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> Tokens:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._tokenizer.encode(real_text(text), add_special_tokens=False).ids
         return np.array(ids, dtype=token_dtype(self.vocab_size))
 
     def decode(self, ids: Sequence[int] | Tokens) -> str:
@@ -86,7 +86,7 @@ class TiktokenTokenizer:
         self.vocab_size = int(encoding.n_vocab)
 
     def encode(self, text: str) -> Tokens:
-        return np.array(self._encoding.encode_ordinary(text), dtype=token_dtype(self.vocab_size))
+        return np.array(self._encoding.encode_ordinary(real_text(text)), dtype=token_dtype(self.vocab_size))
 
     def decode(self, ids: Sequence[int] | Tokens) -> str:
         return b"".join(map(self._token_bytes, ids)).decode("utf-8", errors="replace")

@@ -6,6 +6,7 @@ documents of a folder are joined by one empty line, in the order of their paths.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -21,6 +22,13 @@ KEY = "data.source"
 TEXT_SUFFIXES = (".md", ".rst", ".tex", ".text", ".txt")
 SEPARATOR = "\n\n"
 _LISTED = 5
+#: UTF-32's little mark begins with UTF-16's.
+_OTHER_MARKS = {
+    "UTF-32": codecs.BOM_UTF32_LE,
+    "UTF-32 (big-endian)": codecs.BOM_UTF32_BE,
+    "UTF-16": codecs.BOM_UTF16_LE,
+    "UTF-16 (big-endian)": codecs.BOM_UTF16_BE,
+}
 
 
 @attrs.frozen
@@ -104,6 +112,9 @@ def read_bytes(path: Path) -> bytes:
 
 def why_binary(data: bytes) -> str | None:
     """What makes these bytes no UTF-8 text, with its position; None for text."""
+    for name, mark in _OTHER_MARKS.items():
+        if data.startswith(mark):
+            return f"it begins with the byte-order mark of {name}"
     nul = data.find(b"\0")
     try:
         data.decode("utf-8")
@@ -122,7 +133,7 @@ def read_text_file(path: Path) -> TextSource:
         raise DataError(f"{str(path)!r} is {kind.words}, no text. {kind.action}", path=KEY)
     if reason:
         raise DataError(
-            f"{str(path)!r} is no UTF-8 text: {reason}. Convert it to UTF-8 (iconv -t UTF-8); "
+            f"{str(path)!r} is no UTF-8 text: {reason}. Convert it to UTF-8 (iconv -f ENCODING -t UTF-8); "
             "token arrays must end in .npy or .bin",
             path=KEY,
         )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from dba_core.data.text_stream import REPLACEMENT, ByteTextStream, TextStream, WindowTextStream
 from dba_core.errors import DataError, nearest
+from dba_core.printable import no_text
 
 Tokens = npt.NDArray[np.integer[Any]]
 _FORMS = "allowed: bytes, ids:VOCABULARY, tiktoken:NAME, or the path of a Hugging Face tokenizer.json"
@@ -30,7 +31,9 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
 
     def encode(self, text: str) -> Tokens:
-        """One-dimensional array of tokens; no special tokens are added."""
+        """One-dimensional array of tokens; no special tokens are added. Raises DataError for a text that
+        UTF-8 cannot hold.
+        """
         ...
 
     def decode(self, ids: Sequence[int] | Tokens) -> str:
@@ -44,6 +47,13 @@ class Tokenizer(Protocol):
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """A fresh incremental decoder for what follows the tokens `context`."""
         ...
+
+
+def real_text(text: str) -> str:
+    """The text itself. Raises DataError for one that UTF-8 cannot hold."""
+    if wrong := no_text(text):
+        raise DataError(f"a text cannot be turned into tokens: {wrong}")
+    return text
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
@@ -60,7 +70,7 @@ class ByteTokenizer:
     vocab_size = 256
 
     def encode(self, text: str) -> Tokens:
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+        return np.frombuffer(real_text(text).encode("utf-8"), dtype=np.uint8)
 
     def decode(self, ids: Sequence[int] | Tokens) -> str:
         return b"".join(map(_byte, ids)).decode("utf-8", errors="replace")

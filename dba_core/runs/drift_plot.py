@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dba_core.figures import drawn, save_png
 from dba_core.runs.drift_report import CurvePoint, DriftReport, SettingReport
 
 _DPI = 150
@@ -56,8 +57,7 @@ def drift_curves(path: Path, report: DriftReport, *, name: str) -> None:
     figure.legend(
         loc="outside lower center", ncols=min(_LEGEND_COLUMNS, len(labels)), frameon=False, fontsize=8
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_png(figure, path)
 
 
 def setting_labels(settings: Sequence[SettingReport]) -> list[str]:
@@ -69,7 +69,7 @@ def setting_labels(settings: Sequence[SettingReport]) -> list[str]:
 
 def _label(key: str, value: str | int | bool) -> str:
     if key == "summarizer":
-        return str(value)
+        return drawn(str(value))
     if isinstance(value, bool):
         return f"mass correction {'on' if value else 'off'}"
     return f"{_SHORT[key]} {value}"
@@ -99,6 +99,6 @@ def _decorate(axes: Axes, report: DriftReport) -> None:
 def _title(report: DriftReport, name: str) -> str:
     documents = f"{len(report.offsets)} document{'s' if len(report.offsets) > 1 else ''}"
     return (
-        f"Long-sequence attention of {name} against exact attention\n"
-        f"{documents} of {report.length:,} positions, {report.data['name']}"
+        f"Long-sequence attention of {drawn(name)} against exact attention\n"
+        f"{documents} of {report.length:,} positions, {drawn(report.data['name'])}"
     )

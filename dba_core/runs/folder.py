@@ -20,6 +20,8 @@ from dba_core.errors import UsageError, nearest
 DEFAULT_ROOT = Path("runs")
 LATEST = "latest"
 _CONFIG = "resolved_config.json"
+#: Letters of a run's name that its folder has; file systems take 255 in all.
+_LONGEST_NAME = 120
 
 
 @attrs.frozen
@@ -64,7 +66,7 @@ class RunFolder:
 def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
     """Create the folder of a new run under `root`."""
     root.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_LONGEST_NAME] or "run"
     stem = f"{now:%Y%m%d-%H%M%S}-{slug}"
     number = 1
     while True:
@@ -122,9 +124,12 @@ def _not_found(text: str, name: str, root: Path, runs: list[RunFolder], found: l
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all, as UTF-8 with the line ends that the text has.
+
+    A lone surrogate (of a file name that is no UTF-8) is written as its escape, which is JSON's too.
+    """
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
+    fresh.write_bytes(text.encode("utf-8", errors="backslashreplace"))
     os.replace(fresh, path)
 
 

@@ -6,6 +6,7 @@ interrupted leaves its folder with what there is.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -240,11 +241,11 @@ def _agree_on_folder(world: World, root: Path, name: str) -> RunFolder:
     """The main process makes the folder, the others learn its path."""
     encoded = b""
     if world.is_main:
-        encoded = str(new_folder(root, name, now=datetime.now()).path).encode()
+        encoded = os.fsencode(new_folder(root, name, now=datetime.now()).path)
     length = torch.tensor([len(encoded)], device=world.device)
     world.broadcast([length])
     text = torch.zeros(int(length), dtype=torch.uint8, device=world.device)
     if world.is_main:
         text.copy_(torch.frombuffer(bytearray(encoded), dtype=torch.uint8))
     world.broadcast([text])
-    return RunFolder(Path(bytes(text.tolist()).decode()))
+    return RunFolder(Path(os.fsdecode(bytes(text.tolist()))))

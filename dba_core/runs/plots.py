@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from dba_core.cache.bytes import LONG_CONTEXT, memory_table
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
+from dba_core.figures import drawn, save_png
 from dba_core.runs.kv_memory import FP16_POLICY, human_bytes
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
@@ -52,11 +53,11 @@ def loss_curves(path: Path, metrics: Sequence[Mapping[str, Any]], *, name: str) 
         )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("cross entropy (nats per token)")
-    axes.set_title(f"Loss while training {name}")
+    axes.set_title(f"Loss while training {drawn(name)}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if train or held_out:
         axes.legend(frameon=False)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def gate_map(path: Path, means: Sequence[Sequence[float]], *, tokens: int, name: str) -> None:
@@ -75,12 +76,12 @@ def gate_map(path: Path, means: Sequence[Sequence[float]], *, tokens: int, name:
     axes.set_yticks(range(n_layers))
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
-    axes.set_title(f"Mean gate of {name} over {tokens:,} held-out tokens", fontsize=11)
+    axes.set_title(f"Mean gate of {drawn(name)} over {tokens:,} held-out tokens", fontsize=11)
     bar = figure.colorbar(image, ax=axes, ticks=[0.5 - spread, 0.5, 0.5 + spread])
     bar.ax.set_yticklabels([f"{0.5 - spread:g} geometric", "0.5 neutral", f"{0.5 + spread:g} semantic"])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def memory_curves(
@@ -113,12 +114,11 @@ def memory_curves(
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel("KV cache of one sequence, all layers")
     ratio = chosen[-1].ratio
-    axes.set_title(
-        f"KV memory of {name}: {ratio:.1f}x smaller than fp16 standard attention at 128k\n{policy.short}"
-    )
+    smaller = f"{ratio:.1f}x smaller than fp16 standard attention at 128k"
+    axes.set_title(f"KV memory of {drawn(name)}: {smaller}\n{policy.short}")
     axes.title.set_fontsize(10.5)
     axes.legend(frameon=False, loc="upper left")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _figure(*, width: float = 7.0, height: float = 4.3, grid: bool = True) -> tuple[Figure, Axes]:
@@ -130,11 +130,6 @@ def _figure(*, width: float = 7.0, height: float = 4.3, grid: bool = True) -> tu
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
     return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
 
 
 def _points(metrics: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[int, float]]:

@@ -130,8 +130,3 @@ def human_count(count: float) -> str:
         if count < 999.5 or unit == "P":
             break
     return f"{count:.3g}{unit}"
-
-
-def printable(text: str) -> str:
-    """The text with every control character but line end and tab as U+FFFD: a model may sample any byte."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from dba_core.runs.rows import printable
+from dba_core.markdown import fenced, inline, table
 from dba_core.runs.summary import Summary
 from dba_core.runs.summary_text import summary_sections
 
 
 def markdown(summary: Summary) -> str:
     """The whole file."""
-    lines = [f"# Run {summary.name}", "", f"Finished {summary.finished}."]
+    lines = [f"# Run {inline(summary.name)}", "", f"Finished {summary.finished}."]
     for warning in summary.warnings:
-        lines += ["", f"**Warning:** {warning}"]
+        lines += ["", f"**Warning:** {inline(warning)}"]
     for section in summary_sections(summary):
-        lines += ["", f"## {section.title}", "", "| | |", "|---|---|"]
-        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in section.rows]
+        lines += ["", f"## {section.title}", "", *table(("", ""), section.rows)]
     lines += ["", "## Plots", ""]
     for name, value in summary.plots.items():
-        lines += [f"![{name}]({value})" if value.endswith(".png") else f"{name}: {value}", ""]
-    lines += ["## Sample", "", *_fenced(printable(summary.sample.prompt + summary.sample.text), "text")]
+        lines += [f"![{name}]({value})" if value.endswith(".png") else f"{name}: {inline(value)}", ""]
+    lines += ["## Sample", "", *fenced(summary.sample.prompt + summary.sample.text, "text")]
     commands = (summary.commands.sample, summary.commands.evaluate, summary.commands.repeat)
-    return "\n".join([*lines, "", "## Go on", "", *_fenced("\n".join(commands), "sh")]) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _fenced(text: str, language: str) -> list[str]:
-    """A code block whose fence is longer than any run of backticks inside."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return [f"{fence}{language}", text, fence]
+    return "\n".join([*lines, "", "## Go on", "", *fenced("\n".join(commands), "sh")]) + "\n"

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 from dba_core.evaluation.policy_search import TENSORS, combinations
 from dba_core.evaluation.search import frontier
+from dba_core.figures import drawn, save_png
 from dba_core.runs.tune import TuneReport
 
 _DPI = 150
@@ -28,9 +29,8 @@ def tune_chart(path: Path, report: TuneReport, *, name: str) -> None:
     left, right = figure.subplots(1, 2)
     _singles(left, report)
     _tried(right, report)
-    figure.suptitle(f"{name}: {report.goal}", fontsize=10.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.suptitle(f"{drawn(name)}: {drawn(report.goal)}", fontsize=10.5)
+    save_png(figure, path)
 
 
 def _singles(axes: Axes, report: TuneReport) -> None:

@@ -118,7 +118,9 @@ def metadata_without_torch(subject: Subject) -> Iterator[Violation]:
         device=subject.device,
         module=info.module.partition(":")[0],
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     loaded = done.stdout.split()
     if done.returncode or loaded:
         yield Violation(

@@ -114,7 +114,9 @@ def test_empty_file(tmp_path: Path) -> None:
         (b"text\xffmore", "byte 0xff at position 4 is no UTF-8"),
         (b"te\0xt\xffmore", "NUL byte at position 2"),
         (b"te\xffxt\0more", "byte 0xff at position 2"),
-        ("text".encode("utf-16"), "byte 0xff at position 0"),
+        ("text".encode("utf-16"), "it begins with the byte-order mark of UTF-16. Convert"),
+        ("text".encode("utf-32"), "it begins with the byte-order mark of UTF-32. Convert"),
+        (b"\xfe\xff\0t", r"it begins with the byte-order mark of UTF-16 \(big-endian\)"),
         ("é".encode()[:1], "byte 0xc3 at position 0"),
     ],
 )

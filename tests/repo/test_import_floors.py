@@ -13,6 +13,8 @@ FLOORS = (
     (
         "dba_core.errors",
         "dba_core.printable",
+        "dba_core.markdown",
+        "dba_core.figures",
         "dba_core.documents",
         "dba_core.distribution",
         "dba_core.contracts",

@@ -10,6 +10,8 @@ from runs_tiny import POLICY, dba
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+from dba_core.printable import printable  # noqa: E402
+
 
 def sample(tiny, *args: str):
     done = dba("sample", str(tiny.folder.path), *args)
@@ -22,7 +24,7 @@ def test_streamed_text_is_the_text_of_the_document(tiny) -> None:
     args = ["--prompt", "7 green", "--max-new-tokens", "30", "--seed", "3"]
     streamed = sample(tiny, *args).out
     (found,) = sample(tiny, *args, "--json").json["samples"]
-    assert streamed == f"7 green{found['text']}\n"
+    assert streamed == printable(f"7 green{found['text']}", lines=True) + "\n"
     assert len(found["tokens"]) == 30
 
 
@@ -55,7 +57,8 @@ def test_prompts_of_different_lengths_are_continued_together(tiny) -> None:
         assert found == alone
         assert found["prompt"] == prompt
     text = sample(tiny, "--prompt", prompts[0], "--prompt", prompts[1], "--temperature", "0").out
-    assert f"--- 1\n7{both['samples'][0]['text']}\n--- 2\n{prompts[1]}{both['samples'][1]['text']}\n" == text
+    first, second = (printable(each["prompt"] + each["text"], lines=True) for each in both["samples"])
+    assert text == f"--- 1\n{first}\n--- 2\n{second}\n"
 
 
 def test_it_ends_before_a_stop_text(tiny) -> None:
@@ -64,7 +67,7 @@ def test_it_ends_before_a_stop_text(tiny) -> None:
     stop = whole[3:5]
     ended = sample(tiny, *args, "--stop", stop, "--json").json["samples"][0]["text"]
     assert ended == whole[: whole.index(stop)]
-    assert sample(tiny, *args, "--stop", stop).out == f"7{ended}\n"
+    assert sample(tiny, *args, "--stop", stop).out == printable(f"7{ended}", lines=True) + "\n"
 
 
 def test_policy_and_backend_are_those_asked_for(tiny) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import datetime
 from pathlib import Path
@@ -43,11 +44,19 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         ("a/b\\c:d", "a-b-c-d"),
         ("...", "run"),
         ("größe", "gr-e"),
+        ("x" * 1000, "x" * 120),
     ],
 )
 def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str, slug: str) -> None:
     folder = new_folder(tmp_path, name, now=NOON)
     assert folder.path == tmp_path / f"20250304-123059-{slug}"
+
+
+def test_a_file_name_that_is_no_utf_8_is_kept_in_json(tmp_path: Path) -> None:
+    document = {"name": "caf\udce9 é"}
+    write_json(tmp_path / "x.json", document)
+    assert (tmp_path / "x.json").read_bytes() == b'{\n  "name": "caf\\udce9 \xc3\xa9"\n}\n'
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == document
 
 
 def test_find_by_folder_and_by_its_configuration(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from types import SimpleNamespace
 
@@ -9,8 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
-
-from rich.console import Console  # noqa: E402
 
 from dba_cli.progress import TerminalReporter  # noqa: E402
 from dba_core.config.attention import AttentionConfig  # noqa: E402
@@ -20,7 +19,7 @@ from dba_core.model.language_model import LanguageModel  # noqa: E402
 from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention  # noqa: E402
 from dba_core.runs.gates import gate_means  # noqa: E402
 from dba_core.runs.outcome import _far_from_exact  # noqa: E402
-from dba_core.runs.rows import human_count, printable  # noqa: E402
+from dba_core.runs.rows import human_count  # noqa: E402
 from dba_core.runs.selection import model_choices  # noqa: E402
 from dba_core.training.events import Evaluated, StepFinished, TrainingStarted  # noqa: E402
 
@@ -124,14 +123,26 @@ def train_through(reporter: TerminalReporter) -> None:
         reporter.warning("careful")
 
 
-def told(*, terminal: bool, quiet: bool = False) -> str:
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=140, color_system=None)
-    train_through(TerminalReporter(quiet=quiet, on=console))
-    return file.getvalue()
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch):
+    def call(*, terminal: bool, quiet: bool = False) -> str:
+        """What is said on stderr. FORCE_COLOR makes it a terminal for rich."""
+        environment = {
+            "TERM": "xterm",
+            "COLUMNS": "140",
+            "NO_COLOR": "1",
+            "FORCE_COLOR": "1" if terminal else "",
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with contextlib.redirect_stderr(io.StringIO()) as file:
+            train_through(TerminalReporter(quiet=quiet))
+        return file.getvalue()
+
+    return call
 
 
-def test_on_a_terminal_a_bar_with_loss_speed_and_time() -> None:
+def test_on_a_terminal_a_bar_with_loss_speed_and_time(told) -> None:
     text = told(terminal=True)
     assert "step 4/9" in text
     assert "loss 2.500" in text
@@ -140,14 +151,14 @@ def test_on_a_terminal_a_bar_with_loss_speed_and_time() -> None:
     assert "0:00:05 left" in text
 
 
-def test_elsewhere_plain_lines() -> None:
+def test_elsewhere_plain_lines(told) -> None:
     assert told(terminal=False) == (
         "Training x ...\nstep 3: held-out loss 2.2500 (best)\nstep 4: held-out loss 2.2500\n"
         "warning: careful\n"
     )
 
 
-def test_quiet_keeps_the_warnings() -> None:
+def test_quiet_keeps_the_warnings(told) -> None:
     assert told(terminal=False, quiet=True) == "warning: careful\n"
     assert told(terminal=True, quiet=True) == "warning: careful\n"
 
@@ -155,10 +166,6 @@ def test_quiet_keeps_the_warnings() -> None:
 @pytest.mark.parametrize(("count", "text"), [(7, "7"), (1234567, "1.23M"), (999_999, "1M"), (2.5e12, "2.5T")])
 def test_human_count(count: float, text: str) -> None:
     assert human_count(count) == text
-
-
-def test_printable_keeps_text_and_hides_control_characters() -> None:
-    assert printable("a\tb\nc ü\x1b[31m\r\x00") == "a\tb\nc ü\ufffd[31m\ufffd\ufffd"
 
 
 @pytest.mark.parametrize(

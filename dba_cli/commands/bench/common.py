@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from dba_cli.terminal import echo
+
 if TYPE_CHECKING:
     from dba_core.bench.report import Report
 
@@ -41,7 +43,7 @@ class Output:
     def progress(self, text: str) -> None:
         """What is being measured now."""
         if not self.quiet:
-            click.echo(f"{text} ...", err=True)
+            echo(f"{text} ...", err=True)
 
 
 def report_options(command: Command) -> Command:
@@ -164,7 +166,7 @@ def show(report: Report, output: Output, *, draw: Callable[[Path, Report], None]
     else:
         columns(report.title, report.header(), report.cells())
         for note in report.notes:
-            click.echo(f"- {note}")
-        click.echo(f"- {machine_line(report.machine)}")
+            echo(f"- {note}")
+        echo(f"- {machine_line(report.machine)}")
     for path in written:
-        click.echo(f"Wrote {path}", err=True)
+        echo(f"Wrote {path}", err=True)

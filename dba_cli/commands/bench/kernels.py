@@ -6,6 +6,7 @@ import click
 
 from dba_cli import completing
 from dba_cli.commands.bench.common import Output, command_line, names, show, table_options
+from dba_cli.terminal import echo
 
 
 @click.command()
@@ -44,7 +45,5 @@ def kernels(output: Output, backends: tuple[str, ...], *, static: bool, check: b
     show(report, output)
     failed = [row for row in report.rows if row["failures"]]
     if check and failed:
-        click.echo(
-            f"{len(failed)} of {len(report.rows)} kernels exceed a limit; see their verdicts", err=True
-        )
+        echo(f"{len(failed)} of {len(report.rows)} kernels exceed a limit; see their verdicts", err=True)
         raise click.exceptions.Exit(1)

@@ -9,6 +9,7 @@ import click
 from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, json_option, kinds_with
 from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.terminal import echo
 from dba_core.contracts import Kind
 
 if TYPE_CHECKING:
@@ -64,14 +65,14 @@ def _show(report: Report) -> None:
     rows = [(result.name, _state(result), result.proves) for result in report.results]
     columns(f"{report.kind} {report.name} on {report.device}", ["check", "state", "what it proves"], rows)
     for violation in report.violations:
-        click.echo(
+        echo(
             f"{violation.check}\n  case      {violation.case}\n  expected  {violation.expected}\n"
             f"  got       {violation.got}\n  hint      {violation.hint}\n"
         )
     for reason, count in _declined(report).items():
-        click.echo(f"Declined {count} times: {reason}")
+        echo(f"Declined {count} times: {reason}")
     broken = sum(not result.ok for result in report.results)
-    click.echo(
+    echo(
         f"{broken} of {len(report.results)} checks failed."
         if broken
         else f"All {len(report.results)} checks passed."

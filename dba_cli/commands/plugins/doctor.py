@@ -7,6 +7,7 @@ import click
 
 from dba_cli.commands.plugins.common import json_option
 from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.terminal import echo
 from dba_core.errors import PluginError
 
 
@@ -32,5 +33,5 @@ def doctor(plugin_flags: PluginFlags, as_json: bool) -> int:
         echo_json({"sound": not wrong, "diagnoses": [attrs.asdict(each) for each in found]})
     else:
         columns("Plugins", ["what", "state", "found"], [(d.subject, d.status, d.text) for d in found])
-        click.echo(f"{len(wrong)} of {len(found)} are wrong." if wrong else "Nothing is wrong.")
+        echo(f"{len(wrong)} of {len(found)} are wrong." if wrong else "Nothing is wrong.")
     return PluginError.exit_code if wrong else 0

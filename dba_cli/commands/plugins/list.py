@@ -6,6 +6,7 @@ import click
 
 from dba_cli.commands.plugins.common import KIND, info_document, json_option
 from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.terminal import warn
 from dba_core.contracts import Kind
 
 
@@ -33,4 +34,4 @@ def list_plugins(kind: Kind | None, plugin_flags: PluginFlags, as_json: bool) ->
     ]
     columns("Plugins", ["kind", "name", "distribution", "version", "state"], rows)
     for problem in registry.problems:
-        click.echo(f"warning: {problem}", err=True)
+        warn(problem)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dba_cli.commands.plugins.common import KIND
+from dba_cli.terminal import echo
 from dba_core.contracts import Kind
 
 
@@ -33,8 +34,8 @@ def new(kind: Kind, name: str, out: Path | None) -> None:
     _check_free(kind, name)
     folder = Path(package.distribution) if out is None else out
     for path in write_package(package, folder):
-        click.echo(path)
-    click.echo(
+        echo(str(path))
+    echo(
         f"\nNext:\n  python -m pip install -e '{folder}[test]'\n  python -m pytest {folder}\n"
         f"  dba plugins check {name}\n  dba run --plugin {kind}={name}",
         err=True,

@@ -11,6 +11,7 @@ from dba_cli.commands.plugins.common import KIND, json_option
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
 from dba_cli.preflight import load_checked
+from dba_cli.terminal import echo
 from dba_core.contracts import Kind
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool,
 def _show(placed: PlacedSelection, others: list[Other], *, of_several: bool) -> None:
     selection, where = placed.selection, f"@layers.{placed.where}" if of_several else ""
     chosen = f"{selection.name} of {selection.info.distribution} {selection.info.version}"
-    click.echo(f"{selection.kind}{where}: {chosen} ({selection.why})")
+    echo(f"{selection.kind}{where}: {chosen} ({selection.why})")
     for other in others:
-        click.echo(f"  {other.state}: {other.info.name} of {other.info.distribution}: {other.why}")
+        echo(f"  {other.state}: {other.info.name} of {other.info.distribution}: {other.why}")
     known = {other.info.name for other in others}
     for passed in selection.passed_over:
         if passed.name not in known:
-            click.echo(f"  passed over: {passed}")
+            echo(f"  passed over: {passed}")
 
 
 def _document(placed: PlacedSelection, others: list[Other]) -> dict[str, Any]:

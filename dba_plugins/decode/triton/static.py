@@ -76,7 +76,8 @@ def _cuobjdump(what: str, cubin: bytes) -> str:
         done = subprocess.run(
             [str(tool), what, file.name],
             check=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
