@@ -5,28 +5,41 @@ Called by `dba sample`, `dba eval` and users: `run = load_run("runs/20250101-120
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from dba_core.config.plugins import PluginChoice
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
+from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer
-from dba_core.errors import CheckpointError, ConfigError
+from dba_core.documents import read_object
+from dba_core.errors import CheckpointError, ConfigError, RecordMismatchError
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.runs.device import resolve_device
 from dba_core.runs.folder import RunFolder, find_run
 from dba_core.runs.selection import model_choices
-from dba_core.training.checkpoint import load_model_weights
+from dba_core.training.checkpoint import restore_weights
+from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
+from dba_core.training.fingerprint import (
+    TRAINED_KINDS,
+    corpus_fingerprint,
+    differences,
+    settings_fingerprint,
+    unlike,
+)
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Run:
-    """config: as recorded, but for what `load_run` was told otherwise. step: of the checkpoint `which`."""
+    """config: as recorded, but for what `load_run` was told otherwise. step: of the checkpoint `which`.
+
+    trained_on: what the checkpoint says of its corpus (`corpus_fingerprint`), None where it says nothing.
+    """
 
     config: RunConfig
     model: LanguageModel
@@ -35,6 +48,23 @@ class Run:
     which: str
     step: int
     warnings: tuple[str, ...] = ()
+    trained_on: Mapping[str, Any] | None = None
+    allow_drift: bool = False
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Raise RecordMismatchError unless the run's own corpus, read again, is what it was trained on.
+
+        A run that was loaded with allow_drift takes another text; a run that does not know takes any.
+        """
+        if self.trained_on is None or self.allow_drift:
+            return
+        changed = "; ".join(differences({"data": self.trained_on}, {"data": corpus_fingerprint(corpus)}))
+        if changed:
+            raise RecordMismatchError(
+                f"{corpus.name!r} is not the text that {self.folder.path} was trained on: {changed}. What is "
+                "held out now may have been trained on. Restore that text, give other text with --data, or "
+                "take this one with --allow-drift"
+            )
 
 
 def load_run(
@@ -50,7 +80,8 @@ def load_run(
 
     which: the `best` or the `last` checkpoint. device: another than the recorded one. plugins: choices that
     replace recorded ones, in every layer. Raises UsageError for no such run, RecordMismatchError for other
-    plugin versions, CheckpointError for a checkpoint that is missing, damaged or of another model.
+    plugin versions and for a checkpoint that another configuration wrote, CheckpointError for one that is
+    missing, damaged or of another model.
     """
     folder = find_run(path)
     registry = Registry.default() if registry is None else registry
@@ -68,7 +99,10 @@ def load_run(
         seed=config.seed,
         device=config.device,
     )
-    stored = load_model_weights(model, folder.checkpoint, which=which)
+    stored = read_checkpoint(folder.checkpoint, which)
+    notes = _check_fingerprint(stored, model, config, replaced=set(plugins or {}), allow_drift=allow_drift)
+    restore_weights(model, stored)
+    trained_on = (stored.fingerprint or {}).get("data")
     return Run(
         config=config,
         model=model.eval(),
@@ -76,8 +110,44 @@ def load_run(
         folder=folder,
         which=which,
         step=stored.state["step"],
-        warnings=tuple(warnings),
+        warnings=(*warnings, *notes),
+        trained_on=trained_on if isinstance(trained_on, dict) else None,
+        allow_drift=allow_drift,
     )
+
+
+def _check_fingerprint(
+    stored: StoredCheckpoint, model: LanguageModel, config: RunConfig, *, replaced: set[Kind], allow_drift: bool
+) -> list[str]:
+    """That this configuration wrote these weights. Returns what was let pass, as warnings.
+
+    replaced: kinds of plugin that the caller chose anew. Raises RecordMismatchError with what differs.
+    """
+    before = stored.fingerprint
+    if before is None:
+        return [
+            f"{stored.path} does not say which configuration wrote it (an older version did); it is taken to "
+            "be this run's"
+        ]
+    device = before.get("device")
+    now = settings_fingerprint(
+        config,
+        settings=model.config,
+        attentions=model.attentions,
+        device=device if isinstance(device, str) else model.device.type,
+    )
+    del now["device"]  # weights may be read on another one
+    if replaced & set(TRAINED_KINDS):
+        del now["plugins"]
+    changed = list(unlike(before, now))
+    drifted = [each for each in changed if allow_drift and each.startswith("plugins.")]
+    changed = [each for each in changed if each not in drifted]
+    if changed:
+        raise RecordMismatchError(
+            f"{stored.path} was not written by the configuration beside it: {'; '.join(changed)}. Put the "
+            "checkpoint back that belongs to this run, or give the run that this one belongs to"
+        )
+    return drifted
 
 
 def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:
@@ -90,14 +160,9 @@ def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:
 
 def read_resolved(folder: RunFolder) -> RunConfig:
     """The configuration that a run recorded. Raises ConfigError with the file's name."""
-    try:
-        data = json.loads(folder.config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder.config_file} is missing; {folder.path} is no run's folder") from None
-    except ValueError as error:
-        raise ConfigError(
-            f"{folder.config_file} is not valid JSON ({error}); restore it or start a new run"
-        ) from None
+    if not folder.is_run:
+        raise CheckpointError(f"{folder.config_file} is missing; {folder.path} is no run's folder")
+    data = read_object(folder.config_file, error=ConfigError, advice="Restore it, or start a new run")
     try:
         return RunConfig.from_dict(data)
     except ConfigError as error:
