@@ -117,7 +117,12 @@ def load_run(
 
 
 def _check_fingerprint(
-    stored: StoredCheckpoint, model: LanguageModel, config: RunConfig, *, replaced: set[Kind], allow_drift: bool
+    stored: StoredCheckpoint,
+    model: LanguageModel,
+    config: RunConfig,
+    *,
+    replaced: set[Kind],
+    allow_drift: bool,
 ) -> list[str]:
     """That this configuration wrote these weights. Returns what was let pass, as warnings.
 

@@ -193,7 +193,9 @@ def _check_state(path: Path, state: Mapping[str, Any]) -> None:
     for name, entry in files.items():
         sound = isinstance(entry, dict) and is_count(entry.get("bytes")) and _is_sha256(entry.get("sha256"))
         if not (sound and _TENSOR_FILE.fullmatch(name)):
-            raise _DamagedError(f"{path} lists {_shown(name)} as {_shown(entry)}, which is no file of tensors")
+            raise _DamagedError(
+                f"{path} lists {_shown(name)} as {_shown(entry)}, which is no file of tensors"
+            )
     if not isinstance(state.get("fingerprint", {}), dict):
         raise _DamagedError(f"{path} gives 'fingerprint' as {_shown(state['fingerprint'])}; allowed: a table")
 

@@ -111,4 +111,3 @@ def _plugins(attentions: Sequence[DecoupledAttention]) -> dict[str, Any]:
 def _of_layer(selections: Mapping[Kind, Selection]) -> dict[str, Any]:
     chosen = {kind: selections[kind].choice() for kind in TRAINED_KINDS if kind in selections}
     return {kind: {"name": choice.name, "options": choice.options} for kind, choice in chosen.items()}
-
