@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -41,6 +42,7 @@ from dba_core.evaluation.cached_loss import TextLoss, text_loss
 from dba_core.evaluation.reference import Reference
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.folder import RunFolder
+from dba_core.runs.lock import one_writer
 from dba_core.training.memory import peak_memory_bytes
 
 #: Tokens that recipes and policies are compared on.
@@ -50,23 +52,40 @@ SEARCH_TOKENS = 2048
 def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) -> ConversionReport:
     """Do it, and return the report that the folder holds as `conversion.json`.
 
-    Raises UsageError for an output folder that exists and for a recipe that does not fit the model,
+    Raises FolderInUseError where another process makes this output folder, UsageError for an output folder
+    that exists and for a recipe that does not fit the model,
     CheckpointError and UnsupportedError as `load_source`, DataError for the texts, SearchError where nothing
     keeps the goal of a search.
     """
     reporter = ConvertReporter() if reporter is None else reporter
-    if request.out.exists():
-        raise UsageError(f"{request.out} exists already, and is left as it is; give --out another name")
+    out = request.out
+    _refuse_existing(out)
     job = _Conversion(request, load_source(request.model), reporter)
-    request.out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=request.out.parent, prefix=f".{request.out.name}."))
-    try:
-        report = job.run(RunFolder(scratch))
-        scratch.chmod(0o755)
-        scratch.rename(request.out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with one_writer(out.parent / f".{out.name}.lock", folder=out):
+        _refuse_existing(out)  # another process may have finished it meanwhile
+        _remove_dead(out)
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            report = job.run(RunFolder(scratch))
+            scratch.chmod(0o755)
+            scratch.rename(out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return report
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise UsageError(f"{out} exists already, and is left as it is; give --out another name")
+
+
+def _remove_dead(out: Path) -> None:
+    """What conversions into this folder left that were killed."""
+    scratch = re.compile(re.escape(f".{out.name}.") + "[a-z0-9_]{8}")
+    for path in out.parent.iterdir():
+        if scratch.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_fit(request: ConvertRequest, source: SourceModel) -> None:

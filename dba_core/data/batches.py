@@ -74,8 +74,8 @@ class BatchSampler:
         ):
             if state.get(key) != mine:
                 raise DataError(
-                    f"the saved data position is for {key}={ascii(state.get(key))[:60]}, this run has {mine}; "
-                    "resume with the same data, batch size and context"
+                    f"the saved data position is for {key}={ascii(state.get(key))[:60]}, this run has "
+                    f"{mine}; resume with the same data, batch size and context"
                 )
         drawn = state.get("drawn")
         if isinstance(drawn, bool) or not isinstance(drawn, int) or drawn < 0:
@@ -83,7 +83,7 @@ class BatchSampler:
                 f"the saved data position has drawn={ascii(drawn)[:60]}; allowed: a count of batches"
             )
         try:
-            self._generator.bit_generator.state = state.get("generator")
+            self._generator.bit_generator.state = state["generator"]
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise DataError(
                 f"the saved data position is damaged: its generator cannot be set ({error}); restore the "

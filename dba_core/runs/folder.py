@@ -5,21 +5,26 @@ Never overwrites: a name that is taken gets -2, -3 ... Called by the job, `load_
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from dba_core.errors import UsageError, nearest
+from dba_core.errors import DBAError, UsageError, nearest
 
 DEFAULT_ROOT = Path("runs")
 LATEST = "latest"
 _CONFIG = "resolved_config.json"
+
+
+class FolderError(DBAError):
+    """A run's folder cannot be made or written."""
 
 
 @attrs.frozen
@@ -62,7 +67,22 @@ class RunFolder:
 
 
 def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
-    """Create the folder of a new run under `root`."""
+    """Create the folder of a new run under `root`. Raises FolderError where that cannot be."""
+    with disk_errors(root, "Give --out a folder that can be written"):
+        return _new_folder(root, name, now=now)
+
+
+@contextlib.contextmanager
+def disk_errors(place: Path, advice: str) -> Iterator[None]:
+    """Within: what the disk refuses (full, read-only, gone) is a FolderError that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else place
+        raise FolderError(f"{where} could not be written ({error.strerror or error}). {advice}") from error
+
+
+def _new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
     root.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
     stem = f"{now:%Y%m%d-%H%M%S}-{slug}"
@@ -124,8 +144,13 @@ def _not_found(text: str, name: str, root: Path, runs: list[RunFolder], found: l
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

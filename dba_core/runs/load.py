@@ -27,6 +27,7 @@ from dba_core.training.checkpoint import restore_weights
 from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
 from dba_core.training.fingerprint import (
     TRAINED_KINDS,
+    check_written_by,
     corpus_fingerprint,
     differences,
     settings_fingerprint,
@@ -144,14 +145,8 @@ def _check_fingerprint(
     del now["device"]  # weights may be read on another one
     if replaced & set(TRAINED_KINDS):
         del now["plugins"]
-    changed = list(unlike(before, now))
-    drifted = [each for each in changed if allow_drift and each.startswith("plugins.")]
-    changed = [each for each in changed if each not in drifted]
-    if changed:
-        raise RecordMismatchError(
-            f"{stored.path} was not written by the configuration beside it: {'; '.join(changed)}. Put the "
-            "checkpoint back that belongs to this run, or give the run that this one belongs to"
-        )
+    drifted = list(unlike(before, {"plugins": now.pop("plugins", {})})) if allow_drift else []
+    check_written_by(stored.path, before, now)
     return drifted
 
 

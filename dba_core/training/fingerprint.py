@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus
+from dba_core.errors import RecordMismatchError
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Selection
 from dba_core.training.distributed import World
@@ -99,6 +101,19 @@ def unlike(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
                 yield from differences({key: before}, {key: known})
             else:
                 yield from differences({key: stored[key]}, {key: known})
+
+
+def check_written_by(path: Path, stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise RecordMismatchError unless the checkpoint at `path`, of fingerprint `stored`, is of the run `now`.
+
+    A checkpoint without a fingerprint is taken: versions before it wrote none.
+    """
+    changed = [] if stored is None else list(unlike(stored, now))
+    if changed:
+        raise RecordMismatchError(
+            f"{path} was not written by the configuration beside it: {'; '.join(changed)}. Put the checkpoint "
+            "back that belongs to this run, or give the run that this one belongs to"
+        )
 
 
 def _plugins(attentions: Sequence[DecoupledAttention]) -> dict[str, Any]:
