@@ -17,7 +17,7 @@ from dba_cli.rendering import console
 
 if TYPE_CHECKING:
     from dba_core.runs.summary import Summary
-    from dba_core.training.events import StepFinished, TrainEvent
+    from dba_core.training.events import Evaluated, StepFinished, TrainEvent
 
 
 class TerminalReporter:
@@ -64,7 +64,7 @@ class TerminalReporter:
         elif isinstance(event, StepFinished):
             self._step(event)
         elif isinstance(event, Evaluated):
-            self._evaluated(event.step, event.loss, event.is_best)
+            self._evaluated(event)
         elif isinstance(event, Interrupted):
             self.note(f"Interrupted after step {event.step}; saving.")
 
@@ -94,7 +94,11 @@ class TerminalReporter:
             state = f"loss {event.loss:.3f}{self._held_out}  {speed}  {left} left"
             self._bar.update(self._task, completed=event.step, state=state)
 
-    def _evaluated(self, step: int, loss: float, is_best: bool) -> None:
-        self._held_out = f"  held-out {loss:.3f}"
+    def _evaluated(self, event: Evaluated) -> None:
+        """Training looks at the first tokens of the held-out text, the summary at all of them."""
+        self._held_out = f"  first {event.tokens:,} held-out {event.loss:.3f}"
         if self._bar is None:
-            self.note(f"step {step}: held-out loss {loss:.4f}{' (best)' if is_best else ''}")
+            best = " (lowest so far)" if event.is_best else ""
+            self.note(
+                f"step {event.step}: loss {event.loss:.4f} over the first {event.tokens:,} held-out tokens{best}"
+            )

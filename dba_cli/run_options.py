@@ -41,7 +41,7 @@ class RunFlags:
         replaced = dict(map(_decode_backend, self.plugins))
         from dba_core.runs.folder import find_run
 
-        folder = find_run(self.run)
+        folder = find_run(self.run, weights=self.checkpoint)
         from dba_core.runs.load import load_run
 
         run = load_run(

@@ -16,7 +16,9 @@ from typing import Any
 
 import attrs
 
-from dba_core.errors import DBAError, UsageError, nearest
+from dba_core.config.run import RunConfig
+from dba_core.documents import read_object
+from dba_core.errors import CheckpointError, ConfigError, DBAError, UsageError, nearest
 
 DEFAULT_ROOT = Path("runs")
 LATEST = "latest"
@@ -97,11 +99,23 @@ def _new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
         return RunFolder(path)
 
 
-def find_run(text: str | Path) -> RunFolder:
+def read_resolved(folder: RunFolder) -> RunConfig:
+    """The configuration that a run recorded. Raises ConfigError with the file's name."""
+    if not folder.is_run:
+        raise CheckpointError(f"{folder.config_file} is missing; {folder.path} is no run's folder")
+    data = read_object(folder.config_file, error=ConfigError, advice="Restore it, or start a new run")
+    try:
+        return RunConfig.from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{error.message} (in {folder.config_file})", path=error.path) from None
+
+
+def find_run(text: str | Path, *, weights: str | None = None) -> RunFolder:
     """The run that `text` means: its folder, a unique part of its folder's name, or `latest`.
 
     A text without a folder is looked for under `runs/`; `some/where/latest` is the newest in `some/where`.
-    Raises UsageError that lists the runs there are.
+    weights: `best` or `last`, which `latest` must have; runs without it, and runs whose configuration cannot be
+    read, are then passed over. Raises UsageError that lists the runs there are.
     """
     given = Path(text)
     folder = RunFolder(given.parent if given.name == _CONFIG else given)
@@ -110,11 +124,35 @@ def find_run(text: str | Path) -> RunFolder:
     root = given.parent if str(given.parent) != "." or str(text).startswith(".") else DEFAULT_ROOT
     runs = runs_in(root)
     if given.name == LATEST and runs:
-        return runs[-1]
+        return runs[-1] if weights is None else _newest_with(weights, runs, root)
     found = [run for run in runs if given.name in run.path.name]
     if len(found) == 1:
         return found[0]
     raise UsageError(_not_found(str(text), given.name, root, runs, found))
+
+
+def _newest_with(weights: str, runs: list[RunFolder], root: Path) -> RunFolder:
+    passed = []
+    for run in reversed(runs):
+        why = _unusable(run, weights)
+        if why is None:
+            return run
+        passed.append(f"{run.path.name} ({why})")
+    raise UsageError(
+        f"no run in {root} has weights to use. Passed over: {'; '.join(passed)}. Let one train until its first "
+        "checkpoint (dba run), or go on with one: dba run --resume RUN"
+    )
+
+
+def _unusable(run: RunFolder, weights: str) -> str | None:
+    """Why a run's weights cannot be used; None where nothing speaks against it at first sight."""
+    if not (run.checkpoint / weights).is_file():
+        return f"it has no checkpoint {weights!r} yet"
+    try:
+        read_resolved(run)
+    except DBAError as error:
+        return f"its configuration cannot be read: {error}"
+    return None
 
 
 def runs_in(root: Path) -> list[RunFolder]:

@@ -34,10 +34,10 @@ from dba_core.runs.folder import (
     RunFolder,
     disk_errors,
     new_folder,
+    read_resolved,
     write_json,
     write_whole,
 )
-from dba_core.runs.load import read_resolved
 from dba_core.runs.lock import one_group_of_writers
 from dba_core.runs.outcome import Measured, summarize
 from dba_core.runs.pictures import draw_plots

@@ -16,12 +16,11 @@ from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer
-from dba_core.documents import read_object
-from dba_core.errors import CheckpointError, ConfigError, RecordMismatchError
+from dba_core.errors import RecordMismatchError
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.runs.device import resolve_device
-from dba_core.runs.folder import RunFolder, find_run
+from dba_core.runs.folder import RunFolder, find_run, read_resolved
 from dba_core.runs.selection import model_choices
 from dba_core.training.checkpoint import restore_weights
 from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
@@ -77,14 +76,15 @@ def load_run(
     registry: Registry | None = None,
     allow_drift: bool = False,
 ) -> Run:
-    """Load the run that `path` means: its folder, a unique part of its name under `runs/`, or `latest`.
+    """Load the run that `path` means: its folder, a unique part of its name under `runs/`, or `latest`,
+    the newest that has such a checkpoint and can be read.
 
     which: the `best` or the `last` checkpoint. device: another than the recorded one. plugins: choices that
     replace recorded ones, in every layer. Raises UsageError for no such run, RecordMismatchError for other
     plugin versions and for a checkpoint that another configuration wrote, CheckpointError for one that is
     missing, damaged or of another model.
     """
-    folder = find_run(path)
+    folder = find_run(path, weights=which)
     registry = Registry.default() if registry is None else registry
     config = _with_own_tokenizer(read_resolved(folder), folder)
     choices = config.plugins
@@ -156,14 +156,3 @@ def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:
     if not own.is_file():
         return config
     return attrs.evolve(config, data=attrs.evolve(config.data, tokenizer=str(own)))
-
-
-def read_resolved(folder: RunFolder) -> RunConfig:
-    """The configuration that a run recorded. Raises ConfigError with the file's name."""
-    if not folder.is_run:
-        raise CheckpointError(f"{folder.config_file} is missing; {folder.path} is no run's folder")
-    data = read_object(folder.config_file, error=ConfigError, advice="Restore it, or start a new run")
-    try:
-        return RunConfig.from_dict(data)
-    except ConfigError as error:
-        raise ConfigError(f"{error.message} (in {folder.config_file})", path=error.path) from None

@@ -61,7 +61,11 @@ def plugin_rows(
 def _plugin_rows(title: str, plugin: PluginFacts) -> Iterable[Row]:
     options = ", ".join(f"{name}={value}" for name, value in plugin.options.items())
     given = f" ({options})" if options else ""
-    yield title, f"{plugin.name}{given} of {plugin.distribution} {plugin.version}: {plugin.why}"
+    origin = f"{plugin.name}{given} of {plugin.distribution} {plugin.version}"
+    if plugin.not_built is not None:
+        yield title, f"not built: {plugin.not_built} (else {origin}: {plugin.why})"
+        return
+    yield title, f"{origin}: {plugin.why}"
     for passed in plugin.passed_over:
         yield "", f"passed over {passed}"
 

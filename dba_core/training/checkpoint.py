@@ -26,7 +26,6 @@ from dba_core.training.checkpoint_files import StoredCheckpoint, is_count, read_
 from dba_core.training.distributed import World
 from dba_core.training.fingerprint import fingerprint_hash
 
-
 #: What AdamW keeps of a parameter.
 _MOMENTS = {"exp_avg", "exp_avg_sq"}
 

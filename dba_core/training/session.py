@@ -107,16 +107,16 @@ class Session:
         if self.world.is_main:
             remove_unnamed(self.checkpoint_dir)
 
-    def optimize(self, *, stop: bool) -> tuple[Gradients, float]:
+    def optimize(self, *, stop: bool, save: bool) -> tuple[Gradients, float]:
         """One optimizer step on the next batch. Returns its gradients' numbers and its learning rate.
 
-        stop: this process wants to stop; `Gradients.stop` is what all agree on. Raises TrainingError for a
+        stop, save: what this process wants; `Gradients` has what all agree on. Raises TrainingError for a
         loss or gradient that is not finite, before it reaches the weights.
         """
         lr = learning_rate(self.progress.step, self.config.training)
         tokens, targets = self._sampler.next()
         with self._attention():
-            gradients = self._step.gradients(tokens, targets, stop=stop)
+            gradients = self._step.gradients(tokens, targets, stop=stop, save=save)
         if not (math.isfinite(gradients.loss) and math.isfinite(gradients.grad_norm)):
             raise self._not_finite(
                 f"step {self.progress.step + 1} at learning rate {lr:g} has loss {gradients.loss:g} and "
