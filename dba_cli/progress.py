@@ -99,6 +99,5 @@ class TerminalReporter:
         self._held_out = f"  first {event.tokens:,} held-out {event.loss:.3f}"
         if self._bar is None:
             best = " (lowest so far)" if event.is_best else ""
-            self.note(
-                f"step {event.step}: loss {event.loss:.4f} over the first {event.tokens:,} held-out tokens{best}"
-            )
+            where = f"over the first {event.tokens:,} held-out tokens"
+            self.note(f"step {event.step}: loss {event.loss:.4f} {where}{best}")

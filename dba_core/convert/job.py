@@ -19,6 +19,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from dba_core.config.model import ModelConfig
 from dba_core.convert.calibration import Calibration, calibrate
 from dba_core.convert.comparators import Variant, as_it_is, variants
 from dba_core.convert.decouple import Recipe, decouple, decoupled_config
@@ -40,9 +41,11 @@ from dba_core.data.corpus import Corpus
 from dba_core.errors import CheckpointError, UsageError
 from dba_core.evaluation.cached_loss import TextLoss, text_loss
 from dba_core.evaluation.reference import Reference
+from dba_core.free_memory import require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.lock import one_writer
+from dba_core.runs.memory_need import least_parameters
 from dba_core.training.memory import peak_memory_bytes
 
 #: Tokens that recipes and policies are compared on.
@@ -60,7 +63,9 @@ def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) ->
     reporter = ConvertReporter() if reporter is None else reporter
     out = request.out
     _refuse_existing(out)
-    job = _Conversion(request, load_source(request.model), reporter)
+    source = load_source(request.model)
+    job = _Conversion(request, source, reporter)
+    _check_memory(source.config, copies=1 if request.recipe is None else 2, name=source.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     with one_writer(out.parent / f".{out.name}.lock", folder=out):
         _refuse_existing(out)  # another process may have finished it meanwhile
@@ -73,6 +78,13 @@ def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) ->
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return report
+
+
+def _check_memory(model: ModelConfig, *, copies: int, name: str) -> None:
+    """The source's weights, in float32, and the converted ones beside them must fit."""
+    need = 4 * least_parameters(model) * copies
+    what = f"the conversion of {name} ({copies} model(s) of float32 weights)"
+    require_memory(need, device="cpu", what=what, smaller="the model: take a smaller one of its family")
 
 
 def _refuse_existing(out: Path) -> None:

@@ -76,7 +76,7 @@ def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
 
 @contextlib.contextmanager
 def disk_errors(place: Path, advice: str) -> Iterator[None]:
-    """Within: what the disk refuses (full, read-only, gone) is a FolderError that says where and what to do."""
+    """Within: what the disk refuses (full, read-only, gone) is a FolderError with the place and the advice."""
     try:
         yield
     except OSError as error:
@@ -114,8 +114,8 @@ def find_run(text: str | Path, *, weights: str | None = None) -> RunFolder:
     """The run that `text` means: its folder, a unique part of its folder's name, or `latest`.
 
     A text without a folder is looked for under `runs/`; `some/where/latest` is the newest in `some/where`.
-    weights: `best` or `last`, which `latest` must have; runs without it, and runs whose configuration cannot be
-    read, are then passed over. Raises UsageError that lists the runs there are.
+    weights: `best` or `last`, which `latest` must have; runs without it, and runs whose configuration cannot
+    be read, are then passed over. Raises UsageError that lists the runs there are.
     """
     given = Path(text)
     folder = RunFolder(given.parent if given.name == _CONFIG else given)
@@ -139,8 +139,8 @@ def _newest_with(weights: str, runs: list[RunFolder], root: Path) -> RunFolder:
             return run
         passed.append(f"{run.path.name} ({why})")
     raise UsageError(
-        f"no run in {root} has weights to use. Passed over: {'; '.join(passed)}. Let one train until its first "
-        "checkpoint (dba run), or go on with one: dba run --resume RUN"
+        f"no run in {root} has weights to use. Passed over: {'; '.join(passed)}. Let one train until its "
+        "first checkpoint (dba run), or go on with one: dba run --resume RUN"
     )
 
 

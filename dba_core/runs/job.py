@@ -98,7 +98,7 @@ def resume_job(
     """Go on with a run in its own folder, from its last checkpoint, with the configuration that it recorded.
 
     A run whose training is complete is evaluated again, one without a checkpoint starts from its first step.
-    device: another than the recorded one. Raises FolderInUseError where another process writes into the folder.
+    device: another than the recorded one. Raises FolderInUseError where another process writes there.
     """
     config = read_resolved(folder)
     if device is not None:
@@ -131,7 +131,14 @@ class _Job:
     def prepare(self, config: RunConfig, *, allow_drift: bool, strict: bool) -> Prepared:
         settled = attrs.evolve(config, device=resolve_device(config.device))
         device = str(self.world.device)
-        prepared = prepare(settled, self.registry, device=device, allow_drift=allow_drift, strict=strict)
+        prepared = prepare(
+            settled,
+            self.registry,
+            device=device,
+            allow_drift=allow_drift,
+            strict=strict,
+            processes=self.world.size,
+        )
         for warning in prepared.warnings:
             self.reporter.warning(warning)
         return prepared

@@ -1,4 +1,4 @@
-"""One writer per folder: an operating system's lock, which ends with the process that holds it however it dies.
+"""One writer per folder: an operating system's lock, which ends with the process that holds it.
 
     RUN/.lock              locked while a process writes into RUN
     RUN/.lock.json         who that is: {"pid": 4711, "host": "...", "since": "..."}

@@ -17,8 +17,10 @@ from dba_core.config.plugins import PluginChoices
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.errors import ConfigError
+from dba_core.free_memory import require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records, refuse_fallbacks
+from dba_core.runs.memory_need import least_parameters, training_need
 from dba_core.runs.selection import Selections, model_choices, select_plugins
 
 
@@ -34,13 +36,20 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, registry: Registry, *, device: str, allow_drift: bool = False, strict: bool = False
+    config: RunConfig,
+    registry: Registry,
+    *,
+    device: str,
+    allow_drift: bool = False,
+    strict: bool = False,
+    processes: int = 1,
+    shapes_only: bool = False,
 ) -> Prepared:
     """Check the records, read the data, choose the plugins, build the model.
 
     device: where the model goes, `cuda:1` say; the configuration keeps its kind, `cuda`. strict: a choice of
-    `auto` that is not its first one is an UnsupportedError.
-    Raises RecordMismatchError, DataError, ConfigError, PluginError or UnsupportedError.
+    `auto` that is not its first one is an UnsupportedError. processes: that train together.
+    shapes_only: the model has shapes and no memory, and whether it would fit is not asked. Raises NotEnoughMemoryError for a run that cannot fit, RecordMismatchError, DataError, ConfigError, PluginError or UnsupportedError.
     """
     warnings = check_records(config.plugins, registry, allow_drift)
     corpus = load_corpus(config.data, context=config.model.context)
@@ -53,7 +62,9 @@ def prepare(
             seed=config.generation.seed if config.generation.seed is not None else config.seed,
         ),
     )
-    selections = select_plugins(resolved, registry, device=device)
+    if not shapes_only:
+        check_memory(resolved, device=device, processes=processes)
+    selections = select_plugins(resolved, registry, device=device, shapes_only=shapes_only)
     if strict:
         refuse_fallbacks((each.where, each.selection) for each in selections.placed())
     resolved = attrs.evolve(resolved, plugins=_recorded(resolved.plugins, selections, registry))
@@ -63,6 +74,7 @@ def prepare(
         registry=registry,
         seed=resolved.seed,
         device=device,
+        shapes_only=shapes_only,
     )
     return Prepared(
         config=resolved,
@@ -71,6 +83,20 @@ def prepare(
         selections=selections,
         warnings=(*warnings, *_notices(resolved)),
     )
+
+
+def check_memory(config: RunConfig, *, device: str, processes: int) -> None:
+    """Raise NotEnoughMemoryError for a run that needs more than is free, weights on the CPU included, where
+    they are drawn. config: with a resolved model.
+    """
+    parameters = least_parameters(config.model)
+    need = training_need(config, parameters=parameters, processes=processes)
+    smaller = "model.n_layers, model.d_model, training.batch_size or model.context"
+    if config.training.grad_accum < config.training.batch_size:
+        smaller += " (or training.grad_accum larger)"
+    what = f"a run of {parameters:,} parameters and {config.training.batch_size:,} sequences a step"
+    require_memory(need.weights, device="cpu", what=what, smaller=smaller)
+    require_memory(need.total, device=device, what=what, smaller=smaller)
 
 
 def _resolved_data(data: DataConfig) -> DataConfig:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dba_core.config.layer_ranges import in_words
+from dba_core.free_memory import gib
 from dba_core.runs.kv_memory import KvMemory, human_bytes
 from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
 
 if TYPE_CHECKING:
     from dba_core.evaluation.metrics import FidelityMetrics
+    from dba_core.runs.memory_need import MemoryNeed
 
 Row = tuple[str, str]
 
@@ -37,6 +39,18 @@ def model_rows(model: ModelFacts) -> Iterable[Row]:
         f"{human_count(model.cost.forward_flops_per_token)} forward, "
         f"{human_count(model.cost.training_flops_per_token)} training",
     )
+
+
+def memory_row(need: MemoryNeed, free: int | None, device: str) -> Row:
+    """What training needs at least, and whether that is there."""
+    parts = (
+        f"at least {gib(need.total)}: weights {gib(need.weights)}, gradients {gib(need.gradients)}, AdamW "
+        f"{gib(need.optimizer)}, activations {gib(need.activations)}, logits {gib(need.logits)}"
+    )
+    if free is None:
+        return "Memory", parts
+    verdict = "" if need.total <= free else "; it does not fit here"
+    return "Memory", f"{parts}; {gib(free)} free on {device}{verdict}"
 
 
 def data_row(data: Mapping[str, Any]) -> Row:

@@ -168,8 +168,8 @@ def _check_moments(model: nn.Module, by_name: Mapping[str, Mapping[str, Tensor]]
         sound = name in shapes and parts.keys() == _MOMENTS | {"step"} and parts["step"].numel() == 1
         if not sound or any(parts[moment].shape != shapes[name] for moment in _MOMENTS):
             raise CheckpointError(
-                f"{where} holds {ascii(name)[:80]} with {', '.join(sorted(map(ascii, parts)))[:80]}, which is "
-                "no AdamW state of this model; restore the checkpoint from a copy, or train again"
+                f"{where} holds {ascii(name)[:80]} with {', '.join(sorted(map(ascii, parts)))[:80]}, which "
+                "is no AdamW state of this model; restore the checkpoint from a copy, or train again"
             )
         for part, tensor in parts.items():
             check_finite(tensor, name=f"{name}.{part}", where=str(where))

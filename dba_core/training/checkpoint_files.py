@@ -226,7 +226,7 @@ def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _way_out(root: Path, which: str) -> str:
-    """What to do about a damaged checkpoint: the other one, if it is another and whole, can take its place."""
+    """What to do about a damaged checkpoint: the other one, if it is another and whole, takes its place."""
     other = next(name for name in POINTERS if name != which)
     if has_checkpoint(root, other) and _differ(root) and _is_whole(root, other):
         return f"Copy {root / other} over {root / which} to go on from {other!r} instead, or train again"

@@ -44,8 +44,8 @@ def settings_fingerprint(
 ) -> dict[str, Any]:
     """The part of it that needs neither the corpus nor the other processes.
 
-    settings: of the model, resolved; attentions: its layers, with the plugins that they have. device: `cpu` or
-    `cuda`, where the weights are from: numbers of the long-sequence path that are not given are chosen for it.
+    settings: of the model, resolved; attentions: its layers, with the plugins that they have. device: `cpu`
+    or `cuda`, where the weights are from: numbers of the long-sequence path that are None are chosen for it.
     """
     long_sequence = settings.train_long_seq.resolved(context=settings.context, device=device)
     settled = attrs.evolve(settings, train_long_seq=attrs.evolve(long_sequence, mem_summarizer=None))
@@ -104,15 +104,15 @@ def unlike(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_written_by(path: Path, stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Raise RecordMismatchError unless the checkpoint at `path`, of fingerprint `stored`, is of the run `now`.
+    """Raise RecordMismatchError unless the checkpoint at `path`, of fingerprint `stored`, is of run `now`.
 
     A checkpoint without a fingerprint is taken: versions before it wrote none.
     """
     changed = [] if stored is None else list(unlike(stored, now))
     if changed:
         raise RecordMismatchError(
-            f"{path} was not written by the configuration beside it: {'; '.join(changed)}. Put the checkpoint "
-            "back that belongs to this run, or give the run that this one belongs to"
+            f"{path} was not written by the configuration beside it: {'; '.join(changed)}. Put the "
+            "checkpoint back that belongs to this run, or give the run that this one belongs to"
         )
 
 

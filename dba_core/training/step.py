@@ -20,8 +20,9 @@ from dba_core.training.distributed import World
 
 @attrs.frozen(kw_only=True)
 class Gradients:
-    """loss: mean over the global batch. grad_norm: L2 before clipping. stop, save: a process asked to stop, or
-    for a checkpoint after this step.
+    """loss: mean over the global batch. grad_norm: L2 before clipping.
+
+    stop, save: a process asked to stop, or for a checkpoint after this step.
     """
 
     loss: float

@@ -14,6 +14,7 @@ FLOORS = (
         "dba_core.errors",
         "dba_core.printable",
         "dba_core.documents",
+        "dba_core.free_memory",
         "dba_core.contracts",
         "dba_core.hookspecs",
     ),

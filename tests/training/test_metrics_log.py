@@ -89,7 +89,8 @@ def test_resuming_drops_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
-        '{"kind": "train", "step": 1, "loss": 1.0}\n{"kind": "train", "step": \n{"kind": "train", "step": 3, "loss": 3.0}\n',
+        '{"kind": "train", "step": 1, "loss": 1.0}\n{"kind": "train", "step": \n'
+        '{"kind": "train", "step": 3, "loss": 3.0}\n',
         encoding="utf-8",
     )
     with pytest.raises(CheckpointError, match="line 2 is not valid JSON"):
