@@ -65,7 +65,7 @@ def dry_run(
 ) -> DryRun:
     """Prepare the run as `run_job` does and describe it.
 
-    Raises what the run would raise before it trains, but for memory: a run that would not fit is described too.
+    Raises what the run would raise before it trains, but for memory: what would not fit is described.
     """
     registry = Registry.default() if registry is None else registry
     config = attrs.evolve(loaded.config, device=resolve_device(loaded.config.device))

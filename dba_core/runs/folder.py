@@ -76,7 +76,7 @@ def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
 
 @contextlib.contextmanager
 def disk_errors(place: Path, advice: str) -> Iterator[None]:
-    """Within: what the disk refuses (full, read-only, gone) is a FolderError with the place and the advice."""
+    """Within: what the disk refuses (full, read-only, gone) is a FolderError with place and advice."""
     try:
         yield
     except OSError as error:

@@ -3,10 +3,10 @@
     at a step's end     4 P weights + 4 P gradients + 8 P AdamW
     at its middle       4 P weights + 8 P AdamW (from the second step on) + activations + 8 B T V logits
 
-P: parameters. B: sequences of one forward pass, T: context, V: vocabulary. Logits count twice, as they are and
-as log-probabilities, in float32. Activations: what every layer keeps of a token for the backward pass, its
-attention weights and the gate's inputs left out. The larger of the two moments, and the tokens of a batch, is a
-lower bound of the peak: `need <= peak`, and the peak of a run of some size is less than three times it.
+P: parameters. B: sequences of one forward pass, T: context, V: vocabulary. Logits count twice, as they
+are and as log-probabilities, in float32. Activations: what every layer keeps of a token for the backward
+pass, its attention weights and the gate's inputs left out. The larger of the two moments is a lower bound:
+need <= peak, and the peak of what torch allocates for a run is less than three times it.
 """
 
 from __future__ import annotations

@@ -24,6 +24,10 @@ from dba_core.runs.memory_need import least_parameters, training_need
 from dba_core.runs.selection import Selections, model_choices, select_plugins
 
 
+#: So many bytes no device has: not even the shapes of such a model are made.
+NOWHERE = 1 << 46
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Prepared:
     """config: with every derived value and every plugin's record. warnings: of drift that was allowed."""
@@ -49,7 +53,9 @@ def prepare(
 
     device: where the model goes, `cuda:1` say; the configuration keeps its kind, `cuda`. strict: a choice of
     `auto` that is not its first one is an UnsupportedError. processes: that train together.
-    shapes_only: the model has shapes and no memory, and whether it would fit is not asked. Raises NotEnoughMemoryError for a run that cannot fit, RecordMismatchError, DataError, ConfigError, PluginError or UnsupportedError.
+    shapes_only: the model has shapes and no memory, and it may be too large for this machine. Raises
+    NotEnoughMemoryError for a run that cannot fit here (shapes_only: nowhere), RecordMismatchError, DataError,
+    ConfigError, PluginError or UnsupportedError.
     """
     warnings = check_records(config.plugins, registry, allow_drift)
     corpus = load_corpus(config.data, context=config.model.context)
@@ -62,8 +68,7 @@ def prepare(
             seed=config.generation.seed if config.generation.seed is not None else config.seed,
         ),
     )
-    if not shapes_only:
-        check_memory(resolved, device=device, processes=processes)
+    check_memory(resolved, device=device, processes=processes, least=NOWHERE if shapes_only else 0)
     selections = select_plugins(resolved, registry, device=device, shapes_only=shapes_only)
     if strict:
         refuse_fallbacks((each.where, each.selection) for each in selections.placed())
@@ -85,16 +90,16 @@ def prepare(
     )
 
 
-def check_memory(config: RunConfig, *, device: str, processes: int) -> None:
+def check_memory(config: RunConfig, *, device: str, processes: int, least: int = 0) -> None:
     """Raise NotEnoughMemoryError for a run that needs more than is free, weights on the CPU included, where
-    they are drawn. config: with a resolved model.
+    they are drawn. config: with a resolved model. least: bytes below which nobody asks.
     """
     parameters = least_parameters(config.model)
     need = training_need(config, parameters=parameters, processes=processes)
     smaller = "model.n_layers, model.d_model, training.batch_size or model.context"
-    if config.training.grad_accum < config.training.batch_size:
-        smaller += " (or training.grad_accum larger)"
     what = f"a run of {parameters:,} parameters and {config.training.batch_size:,} sequences a step"
+    if need.total < least:
+        return
     require_memory(need.weights, device="cpu", what=what, smaller=smaller)
     require_memory(need.total, device=device, what=what, smaller=smaller)
 

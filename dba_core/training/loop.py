@@ -75,7 +75,8 @@ def train(
     see that folder. world: None is this process alone, on the model's device. on_event: called on the main
     process, between steps. Ctrl-C, SIGTERM and SIGHUP finish the step, save `last` and return with
     interrupted=True; before the first step of a process alone they raise KeyboardInterrupt. Raises
-    ConfigError, CheckpointError, DataError, and TrainingError for a loss or gradient that is not finite. The caller's random state and the model's mode are left as they were.
+    ConfigError, CheckpointError, DataError, and TrainingError for a loss or gradient that is not finite. The
+    caller's random state and the model's mode are left as they were.
     """
     world = World(0, 1, model.device) if world is None else world
     _check(model, config, world)
