@@ -51,7 +51,14 @@ def require_memory(need: int, *, device: str, what: str, smaller: str) -> None:
 
 def gib(count: int) -> str:
     """Bytes in words: 1610612736 -> "1.5 GiB"."""
+    if count >= 1 << 60:
+        return "over 1,000,000,000 GiB"
     return f"{count / 2**30:,.1f} GiB" if count >= 2**27 else f"{count / 2**20:,.1f} MiB"
+
+
+def many(count: int) -> str:
+    """A number in words, however absurd: 1234567 -> "1,234,567"."""
+    return f"{count:,}" if count < 10**18 else "over 10^18"
 
 
 def free_bytes(

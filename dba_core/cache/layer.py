@@ -22,7 +22,7 @@ from dba_core.cache.store import TensorStore
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.contracts import CachedTensor, TokenWriter
 from dba_core.errors import CacheError
-from dba_core.free_memory import require_memory
+from dba_core.free_memory import many, require_memory
 
 
 class LayerCache:
@@ -60,7 +60,7 @@ class LayerCache:
         require_memory(
             self.batch * sum(self._row_bytes(*each) for each in sizes),
             device=str(device),
-            what=f"layer {layer} of a KV cache for {self.batch:,} sequence(s) of {self.capacity:,} tokens",
+            what=f"layer {layer} of a KV cache for {many(self.batch)} sequence(s) of {many(self.capacity)} tokens",
             smaller="the number of tokens or of sequences",
         )
         with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it

@@ -29,7 +29,7 @@ from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.contracts import Kind
 from dba_core.errors import CacheError, DataError
-from dba_core.free_memory import require_memory
+from dba_core.free_memory import many, require_memory
 from dba_core.model.block import Block, attention_of_layer
 from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
@@ -139,7 +139,7 @@ class LanguageModel(nn.Module):
         require_memory(
             batch * row.kv_bytes,
             device=str(self.device),
-            what=f"a KV cache for {batch:,} sequence(s) of {capacity:,} tokens ({parsed.short})",
+            what=f"a KV cache for {many(batch)} sequence(s) of {many(capacity)} tokens ({parsed.short})",
             smaller="the number of tokens or of sequences (or choose a smaller KV policy)",
         )
         return KVCache(

@@ -16,11 +16,13 @@ from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer
-from dba_core.errors import RecordMismatchError
+from dba_core.errors import ConfigError, RecordMismatchError
+from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.runs.device import resolve_device
 from dba_core.runs.folder import RunFolder, find_run, read_resolved
+from dba_core.runs.memory_need import least_parameters
 from dba_core.runs.selection import model_choices
 from dba_core.training.checkpoint import restore_weights
 from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
@@ -93,6 +95,7 @@ def load_run(
     config = attrs.evolve(config, device=resolve_device(device or config.device), plugins=choices)
     warnings = check_records(config.plugins, registry, allow_drift)
     tokenizer = load_tokenizer(config.data.tokenizer)
+    _check_memory(config, folder, vocab_size=tokenizer.vocab_size)
     model = LanguageModel(
         config.model,
         plugins=model_choices(config.plugins),
@@ -115,6 +118,21 @@ def load_run(
         trained_on=trained_on if isinstance(trained_on, dict) else None,
         allow_drift=allow_drift,
     )
+
+
+def _check_memory(config: RunConfig, folder: RunFolder, *, vocab_size: int) -> None:
+    """The weights must fit, on the CPU too, where they are made."""
+    try:
+        parameters = least_parameters(config.model.resolved(vocab_size=vocab_size))
+    except ConfigError as error:
+        raise error.under("model") from None
+    for device in ("cpu", config.device):
+        require_memory(
+            4 * parameters,
+            device=device,
+            what=f"the model of {folder.path} ({many(parameters)} parameters)",
+            smaller="the model, if its configuration is not damaged,",
+        )
 
 
 def _check_fingerprint(

@@ -17,12 +17,11 @@ from dba_core.config.plugins import PluginChoices
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.errors import ConfigError
-from dba_core.free_memory import require_memory
+from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records, refuse_fallbacks
 from dba_core.runs.memory_need import least_parameters, training_need
 from dba_core.runs.selection import Selections, model_choices, select_plugins
-
 
 #: So many bytes no device has: not even the shapes of such a model are made.
 NOWHERE = 1 << 46
@@ -97,7 +96,7 @@ def check_memory(config: RunConfig, *, device: str, processes: int, least: int =
     parameters = least_parameters(config.model)
     need = training_need(config, parameters=parameters, processes=processes)
     smaller = "model.n_layers, model.d_model, training.batch_size or model.context"
-    what = f"a run of {parameters:,} parameters and {config.training.batch_size:,} sequences a step"
+    what = f"a run of {many(parameters)} parameters and {many(config.training.batch_size)} sequences a step"
     if need.total < least:
         return
     require_memory(need.weights, device="cpu", what=what, smaller=smaller)
