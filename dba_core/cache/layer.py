@@ -60,7 +60,7 @@ class LayerCache:
         require_memory(
             self.batch * sum(self._row_bytes(*each) for each in sizes),
             device=str(device),
-            what=f"layer {layer} of a KV cache for {many(self.batch)} sequence(s) of {many(self.capacity)} tokens",
+            what=f"layer {layer} of a KV cache for {many(batch)} sequence(s) of {many(capacity)} tokens",
             smaller="the number of tokens or of sequences",
         )
         with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it

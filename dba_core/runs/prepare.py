@@ -53,8 +53,8 @@ def prepare(
     device: where the model goes, `cuda:1` say; the configuration keeps its kind, `cuda`. strict: a choice of
     `auto` that is not its first one is an UnsupportedError. processes: that train together.
     shapes_only: the model has shapes and no memory, and it may be too large for this machine. Raises
-    NotEnoughMemoryError for a run that cannot fit here (shapes_only: nowhere), RecordMismatchError, DataError,
-    ConfigError, PluginError or UnsupportedError.
+    NotEnoughMemoryError for a run that cannot fit here (shapes_only: nowhere), RecordMismatchError,
+    DataError, ConfigError, PluginError or UnsupportedError.
     """
     warnings = check_records(config.plugins, registry, allow_drift)
     corpus = load_corpus(config.data, context=config.model.context)

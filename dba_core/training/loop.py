@@ -223,4 +223,6 @@ class _Loop:
         try:
             self._on_event(event)
         except KeyboardInterrupt:
+            if self._stop.at_once:
+                raise
             self._stop.request()

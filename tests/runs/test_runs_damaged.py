@@ -31,7 +31,8 @@ from dba_core.training.metrics_log import read_metrics  # noqa: E402
 from dba_core.training.session import Session  # noqa: E402
 
 ODD: tuple[Any, ...] = (
-    None, True, [], {}, "", "x", -1, 0, 1 << 70, 1.5, [[]], {"a": None}, "../../etc", "/etc", "\u202e", "9" * 400,
+    None, True, [], {}, "", "x", -1, 0, 1 << 70, 1.5, [[]], {"a": None}, "../../etc", "/etc", "\u202e",
+    "9" * 400,
 )  # fmt: skip
 
 
@@ -175,7 +176,8 @@ def test_the_other_checkpoint_is_offered_only_if_it_is_whole(mine: RunFolder) ->
 BAD_LINES = (
     "null", "[]", "3", "{}", '{"kind": "train", "loss": 1}', '{"kind": "train", "step": "1", "loss": 1}',
     '{"kind": "train", "step": 1, "loss": NaN}', '{"kind": "train", "step": 1, "loss": 1' + "0" * 400 + "}",
-    "[" * 100_000, '{"kind": "x", "step": 1, "loss": 1}', '{"kind": "train", "step": true, "loss": 1}', "\udcff",
+    "[" * 100_000, '{"kind": "x", "step": 1, "loss": 1}', '{"kind": "train", "step": true, "loss": 1}',
+    "\udcff",
 )  # fmt: skip
 
 
