@@ -16,7 +16,7 @@ from dba_cli.terminal import echo, warn
 
 if TYPE_CHECKING:
     from dba_core.runs.summary import Summary
-    from dba_core.training.events import StepFinished, TrainEvent
+    from dba_core.training.events import Evaluated, StepFinished, TrainEvent
 
 
 class TerminalReporter:
@@ -62,7 +62,7 @@ class TerminalReporter:
         elif isinstance(event, StepFinished):
             self._step(event)
         elif isinstance(event, Evaluated):
-            self._evaluated(event.step, event.loss, event.is_best)
+            self._evaluated(event)
         elif isinstance(event, Interrupted):
             self.note(f"Interrupted after step {event.step}; saving.")
 
@@ -87,7 +87,10 @@ class TerminalReporter:
             state = f"loss {event.loss:.3f}{self._held_out}  {speed}  {left} left"
             self._bar.update(self._task, completed=event.step, state=state)
 
-    def _evaluated(self, step: int, loss: float, is_best: bool) -> None:
-        self._held_out = f"  held-out {loss:.3f}"
+    def _evaluated(self, event: Evaluated) -> None:
+        """Training looks at the first tokens of the held-out text, the summary at all of them."""
+        self._held_out = f"  first {event.tokens:,} held-out {event.loss:.3f}"
         if self._bar is None:
-            self.note(f"step {step}: held-out loss {loss:.4f}{' (best)' if is_best else ''}")
+            best = " (lowest so far)" if event.is_best else ""
+            where = f"over the first {event.tokens:,} held-out tokens"
+            self.note(f"step {event.step}: loss {event.loss:.4f} {where}{best}")

@@ -47,7 +47,8 @@ class RunFlags:
             check_device_name(self.device, path="device")
         from dba_core.runs.folder import find_run
 
-        folder, registry = find_run(self.run), self.plugin_flags.registry()
+        folder = find_run(self.run, weights=self.checkpoint)
+        registry = self.plugin_flags.registry()
         for kind, choice in replaced.items():
             if choice.name != "auto":
                 registry.find(kind, choice.name)

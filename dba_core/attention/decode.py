@@ -21,11 +21,19 @@ _Key = tuple[KVCachePolicy, int, int, torch.device, torch.dtype]
 
 
 def decode_request(
-    shape: AttentionShape, cache: LayerCache, *, has_null: bool, dtype: torch.dtype
+    shape: AttentionShape,
+    cache: LayerCache,
+    *,
+    has_null: bool,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> DecodeRequest:
-    """What a backend has to do for this cache; dtype is the queries'."""
+    """What a backend has to do for this cache; dtype is the queries'.
+
+    device: where the cache would be, for one that is on `meta`.
+    """
     k_sem, k_geo, v = cache.specs
-    device = cache.lengths_device.device
+    device = cache.lengths_device.device if device is None else device
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return DecodeRequest(
         shape=shape,
@@ -67,24 +75,32 @@ class DecodeBackends:
         """Whether the registry chooses, rather than the caller having given an instance."""
         return self._choice is not None
 
-    def selection(self, cache: LayerCache, dtype: torch.dtype) -> Selection:
-        """What the registry chose for this cache and why. Raises UnsupportedError for an instance."""
-        return self._select(cache, dtype)[0]
+    def selection(
+        self, cache: LayerCache, dtype: torch.dtype, device: torch.device | None = None
+    ) -> Selection:
+        """What the registry chose for this cache and why. Raises UnsupportedError for an instance.
+
+        device: as in `decode_request`.
+        """
+        return self._select(cache, dtype, device)[0]
 
     def backend(self, cache: LayerCache, dtype: torch.dtype) -> DecodeBackend:
         """The backend that decodes over this cache."""
         return self._fixed if self._fixed is not None else self._select(cache, dtype)[1]
 
-    def _select(self, cache: LayerCache, dtype: torch.dtype) -> tuple[Selection, DecodeBackend]:
+    def _select(
+        self, cache: LayerCache, dtype: torch.dtype, device: torch.device | None = None
+    ) -> tuple[Selection, DecodeBackend]:
         if self._choice is None:
             raise UnsupportedError(
                 "the decode backend was given as an instance, so the registry chose nothing; give its name "
                 "to have it selected and explained"
             )
-        key = (cache.policy, cache.batch, cache.capacity, cache.lengths_device.device, dtype)
+        place = cache.lengths_device.device if device is None else device
+        key = (cache.policy, cache.batch, cache.capacity, place, dtype)
         if key not in self._selected:
             registry = self._registry if self._registry is not None else Registry.default()
-            request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
+            request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype, device=place)
             selection = registry.select("decode_backend", self._choice, request)
             self._selected[key] = selection, cast("DecodeBackend", selection.build())
         return self._selected[key]

@@ -136,9 +136,16 @@ class DecoupledAttention(nn.Module):
         The decode backend is chosen for it at once: UnsupportedError says why one chosen by name cannot
         serve it.
         """
+        cache = self._empty_cache(batch, capacity, policy, rollback)
+        self.decode_backend(cache)
+        return cache
+
+    def _empty_cache(
+        self, batch: int, capacity: int, policy: KVCachePolicy | str, rollback: int | None
+    ) -> LayerCache:
         shape = self.shape
         sem_heads, geo_heads, v_heads = shape.cached_heads
-        cache = LayerCache(
+        return LayerCache(
             k_sem=(sem_heads, shape.sem_head_dim),
             k_geo=(geo_heads, shape.geo_head_dim),
             v=(v_heads, shape.v_head_dim),
@@ -149,8 +156,11 @@ class DecoupledAttention(nn.Module):
             layer=self.layer,
             rollback=rollback,
         )
-        self.decode_backend(cache)
-        return cache
+
+    def selection_without_memory(self, *, capacity: int, policy: KVCachePolicy, device: str) -> Selection:
+        """The decode backend for one sequence on `device`; the weights may be on `meta`."""
+        cache = self._empty_cache(1, capacity, policy, None)
+        return self._backends.selection(cache, self.out_proj.weight.dtype, torch.device(device))
 
     def decode_selection(self, cache: LayerCache) -> Selection:
         """The decode backend that the registry chose for this cache, and why."""

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from dba_core.cache.bytes import default_rollback
+from dba_core.cache.bytes import default_rollback, tensor_bytes_per_token, tensor_residual_bytes
 from dba_core.cache.checks import check_counts, check_room, check_tensor, check_values
 from dba_core.cache.lengths import RowLengths
 from dba_core.cache.placement import Place, Scatter, Span
@@ -22,6 +22,7 @@ from dba_core.cache.store import TensorStore
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.contracts import CachedTensor, TokenWriter
 from dba_core.errors import CacheError
+from dba_core.free_memory import many, require_memory
 
 
 class LayerCache:
@@ -55,6 +56,13 @@ class LayerCache:
             "rollback", default_rollback(policy) if rollback is None else rollback, least=0
         )
         ring_size = policy.residual + self.rollback if policy.residual else 0
+        sizes = ((*k_sem, policy.k_sem), (*k_geo, policy.k_geo), (*v, policy.v))
+        require_memory(
+            self.batch * sum(self._row_bytes(*each) for each in sizes),
+            device=str(device),
+            what=f"layer {layer} of a KV cache for {many(batch)} sequence(s) of {many(capacity)} tokens",
+            smaller="the number of tokens or of sequences",
+        )
         with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it
             where = torch.device(device)
             self._rows = RowLengths(batch=batch, ring_size=ring_size, device=where)
@@ -72,6 +80,13 @@ class LayerCache:
                     ("v", v, policy.v),
                 )
             )
+
+    def _row_bytes(self, n_heads: int, head_dim: int, fmt: TensorFormat) -> int:
+        """What one sequence takes of one tensor."""
+        ring = tensor_residual_bytes(
+            n_heads, head_dim, fmt, residual=self.policy.residual, rollback=self.rollback
+        )
+        return self.capacity * tensor_bytes_per_token(n_heads, head_dim, fmt) + ring
 
     @property
     def lengths(self) -> tuple[int, ...]:

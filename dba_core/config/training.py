@@ -17,6 +17,7 @@ class TrainingConfig(Serializable):
     batch_size: sequences per optimizer step over all processes and accumulation steps together.
     lr: peak learning rate; min_lr_ratio: the final one as a share of it. weight_decay acts on matrices only.
     eval_every / checkpoint_every / log_every: in steps; 0 for checkpoint_every means only at evaluations.
+    checkpoint_minutes: the longest time without a checkpoint, by the clock; 0 means none because of the time.
     eval_tokens: held-out tokens of an evaluation during training (the final one takes all).
     """
 
@@ -33,6 +34,7 @@ class TrainingConfig(Serializable):
     eval_every: int = attrs.field(default=100, validator=at_least(1))
     eval_tokens: int = attrs.field(default=8192, validator=at_least(1))
     checkpoint_every: int = attrs.field(default=0, validator=at_least(0))
+    checkpoint_minutes: float = attrs.field(default=10.0, validator=at_least(0))
     log_every: int = attrs.field(default=10, validator=at_least(1))
     compile: bool = False
 

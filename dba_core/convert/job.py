@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -18,6 +19,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from dba_core.config.model import ModelConfig
 from dba_core.convert.calibration import Calibration, calibrate
 from dba_core.convert.comparators import Variant, as_it_is, variants
 from dba_core.convert.decouple import Recipe, decouple, decoupled_config
@@ -39,8 +41,11 @@ from dba_core.data.corpus import Corpus
 from dba_core.errors import CheckpointError, UsageError
 from dba_core.evaluation.cached_loss import TextLoss, text_loss
 from dba_core.evaluation.reference import Reference
+from dba_core.free_memory import require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.folder import RunFolder
+from dba_core.runs.lock import one_writer
+from dba_core.runs.memory_need import least_parameters
 from dba_core.training.memory import peak_memory_bytes
 
 #: Tokens that recipes and policies are compared on.
@@ -50,23 +55,49 @@ SEARCH_TOKENS = 2048
 def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) -> ConversionReport:
     """Do it, and return the report that the folder holds as `conversion.json`.
 
-    Raises UsageError for an output folder that exists and for a recipe that does not fit the model,
+    Raises FolderInUseError where another process makes this output folder, UsageError for an output folder
+    that exists and for a recipe that does not fit the model,
     CheckpointError and UnsupportedError as `load_source`, DataError for the texts, SearchError where nothing
     keeps the goal of a search.
     """
     reporter = ConvertReporter() if reporter is None else reporter
-    if request.out.exists():
-        raise UsageError(f"{request.out} exists already, and is left as it is; give --out another name")
-    job = _Conversion(request, load_source(request.model), reporter)
-    request.out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=request.out.parent, prefix=f".{request.out.name}."))
-    try:
-        report = job.run(RunFolder(scratch))
-        scratch.chmod(0o755)
-        scratch.rename(request.out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    out = request.out
+    _refuse_existing(out)
+    source = load_source(request.model)
+    job = _Conversion(request, source, reporter)
+    _check_memory(source.config, copies=1 if request.recipe is None else 2, name=source.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with one_writer(out.parent / f".{out.name}.lock", folder=out):
+        _refuse_existing(out)  # another process may have finished it meanwhile
+        _remove_dead(out)
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            report = job.run(RunFolder(scratch))
+            scratch.chmod(0o755)
+            scratch.rename(out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return report
+
+
+def _check_memory(model: ModelConfig, *, copies: int, name: str) -> None:
+    """The source's weights, in float32, and the converted ones beside them must fit."""
+    need = 4 * least_parameters(model) * copies
+    what = f"the conversion of {name} ({copies} model(s) of float32 weights)"
+    require_memory(need, device="cpu", what=what, smaller="the model: take a smaller one of its family")
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise UsageError(f"{out} exists already, and is left as it is; give --out another name")
+
+
+def _remove_dead(out: Path) -> None:
+    """What conversions into this folder left that were killed."""
+    scratch = re.compile(re.escape(f".{out.name}.") + "[a-z0-9_]{8}")
+    for path in out.parent.iterdir():
+        if scratch.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_fit(request: ConvertRequest, source: SourceModel) -> None:

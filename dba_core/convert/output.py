@@ -5,6 +5,8 @@ Called by `dba_core.convert.job`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 from dba_core.config.data import DataConfig
@@ -18,6 +20,7 @@ from dba_core.convert.report import ConversionReport, markdown
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.folder import RunFolder, write_json, write_whole
 from dba_core.training.checkpoint_files import write_checkpoint
+from dba_core.training.fingerprint import settings_fingerprint
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -53,13 +56,20 @@ def write_output(
         folder.checkpoint,
         step=0,
         tensors={"model": model.state_dict()},
-        state={"step": 0, "converted_from": report.source},
+        state={"step": 0, "converted_from": report.source, "fingerprint": _fingerprint(model, config)},
         pointers=("best", "last"),
     )
     write_json(folder.path / "conversion.json", report.to_dict())
     write_whole(folder.path / "conversion.md", markdown(report))
     _draw(folder, report)
     write_json(folder.config_file, config.to_dict())
+
+
+def _fingerprint(model: LanguageModel, config: RunConfig) -> dict[str, Any]:
+    """What `load_run` holds against the configuration beside the weights."""
+    device = model.device.type
+    settings = config.model.resolved()
+    return settings_fingerprint(config, settings=settings, attentions=model.attentions, device=device)
 
 
 def _for_runs(config: ModelConfig, context: int) -> ModelConfig:

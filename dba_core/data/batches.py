@@ -72,13 +72,24 @@ class BatchSampler:
             ("context", self._context),
             ("tokens", len(self._tokens)),
         ):
-            if state[key] != mine:
+            if state.get(key) != mine:
                 raise DataError(
-                    f"the saved data position is for {key}={state[key]}, this run has {mine}; "
-                    "resume with the same data, batch size and context"
+                    f"the saved data position is for {key}={ascii(state.get(key))[:60]}, this run has "
+                    f"{mine}; resume with the same data, batch size and context"
                 )
-        self._generator.bit_generator.state = state["generator"]
-        self._drawn = state["drawn"]
+        drawn = state.get("drawn")
+        if isinstance(drawn, bool) or not isinstance(drawn, int) or drawn < 0:
+            raise DataError(
+                f"the saved data position has drawn={ascii(drawn)[:60]}; allowed: a count of batches"
+            )
+        try:
+            self._generator.bit_generator.state = state["generator"]
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise DataError(
+                f"the saved data position is damaged: its generator cannot be set ({error}); restore the "
+                "checkpoint from a copy, or train again"
+            ) from None
+        self._drawn = drawn
 
     @property
     def drawn(self) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dba_core.attention.long_sequence_path import WITHOUT_WEIGHTS, OwnSummarizer
 from dba_core.attention.module import DecoupledAttention
+from dba_core.cache.bytes import memory_table
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.layer_ranges import by_layer
@@ -28,6 +29,7 @@ from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.contracts import Kind
 from dba_core.errors import CacheError, DataError
+from dba_core.free_memory import many, require_memory
 from dba_core.model.block import Block, attention_of_layer
 from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
@@ -45,12 +47,16 @@ class LanguageModel(nn.Module):
         registry: Registry | None = None,
         seed: int = 0,
         device: str = "cpu",
+        shapes_only: bool = False,
     ) -> None:
         """plugins: a choice per kind, for all layers or for some; None is `auto`, for the summarizer
         `config.train_long_seq.mem_summarizer`. registry: None is the one of this process.
 
         The weights depend on `seed` alone: they are drawn on the CPU and then moved, so they are the same on
         every device. The caller's random state is left as it was.
+
+        shapes_only: every parameter has its name and shape and no memory (torch's `meta` device), plugins are
+        chosen as for `device`.
         """
         super().__init__()
         config = config.resolved()
@@ -62,7 +68,8 @@ class LanguageModel(nn.Module):
         plugins.check_layers(config.n_layers)
         self._registry = registry
         narrow = config.embed_dim != config.d_model
-        with torch.random.fork_rng(devices=[]):
+        nowhere = torch.device("meta") if shapes_only else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[]), nowhere:
             self.tok_emb = nn.Embedding(config.vocab_size, config.embed_dim)
             self.emb_in = nn.Linear(config.embed_dim, config.d_model, bias=False) if narrow else None
             self.dropout = nn.Dropout(config.dropout)
@@ -76,8 +83,9 @@ class LanguageModel(nn.Module):
             self.emb_out = nn.Linear(config.d_model, config.embed_dim, bias=False) if narrow else None
             tied = config.tie_embeddings
             self.lm_head = None if tied else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
-        initialize(self, seed=seed, n_layers=config.n_layers)
-        self.to(device)
+        if not shapes_only:
+            initialize(self, seed=seed, n_layers=config.n_layers)
+            self.to(device)
 
     def forward(
         self, tokens: Tensor, *, cache: KVCache | None = None, counts: Sequence[int] | None = None
@@ -121,7 +129,19 @@ class LanguageModel(nn.Module):
     def new_cache(
         self, *, batch: int, capacity: int, policy: KVCachePolicy | str, rollback: int | None = None
     ) -> KVCache:
-        """An empty cache for `batch` sequences of at most `capacity` tokens in every layer."""
+        """An empty cache for `batch` sequences of at most `capacity` tokens in every layer.
+
+        Raises NotEnoughMemoryError, before anything is allocated, for one that cannot fit.
+        """
+        parsed = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
+        shape = self.attentions[0].shape
+        (row,) = memory_table(shape, len(self.blocks), parsed, (capacity,), rollback=rollback)
+        require_memory(
+            batch * row.kv_bytes,
+            device=str(self.device),
+            what=f"a KV cache for {many(batch)} sequence(s) of {many(capacity)} tokens ({parsed.short})",
+            smaller="the number of tokens or of sequences (or choose a smaller KV policy)",
+        )
         return KVCache(
             [
                 attention.new_cache(batch=batch, capacity=capacity, policy=policy, rollback=rollback)

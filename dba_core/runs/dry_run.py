@@ -1,4 +1,6 @@
-"""`dba run --dry-run`: what a configuration would be and cost. Trains nothing, writes nothing."""
+"""`dba run --dry-run`: what a configuration would be and cost. Reads the corpus, gives the model no memory,
+trains nothing, writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,12 @@ from typing import Any
 import attrs
 
 from dba_core.config.loading import LoadedConfig
+from dba_core.free_memory import free_bytes
 from dba_core.registry import Registry
 from dba_core.runs.device import resolve_device
 from dba_core.runs.evaluate import null_attention
 from dba_core.runs.kv_memory import KvMemory
+from dba_core.runs.memory_need import MemoryNeed, training_need
 from dba_core.runs.outcome import (
     layer_plugin_facts,
     long_sequence_facts,
@@ -24,7 +28,10 @@ from dba_core.runs.summary import LongSequenceFacts, ModelFacts, PluginFacts, as
 
 @attrs.frozen(kw_only=True)
 class DryRun:
-    """The part of a summary that is known before training. training_flops: of all steps together."""
+    """The part of a summary that is known before training. training_flops: of all steps together.
+
+    memory: what training needs at least; memory_free: bytes of the device, None where they are not known.
+    """
 
     name: str
     device: str
@@ -39,6 +46,8 @@ class DryRun:
     steps: int
     training_tokens: int
     training_flops: int
+    memory: MemoryNeed
+    memory_free: int | None
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,10 +63,20 @@ def dry_run(
     allow_drift: bool = False,
     strict: bool = False,
 ) -> DryRun:
-    """Prepare the run as `run_job` does and describe it. Raises what the run would raise before it trains."""
+    """Prepare the run as `run_job` does and describe it.
+
+    Raises what the run would raise before it trains, but for memory: what would not fit is described.
+    """
     registry = Registry.default() if registry is None else registry
     config = attrs.evolve(loaded.config, device=resolve_device(loaded.config.device))
-    prepared = prepare(config, registry, device=config.device, allow_drift=allow_drift, strict=strict)
+    prepared = prepare(
+        config,
+        registry,
+        device=config.device,
+        allow_drift=allow_drift,
+        strict=strict,
+        shapes_only=True,
+    )
     model = model_facts(prepared)
     tokens = config.training.steps * config.training.batch_size * config.model.context
     return DryRun(
@@ -74,5 +93,7 @@ def dry_run(
         steps=config.training.steps,
         training_tokens=tokens,
         training_flops=tokens * model.cost.training_flops_per_token,
+        memory=training_need(prepared.config, parameters=model.cost.parameters),
+        memory_free=free_bytes(config.device),
         warnings=prepared.warnings,
     )

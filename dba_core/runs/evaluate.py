@@ -116,7 +116,7 @@ def evaluate_run(
     corpus that cannot be read with the run's tokenizer, UnsupportedError for a path that the run has not.
     """
     config = run.config if policy is None else attrs.evolve(run.config, kv_policy=policy)
-    corpus, tokens = _text(config, data)
+    corpus, tokens = text_of(run, data)
     model = run.model
     cache = model.new_cache(batch=1, capacity=config.model.context, policy=config.kv_policy)
     with _attention(run, long_seq=long_seq) as long_sequence:
@@ -135,14 +135,15 @@ def evaluate_run(
     )
 
 
-def tokens_of(config: RunConfig, data: str | None) -> Tokens:
-    """What a run is evaluated on: the held-out part of its corpus, or all of the corpus at `data`."""
-    return _text(config, data)[1]
+def text_of(run: Run, data: str | None) -> tuple[Corpus, Tokens]:
+    """What a run is evaluated on: the held-out part of its corpus, or all of the corpus at `data`.
 
-
-def _text(config: RunConfig, data: str | None) -> tuple[Corpus, Tokens]:
+    Raises RecordMismatchError for a corpus of the run's own that is another one by now.
+    """
+    config = run.config
     if data is None:
         corpus = load_corpus(config.data, context=config.model.context)
+        run.check_corpus(corpus)
         return corpus, corpus.held_out
     corpus = load_corpus(attrs.evolve(config.data, source=data), context=1)
     return corpus, corpus.tokens

@@ -5,23 +5,30 @@ Never overwrites: a name that is taken gets -2, -3 ... Called by the job, `load_
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from dba_core.errors import UsageError, nearest
+from dba_core.config.run import RunConfig
+from dba_core.documents import read_object
+from dba_core.errors import CheckpointError, ConfigError, DBAError, UsageError, nearest
 
 DEFAULT_ROOT = Path("runs")
 LATEST = "latest"
 _CONFIG = "resolved_config.json"
 #: Letters of a run's name that its folder has; file systems take 255 in all.
 _LONGEST_NAME = 120
+
+
+class FolderError(DBAError):
+    """A run's folder cannot be made or written."""
 
 
 @attrs.frozen
@@ -64,7 +71,22 @@ class RunFolder:
 
 
 def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
-    """Create the folder of a new run under `root`."""
+    """Create the folder of a new run under `root`. Raises FolderError where that cannot be."""
+    with disk_errors(root, "Give --out a folder that can be written"):
+        return _new_folder(root, name, now=now)
+
+
+@contextlib.contextmanager
+def disk_errors(place: Path, advice: str) -> Iterator[None]:
+    """Within: what the disk refuses (full, read-only, gone) is a FolderError with place and advice."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else place
+        raise FolderError(f"{where} could not be written ({error.strerror or error}). {advice}") from error
+
+
+def _new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
     root.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_LONGEST_NAME] or "run"
     stem = f"{now:%Y%m%d-%H%M%S}-{slug}"
@@ -79,11 +101,23 @@ def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
         return RunFolder(path)
 
 
-def find_run(text: str | Path) -> RunFolder:
+def read_resolved(folder: RunFolder) -> RunConfig:
+    """The configuration that a run recorded. Raises ConfigError with the file's name."""
+    if not folder.is_run:
+        raise CheckpointError(f"{folder.config_file} is missing; {folder.path} is no run's folder")
+    data = read_object(folder.config_file, error=ConfigError, advice="Restore it, or start a new run")
+    try:
+        return RunConfig.from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{error.message} (in {folder.config_file})", path=error.path) from None
+
+
+def find_run(text: str | Path, *, weights: str | None = None) -> RunFolder:
     """The run that `text` means: its folder, a unique part of its folder's name, or `latest`.
 
     A text without a folder is looked for under `runs/`; `some/where/latest` is the newest in `some/where`.
-    Raises UsageError that lists the runs there are.
+    weights: `best` or `last`, which `latest` must have; runs without it, and runs whose configuration cannot
+    be read, are then passed over. Raises UsageError that lists the runs there are.
     """
     given = Path(text)
     folder = RunFolder(given.parent if given.name == _CONFIG else given)
@@ -92,11 +126,35 @@ def find_run(text: str | Path) -> RunFolder:
     root = given.parent if str(given.parent) != "." or str(text).startswith(".") else DEFAULT_ROOT
     runs = runs_in(root)
     if given.name == LATEST and runs:
-        return runs[-1]
+        return runs[-1] if weights is None else _newest_with(weights, runs, root)
     found = [run for run in runs if given.name in run.path.name]
     if len(found) == 1:
         return found[0]
     raise UsageError(_not_found(str(text), given.name, root, runs, found))
+
+
+def _newest_with(weights: str, runs: list[RunFolder], root: Path) -> RunFolder:
+    passed = []
+    for run in reversed(runs):
+        why = _unusable(run, weights)
+        if why is None:
+            return run
+        passed.append(f"{run.path.name} ({why})")
+    raise UsageError(
+        f"no run in {root} has weights to use. Passed over: {'; '.join(passed)}. Let one train until its "
+        "first checkpoint (dba run), or go on with one: dba run --resume RUN"
+    )
+
+
+def _unusable(run: RunFolder, weights: str) -> str | None:
+    """Why a run's weights cannot be used; None where nothing speaks against it at first sight."""
+    if not (run.checkpoint / weights).is_file():
+        return f"it has no checkpoint {weights!r} yet"
+    try:
+        read_resolved(run)
+    except DBAError as error:
+        return f"its configuration cannot be read: {error}"
+    return None
 
 
 def runs_in(root: Path) -> list[RunFolder]:
@@ -129,8 +187,13 @@ def write_whole(path: Path, text: str) -> None:
     A lone surrogate (of a file name that is no UTF-8) is written as its escape, which is JSON's too.
     """
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(text.encode("utf-8", errors="backslashreplace"))
-    os.replace(fresh, path)
+    try:
+        fresh.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+        os.replace(fresh, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -30,17 +30,26 @@ from dba_core.runs.evaluate import (
     evaluate_loss_as_trained,
     null_attention,
 )
-from dba_core.runs.folder import DEFAULT_ROOT, RunFolder, new_folder, write_json, write_whole
-from dba_core.runs.load import read_resolved
+from dba_core.runs.folder import (
+    DEFAULT_ROOT,
+    RunFolder,
+    disk_errors,
+    new_folder,
+    read_resolved,
+    write_json,
+    write_whole,
+)
+from dba_core.runs.lock import one_group_of_writers
 from dba_core.runs.outcome import Measured, summarize
 from dba_core.runs.pictures import draw_plots
 from dba_core.runs.prepare import Prepared, prepare
 from dba_core.runs.report import Reporter, SilentReporter
 from dba_core.runs.sample import sample_run, samples_text
 from dba_core.runs.summary_markdown import markdown
-from dba_core.training.checkpoint import load_model_weights
+from dba_core.training.checkpoint import restore_weights
 from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
 from dba_core.training.distributed import World
+from dba_core.training.fingerprint import check_written_by, fingerprint
 from dba_core.training.loop import TrainingResult, train
 from dba_core.training.memory import peak_memory_bytes
 from dba_core.training.metrics_log import read_metrics
@@ -71,9 +80,11 @@ def run_job(
         with job.phase("prepare", "Reading the data and building the model ..."):
             prepared = job.prepare(config, allow_drift=allow_drift, strict=strict)
         folder = _agree_on_folder(world, root, config.name)
-        if world.is_main:
-            write_json(folder.config_file, prepared.config.to_dict())
-        return job.train_and_evaluate(prepared, folder, resume=False)
+        with one_group_of_writers(world, folder.path):
+            if world.is_main:
+                with disk_errors(folder.path, "Make room or give --out another place, then start again"):
+                    write_json(folder.config_file, prepared.config.to_dict())
+            return job.train_and_evaluate(prepared, folder, resume=False)
 
 
 def resume_job(
@@ -87,16 +98,18 @@ def resume_job(
 ) -> Path:
     """Go on with a run in its own folder, from its last checkpoint, with the configuration that it recorded.
 
-    A run whose training is complete is evaluated again. device: another than the recorded one.
+    A run whose training is complete is evaluated again, one without a checkpoint starts from its first step.
+    device: another than the recorded one. Raises FolderInUseError where another process writes there.
     """
     config = read_resolved(folder)
     if device is not None:
         config = attrs.evolve(config, device=device)
     with _joined(config) as world:
         job = _Job(world, registry, reporter)
-        with job.phase("prepare", f"Going on with {folder.path} ..."):
-            prepared = job.prepare(config, allow_drift=allow_drift, strict=strict)
-        return job.train_and_evaluate(prepared, folder, resume=True)
+        with one_group_of_writers(world, folder.path):
+            with job.phase("prepare", f"Going on with {folder.path} ..."):
+                prepared = job.prepare(config, allow_drift=allow_drift, strict=strict)
+            return job.train_and_evaluate(prepared, folder, resume=True)
 
 
 class _Job:
@@ -119,7 +132,14 @@ class _Job:
     def prepare(self, config: RunConfig, *, allow_drift: bool, strict: bool) -> Prepared:
         settled = attrs.evolve(config, device=resolve_device(config.device))
         device = str(self.world.device)
-        prepared = prepare(settled, self.registry, device=device, allow_drift=allow_drift, strict=strict)
+        prepared = prepare(
+            settled,
+            self.registry,
+            device=device,
+            allow_drift=allow_drift,
+            strict=strict,
+            processes=self.world.size,
+        )
         for warning in prepared.warnings:
             self.reporter.warning(warning)
         return prepared
@@ -127,10 +147,27 @@ class _Job:
     def train_and_evaluate(self, prepared: Prepared, folder: RunFolder, *, resume: bool) -> Path:
         """Everything after the folder is there."""
         with _WhatIsLeft(folder, self.reporter):
+            resume = resume and self._can_go_on(folder)
             result = self._train(prepared, folder, resume=resume)
             if self.world.is_main:
-                self._evaluate(prepared, folder, result)
+                with disk_errors(folder.path, "Make room, or put the folder back and make it writable"):
+                    self._evaluate(prepared, folder, result)
         return folder.path
+
+    def _can_go_on(self, folder: RunFolder) -> bool:
+        """Whether there is a checkpoint to go on from; without one nothing else of the training is kept."""
+        there = has_checkpoint(folder.checkpoint, "last")
+        self.world.barrier()  # all have looked before the main process writes
+        if not there:
+            self.reporter.note("No checkpoint was saved; starting from the first step.")
+            if self.world.is_main:
+                with disk_errors(folder.path, "Make the folder writable"):
+                    folder.metrics_file.unlink(missing_ok=True)
+        elif self.world.is_main and not folder.metrics_file.is_file():
+            self.reporter.warning(
+                f"{folder.metrics_file} is gone; the run goes on, and its curves begin where it goes on"
+            )
+        return there
 
     def _train(self, prepared: Prepared, folder: RunFolder, *, resume: bool) -> TrainingResult | None:
         """None when an earlier part of the run has finished the training."""
@@ -161,8 +198,10 @@ class _Job:
     def _evaluate(self, prepared: Prepared, folder: RunFolder, result: TrainingResult | None) -> None:
         """Measure the best weights and write everything down."""
         config, model, corpus = prepared.config, prepared.model, prepared.corpus
-        stored = load_model_weights(model, folder.checkpoint, which="best")
-        step = stored.state["step"]
+        stored = read_checkpoint(folder.checkpoint, "best")
+        check_written_by(stored.path, stored.fingerprint, fingerprint(model, corpus, config, self.world))
+        restore_weights(model, stored)
+        step = stored.step
         with self.phase("evaluate", f"Evaluating the best weights (step {step}) on held-out text ..."):
             held_out = evaluate_loss(model, corpus.held_out, corpus.tokenizer, config)
             as_trained = evaluate_loss_as_trained(model, corpus.held_out, corpus.tokenizer, config)
@@ -220,9 +259,9 @@ class _WhatIsLeft:
         if kind is None or issubclass(kind, RunInterruptedError):
             return
         text = f"The run did not finish; what there is lies in {self._folder.path}."
-        if has_checkpoint(self._folder.checkpoint, "last"):
-            text += f" Go on with: dba run --resume {self._folder.path}"
-        self._reporter.warning(text)
+        if not has_checkpoint(self._folder.checkpoint, "last"):
+            text += " No checkpoint was saved yet: it starts again from its first step."
+        self._reporter.warning(f"{text} Go on with: dba run --resume {self._folder.path}")
 
 
 def _joined(config: RunConfig) -> World:
@@ -233,8 +272,7 @@ def _is_trained(folder: RunFolder, config: RunConfig) -> bool:
     """Whether the last checkpoint is that of the last step."""
     if not has_checkpoint(folder.checkpoint, "last"):
         return False
-    step: int = read_checkpoint(folder.checkpoint, "last").state["step"]
-    return step >= config.training.steps
+    return read_checkpoint(folder.checkpoint, "last").step >= config.training.steps
 
 
 def _agree_on_folder(world: World, root: Path, name: str) -> RunFolder:

@@ -5,28 +5,43 @@ Called by `dba sample`, `dba eval` and users: `run = load_run("runs/20250101-120
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from dba_core.config.plugins import PluginChoice
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
+from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer
-from dba_core.errors import CheckpointError, ConfigError
+from dba_core.errors import ConfigError, RecordMismatchError
+from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.runs.device import resolve_device
-from dba_core.runs.folder import RunFolder, find_run
+from dba_core.runs.folder import RunFolder, find_run, read_resolved
+from dba_core.runs.memory_need import least_parameters
 from dba_core.runs.selection import model_choices
-from dba_core.training.checkpoint import load_model_weights
+from dba_core.training.checkpoint import restore_weights
+from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
+from dba_core.training.fingerprint import (
+    TRAINED_KINDS,
+    check_written_by,
+    corpus_fingerprint,
+    differences,
+    settings_fingerprint,
+    unlike,
+)
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Run:
-    """config: as recorded, but for what `load_run` was told otherwise. step: of the checkpoint `which`."""
+    """config: as recorded, but for what `load_run` was told otherwise. step: of the checkpoint `which`.
+
+    trained_on: what the checkpoint says of its corpus (`corpus_fingerprint`), None where it says nothing.
+    """
 
     config: RunConfig
     model: LanguageModel
@@ -35,6 +50,23 @@ class Run:
     which: str
     step: int
     warnings: tuple[str, ...] = ()
+    trained_on: Mapping[str, Any] | None = None
+    allow_drift: bool = False
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Raise RecordMismatchError unless the run's own corpus, read again, is what it was trained on.
+
+        A run that was loaded with allow_drift takes another text; a run that does not know takes any.
+        """
+        if self.trained_on is None or self.allow_drift:
+            return
+        changed = "; ".join(differences({"data": self.trained_on}, {"data": corpus_fingerprint(corpus)}))
+        if changed:
+            raise RecordMismatchError(
+                f"{corpus.name!r} is not the text that {self.folder.path} was trained on: {changed}. What is "
+                "held out now may have been trained on. Restore that text, give other text with --data, or "
+                "take this one with --allow-drift"
+            )
 
 
 def load_run(
@@ -46,13 +78,15 @@ def load_run(
     registry: Registry | None = None,
     allow_drift: bool = False,
 ) -> Run:
-    """Load the run that `path` means: its folder, a unique part of its name under `runs/`, or `latest`.
+    """Load the run that `path` means: its folder, a unique part of its name under `runs/`, or `latest`,
+    the newest that has such a checkpoint and can be read.
 
     which: the `best` or the `last` checkpoint. device: another than the recorded one. plugins: choices that
     replace recorded ones, in every layer. Raises UsageError for no such run, RecordMismatchError for other
-    plugin versions, CheckpointError for a checkpoint that is missing, damaged or of another model.
+    plugin versions and for a checkpoint that another configuration wrote, CheckpointError for one that is
+    missing, damaged or of another model.
     """
-    folder = find_run(path)
+    folder = find_run(path, weights=which)
     registry = Registry.default() if registry is None else registry
     config = _with_own_tokenizer(read_resolved(folder), folder)
     choices = config.plugins
@@ -61,6 +95,7 @@ def load_run(
     config = attrs.evolve(config, device=resolve_device(device or config.device), plugins=choices)
     warnings = check_records(config.plugins, registry, allow_drift)
     tokenizer = load_tokenizer(config.data.tokenizer)
+    _check_memory(config, folder, vocab_size=tokenizer.vocab_size)
     model = LanguageModel(
         config.model,
         plugins=model_choices(config.plugins),
@@ -68,7 +103,10 @@ def load_run(
         seed=config.seed,
         device=config.device,
     )
-    stored = load_model_weights(model, folder.checkpoint, which=which)
+    stored = read_checkpoint(folder.checkpoint, which)
+    notes = _check_fingerprint(stored, model, config, replaced=set(plugins or {}), allow_drift=allow_drift)
+    restore_weights(model, stored)
+    trained_on = (stored.fingerprint or {}).get("data")
     return Run(
         config=config,
         model=model.eval(),
@@ -76,8 +114,58 @@ def load_run(
         folder=folder,
         which=which,
         step=stored.state["step"],
-        warnings=tuple(warnings),
+        warnings=(*warnings, *notes),
+        trained_on=trained_on if isinstance(trained_on, dict) else None,
+        allow_drift=allow_drift,
     )
+
+
+def _check_memory(config: RunConfig, folder: RunFolder, *, vocab_size: int) -> None:
+    """The weights must fit, on the CPU too, where they are made."""
+    try:
+        parameters = least_parameters(config.model.resolved(vocab_size=vocab_size))
+    except ConfigError as error:
+        raise error.under("model") from None
+    for device in ("cpu", config.device):
+        require_memory(
+            4 * parameters,
+            device=device,
+            what=f"the model of {folder.path} ({many(parameters)} parameters)",
+            smaller="the model, if its configuration is not damaged,",
+        )
+
+
+def _check_fingerprint(
+    stored: StoredCheckpoint,
+    model: LanguageModel,
+    config: RunConfig,
+    *,
+    replaced: set[Kind],
+    allow_drift: bool,
+) -> list[str]:
+    """That this configuration wrote these weights. Returns what was let pass, as warnings.
+
+    replaced: kinds of plugin that the caller chose anew. Raises RecordMismatchError with what differs.
+    """
+    before = stored.fingerprint
+    if before is None:
+        return [
+            f"{stored.path} does not say which configuration wrote it (an older version did); it is taken to "
+            "be this run's"
+        ]
+    device = before.get("device")
+    now = settings_fingerprint(
+        config,
+        settings=model.config,
+        attentions=model.attentions,
+        device=device if isinstance(device, str) else model.device.type,
+    )
+    del now["device"]  # weights may be read on another one
+    if replaced & set(TRAINED_KINDS):
+        del now["plugins"]
+    drifted = list(unlike(before, {"plugins": now.pop("plugins", {})})) if allow_drift else []
+    check_written_by(stored.path, before, now)
+    return drifted
 
 
 def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:
@@ -86,19 +174,3 @@ def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:
     if not own.is_file():
         return config
     return attrs.evolve(config, data=attrs.evolve(config.data, tokenizer=str(own)))
-
-
-def read_resolved(folder: RunFolder) -> RunConfig:
-    """The configuration that a run recorded. Raises ConfigError with the file's name."""
-    try:
-        data = json.loads(folder.config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder.config_file} is missing; {folder.path} is no run's folder") from None
-    except ValueError as error:
-        raise ConfigError(
-            f"{folder.config_file} is not valid JSON ({error}); restore it or start a new run"
-        ) from None
-    try:
-        return RunConfig.from_dict(data)
-    except ConfigError as error:
-        raise ConfigError(f"{error.message} (in {folder.config_file})", path=error.path) from None

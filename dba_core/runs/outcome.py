@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 
+from dba_core.config.model import ModelConfig
 from dba_core.distribution import installed_version
 from dba_core.evaluation.fidelity import PolicyFidelity
 from dba_core.evaluation.held_out import HeldOut
@@ -146,7 +147,8 @@ def memory_facts(prepared: Prepared) -> KvMemory:
 
 def plugin_facts(prepared: Prepared) -> dict[str, PluginFacts]:
     """By kind: what the layers have that chose nothing of their own."""
-    return {each.selection.kind: _plugin(each) for each in prepared.selections.placed() if not each.text}
+    placed = prepared.selections.placed()
+    return {each.selection.kind: _plugin(each, prepared) for each in placed if not each.text}
 
 
 def layer_plugin_facts(prepared: Prepared) -> dict[str, dict[str, PluginFacts]]:
@@ -154,11 +156,11 @@ def layer_plugin_facts(prepared: Prepared) -> dict[str, dict[str, PluginFacts]]:
     facts: dict[str, dict[str, PluginFacts]] = {}
     for each in prepared.selections.placed():
         if each.text:
-            facts.setdefault(each.where, {})[each.selection.kind] = _plugin(each)
+            facts.setdefault(each.where, {})[each.selection.kind] = _plugin(each, prepared)
     return facts
 
 
-def _plugin(placed: PlacedSelection) -> PluginFacts:
+def _plugin(placed: PlacedSelection, prepared: Prepared) -> PluginFacts:
     choice = placed.selection.choice()
     assert choice.record is not None
     return PluginFacts(
@@ -170,7 +172,23 @@ def _plugin(placed: PlacedSelection) -> PluginFacts:
         why=choice.record.why,
         layers=placed.where,
         passed_over=tuple(map(str, placed.selection.passed_over)),
+        not_built=_not_built(placed, prepared),
     )
+
+
+def _not_built(placed: PlacedSelection, prepared: Prepared) -> str | None:
+    """A summarizer is chosen for every model with a semantic path, and made where its path can be reached."""
+    if placed.selection.kind != "summarizer":
+        return None
+    layers = prepared.model.attentions
+    if any(layers[layer].summarizer is not None for layer in placed.layers):
+        return None
+    return _below_threshold(prepared.config.model)
+
+
+def _below_threshold(model: ModelConfig) -> str:
+    threshold = model.train_long_seq.threshold
+    return f"the context of {model.context} is below the threshold of {threshold} tokens"
 
 
 def _losses(measured: Measured, metrics: Sequence[Mapping[str, Any]]) -> LossFacts:
@@ -252,7 +270,7 @@ def long_sequence_facts(prepared: Prepared) -> LongSequenceFacts:
     elif attention.long_sequence is None:
         text = f"inactive: layout {model.attention.mode!r} has no semantic path"
     else:
-        text = f"inactive: the context of {model.context} is below the threshold of {knobs.threshold} tokens"
+        text = f"inactive: {_below_threshold(model)}"
     return LongSequenceFacts(
         text=text,
         enabled=knobs.enabled,

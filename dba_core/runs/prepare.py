@@ -17,9 +17,14 @@ from dba_core.config.plugins import PluginChoices
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.errors import ConfigError
+from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_options, check_records, refuse_fallbacks
+from dba_core.runs.memory_need import least_parameters, training_need
 from dba_core.runs.selection import Selections, model_choices, select_plugins
+
+#: So many bytes no device has: not even the shapes of such a model are made.
+NOWHERE = 1 << 46
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -34,13 +39,22 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, registry: Registry, *, device: str, allow_drift: bool = False, strict: bool = False
+    config: RunConfig,
+    registry: Registry,
+    *,
+    device: str,
+    allow_drift: bool = False,
+    strict: bool = False,
+    processes: int = 1,
+    shapes_only: bool = False,
 ) -> Prepared:
     """Check the records and the options, read the data, choose the plugins, build the model.
 
     device: where the model goes, `cuda:1` say; the configuration keeps its kind, `cuda`. strict: a choice of
-    `auto` that is not its first one is an UnsupportedError.
-    Raises RecordMismatchError, DataError, ConfigError, PluginError or UnsupportedError.
+    `auto` that is not its first one is an UnsupportedError. processes: that train together.
+    shapes_only: the model has shapes and no memory, and it may be too large for this machine. Raises
+    NotEnoughMemoryError for a run that cannot fit here (shapes_only: nowhere), RecordMismatchError,
+    DataError, ConfigError, PluginError or UnsupportedError.
     """
     warnings = check_records(config.plugins, registry, allow_drift)
     check_options(model_choices(config.plugins), registry)
@@ -54,7 +68,8 @@ def prepare(
             seed=config.generation.seed if config.generation.seed is not None else config.seed,
         ),
     )
-    selections = select_plugins(resolved, registry, device=device)
+    check_memory(resolved, device=device, processes=processes, least=NOWHERE if shapes_only else 0)
+    selections = select_plugins(resolved, registry, device=device, shapes_only=shapes_only)
     if strict:
         refuse_fallbacks((each.where, each.selection) for each in selections.placed())
     resolved = attrs.evolve(resolved, plugins=_recorded(resolved.plugins, selections, registry))
@@ -64,6 +79,7 @@ def prepare(
         registry=registry,
         seed=resolved.seed,
         device=device,
+        shapes_only=shapes_only,
     )
     return Prepared(
         config=resolved,
@@ -72,6 +88,20 @@ def prepare(
         selections=selections,
         warnings=(*warnings, *_notices(resolved)),
     )
+
+
+def check_memory(config: RunConfig, *, device: str, processes: int, least: int = 0) -> None:
+    """Raise NotEnoughMemoryError for a run that needs more than is free, weights on the CPU included, where
+    they are drawn. config: with a resolved model. least: bytes below which nobody asks.
+    """
+    parameters = least_parameters(config.model)
+    need = training_need(config, parameters=parameters, processes=processes)
+    smaller = "model.n_layers, model.d_model, training.batch_size or model.context"
+    what = f"a run of {many(parameters)} parameters and {many(config.training.batch_size)} sequences a step"
+    if need.total < least:
+        return
+    require_memory(need.weights, device="cpu", what=what, smaller=smaller)
+    require_memory(need.total, device=device, what=what, smaller=smaller)
 
 
 def _resolved_data(data: DataConfig) -> DataConfig:

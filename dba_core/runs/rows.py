@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dba_core.config.layer_ranges import in_words
+from dba_core.free_memory import gib
 from dba_core.runs.kv_memory import KvMemory, human_bytes
 from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
 
 if TYPE_CHECKING:
     from dba_core.evaluation.metrics import FidelityMetrics
+    from dba_core.runs.memory_need import MemoryNeed
 
 Row = tuple[str, str]
 
@@ -39,6 +41,18 @@ def model_rows(model: ModelFacts) -> Iterable[Row]:
     )
 
 
+def memory_row(need: MemoryNeed, free: int | None, device: str) -> Row:
+    """What training needs at least, and whether that is there."""
+    parts = (
+        f"at least {gib(need.total)}: weights {gib(need.weights)}, gradients {gib(need.gradients)}, AdamW "
+        f"{gib(need.optimizer)}, activations {gib(need.activations)}, logits {gib(need.logits)}"
+    )
+    if free is None:
+        return "Memory", parts
+    verdict = "" if need.total <= free else "; it does not fit here"
+    return "Memory", f"{parts}; {gib(free)} free on {device}{verdict}"
+
+
 def data_row(data: Mapping[str, Any]) -> Row:
     version = f" of {data['version']}" if data["version"] else ""
     return (
@@ -61,7 +75,11 @@ def plugin_rows(
 def _plugin_rows(title: str, plugin: PluginFacts) -> Iterable[Row]:
     options = ", ".join(f"{name}={value}" for name, value in plugin.options.items())
     given = f" ({options})" if options else ""
-    yield title, f"{plugin.name}{given} of {plugin.distribution} {plugin.version}: {plugin.why}"
+    origin = f"{plugin.name}{given} of {plugin.distribution} {plugin.version}"
+    if plugin.not_built is not None:
+        yield title, f"not built: {plugin.not_built} (else {origin}: {plugin.why})"
+        return
+    yield title, f"{origin}: {plugin.why}"
     for passed in plugin.passed_over:
         yield "", f"passed over {passed}"
 

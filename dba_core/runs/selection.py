@@ -5,9 +5,11 @@ Nothing is trained and no data is read. Called by the preparation of a run and b
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import attrs
+import torch
 
 from dba_core.config.layer_ranges import by_layer, layers_text, parse_layers
 from dba_core.config.plugins import PluginChoice, PluginChoices
@@ -67,15 +69,24 @@ class Selections:
         return frozenset(range(len(self.layers))) - own
 
 
-def select_plugins(config: RunConfig, registry: Registry, *, device: str) -> Selections:
-    """The selection of every kind that the model has. Raises PluginError, ConfigError or UnsupportedError."""
+def select_plugins(
+    config: RunConfig, registry: Registry, *, device: str, shapes_only: bool = False
+) -> Selections:
+    """The selection of every kind that the model has. Raises PluginError, ConfigError or UnsupportedError.
+
+    shapes_only: asked of attention that has shapes and no memory.
+    """
     choices = model_choices(config.plugins)
     asked: list[tuple[PluginChoices, dict[Kind, Selection]]] = []
     layers = []
     for layer in range(config.model.n_layers):
         own = choices.of_layer(layer)
         same = [found for before, found in asked if before == own]
-        layers.append(same[0] if same else _selected(config, choices, registry, layer=layer, device=device))
+        layers.append(
+            same[0]
+            if same
+            else _selected(config, choices, registry, layer=layer, device=device, shapes_only=shapes_only)
+        )
         asked.append((own, layers[-1]))
     return Selections(choices=choices, layers=tuple(layers))
 
@@ -108,14 +119,27 @@ def explain_selection(kind: Kind, config: RunConfig, registry: Registry) -> list
 
 
 def _selected(
-    config: RunConfig, choices: PluginChoices, registry: Registry, *, layer: int, device: str
+    config: RunConfig,
+    choices: PluginChoices,
+    registry: Registry,
+    *,
+    layer: int,
+    device: str,
+    shapes_only: bool,
 ) -> dict[Kind, Selection]:
     model = attrs.evolve(
         config.model, attention=config.model.attention.resolved(d_model=config.model.d_model)
     )
-    attention = attention_of_layer(model, choices, layer=layer, registry=registry, device=device).to(device)
-    cache = attention.new_cache(batch=1, capacity=model.context, policy=config.kv_policy)
-    return {**attention.selections, "decode_backend": attention.decode_selection(cache)}
+    with torch.device("meta") if shapes_only else contextlib.nullcontext():
+        attention = attention_of_layer(model, choices, layer=layer, registry=registry, device=device)
+    if shapes_only:
+        decode = attention.selection_without_memory(
+            capacity=model.context, policy=config.kv_policy, device=device
+        )
+    else:
+        cache = attention.to(device).new_cache(batch=1, capacity=model.context, policy=config.kv_policy)
+        decode = attention.decode_selection(cache)
+    return {**attention.selections, "decode_backend": decode}
 
 
 def _was_automatic(choice: PluginChoice) -> bool:

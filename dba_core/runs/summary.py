@@ -41,7 +41,8 @@ class ModelFacts:
 class PluginFacts:
     """One chosen plugin: where it is from, with what options, why, and what `auto` passed over before it.
 
-    layers: the layers that have it, as in `0-3,6`.
+    layers: the layers that have it, as in `0-3,6`. not_built: why the model does without it all the same,
+    None where it has it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PluginFacts:
     why: str
     layers: str
     passed_over: tuple[str, ...]
+    not_built: str | None = None
 
 
 @attrs.frozen(kw_only=True)

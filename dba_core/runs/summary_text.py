@@ -14,6 +14,7 @@ from dba_core.runs.rows import (
     fidelity_row,
     human_count,
     loss_rows,
+    memory_row,
     model_rows,
     plugin_rows,
     speed_rows,
@@ -67,6 +68,7 @@ def dry_run_sections(result: DryRun) -> list[Section]:
         ("Training", training),
         ("Long-sequence training", result.long_sequence.text),
         ("Device", result.device),
+        memory_row(result.memory, result.memory_free, result.device),
     )
     return [
         Section("Model", model),

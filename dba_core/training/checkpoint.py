@@ -21,9 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from dba_core.errors import CheckpointError
-from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint, write_checkpoint
+from dba_core.model.finite import check_finite
+from dba_core.training.checkpoint_files import StoredCheckpoint, is_count, read_checkpoint, write_checkpoint
 from dba_core.training.distributed import World
 from dba_core.training.fingerprint import fingerprint_hash
+
+#: What AdamW keeps of a parameter.
+_MOMENTS = {"exp_avg", "exp_avg_sq"}
 
 
 @attrs.define(kw_only=True)
@@ -34,6 +38,26 @@ class Progress:
     eval_loss: float | None = None
     best_loss: float | None = None
     best_step: int | None = None
+
+    @classmethod
+    def of(cls, stored: StoredCheckpoint) -> Progress:
+        """What a checkpoint says. Raises CheckpointError for a value that is missing or none."""
+        state = stored.state
+        for name in ("eval_loss", "best_loss"):
+            loss = state.get(name, "")
+            if loss is not None and (isinstance(loss, bool) or not isinstance(loss, (int, float))):
+                raise _no_position(stored, name, loss)
+        best = state.get("best_step", "")
+        if best is not None and not is_count(best):
+            raise _no_position(stored, "best_step", best)
+        return cls(**{field.name: state[field.name] for field in attrs.fields(cls)})
+
+
+def _no_position(stored: StoredCheckpoint, name: str, value: object) -> CheckpointError:
+    given = f"gives {name!r} as {ascii(value)[:60]}" if name in stored.state else f"has no {name!r}"
+    return CheckpointError(
+        f"{stored.path} {given}, so training cannot go on from it; restore it from a copy, or train again"
+    )
 
 
 def save_checkpoint(
@@ -79,7 +103,7 @@ def load_model_weights(model: nn.Module, root: Path, which: str = "best") -> Sto
 
 
 def restore_weights(model: nn.Module, stored: StoredCheckpoint) -> None:
-    """The same from a checkpoint that has been read."""
+    """The same from a checkpoint that has been read. Raises CheckpointError for a NaN or an infinity too."""
     saved, mine = stored.tensors("model"), model.state_dict()
     problems = [f"{name} is missing" for name in mine if name not in saved]
     problems += [f"{name} is unknown to the model" for name in saved if name not in mine]
@@ -94,15 +118,21 @@ def restore_weights(model: nn.Module, stored: StoredCheckpoint) -> None:
             f"{stored.path} is the checkpoint of another model: {shown}. Build the model from the "
             "configuration that the run recorded"
         )
+    for name, tensor in saved.items():
+        check_finite(tensor, name=name, where=str(stored.path / "model.safetensors"))
     model.load_state_dict(saved)
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, stored: StoredCheckpoint) -> None:
-    """Put the saved moments and step counts back. A parameter that had none gets none."""
+    """Put the saved moments and step counts back. A parameter that had none gets none.
+
+    Raises CheckpointError for moments of another model, or with a NaN or an infinity.
+    """
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, tensor in stored.tensors("optimizer").items():
         name, _, part = key.rpartition(".")
         by_name.setdefault(name, {})[part] = tensor
+    _check_moments(model, by_name, where=stored.path / "optimizer.safetensors")
     order = _names_in_order(model, optimizer)
     state = {index: by_name[name] for index, name in enumerate(order) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -118,11 +148,31 @@ def collect_random_states(world: World) -> dict[str, Tensor]:
 
 
 def restore_random_states(world: World, stored: StoredCheckpoint) -> None:
-    """Let this process's generators go on where they were."""
+    """Let this process's generators go on where they were. Raises CheckpointError where they are missing."""
     states = stored.tensors("random")
-    torch.set_rng_state(states[f"cpu.{world.rank}"])
-    if world.device.type == "cuda":
-        torch.cuda.set_rng_state(states[f"cuda.{world.rank}"], world.device)
+    names = [f"cpu.{world.rank}", *([f"cuda.{world.rank}"] if world.device.type == "cuda" else [])]
+    try:
+        torch.set_rng_state(states[names[0]])
+        if len(names) > 1:
+            torch.cuda.set_rng_state(states[names[1]], world.device)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{stored.path / 'random.safetensors'} does not hold the generators {', '.join(names)} of this "
+            f"version of torch ({error}); resume with the version that wrote it, or train again"
+        ) from None
+
+
+def _check_moments(model: nn.Module, by_name: Mapping[str, Mapping[str, Tensor]], *, where: Path) -> None:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name, parts in by_name.items():
+        sound = name in shapes and parts.keys() == _MOMENTS | {"step"} and parts["step"].numel() == 1
+        if not sound or any(parts[moment].shape != shapes[name] for moment in _MOMENTS):
+            raise CheckpointError(
+                f"{where} holds {ascii(name)[:80]} with {', '.join(sorted(map(ascii, parts)))[:80]}, which "
+                "is no AdamW state of this model; restore the checkpoint from a copy, or train again"
+            )
+        for part, tensor in parts.items():
+            check_finite(tensor, name=f"{name}.{part}", where=str(where))
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

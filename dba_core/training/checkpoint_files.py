@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -25,7 +26,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dba_core.documents import parse_object, read_object, read_text
 from dba_core.errors import CheckpointError, unknown
+
+#: What a pointer may name, and what a state may list: nothing outside of the checkpoint's own folder.
+_DIRECTORY = re.compile(r"step-[0-9]{8,20}-[0-9a-f]{8}")
+_TENSOR_FILE = re.compile(r"[a-z_]{1,40}\.safetensors")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 POINTERS = ("best", "last")
 STATE_FILE = "state.json"
@@ -39,13 +46,25 @@ class StoredCheckpoint:
     path: Path
     state: dict[str, Any]
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps that the weights have seen."""
+        step: int = self.state["step"]
+        return step
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What the weights depend on; None where the version that wrote them did not say."""
+        fingerprint: dict[str, Any] | None = self.state.get("fingerprint")
+        return fingerprint
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `name.safetensors`, on the CPU."""
         if f"{name}.safetensors" not in self.state["files"]:
             raise CheckpointError(f"{self.path} holds no {name!r}; it holds {', '.join(self.state['files'])}")
         try:
             return safetensors.torch.load_file(self.path / f"{name}.safetensors")
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{self.path / name}.safetensors cannot be read: {error}") from error
 
 
@@ -60,7 +79,8 @@ def write_checkpoint(
     """Write a checkpoint and let `pointers` name it. tensors: one safetensors file per key. Returns its
     directory.
 
-    Raises CheckpointError when the disk refuses; what the pointers named before is then still whole.
+    Raises CheckpointError when the disk refuses; what the pointers named before is then still whole, and what
+    was written of the new one is taken away.
     """
     directory = root / f"step-{step:08d}-{secrets.token_hex(4)}"
     try:
@@ -78,12 +98,19 @@ def write_checkpoint(
             os.replace(root / f"{name}.new", root / name)
             _sync_directory(root)
     except (OSError, SafetensorError) as error:
+        remove_unnamed(root)
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {root} ({error}); the one before it is "
-            "whole. Make room or repair the disk, then resume"
+            f"the checkpoint of step {step} could not be written to {root} ({error}); {_what_is_left(root)}"
         ) from error
-    _remove_unnamed(root)
+    remove_unnamed(root)
     return directory
+
+
+def _what_is_left(root: Path) -> str:
+    """What to do after a save that failed."""
+    if has_checkpoint(root, "last"):
+        return "the one before it is whole. Make room or repair the disk, then resume"
+    return "there is none before it. Make room or repair the disk, then start the run again"
 
 
 def has_checkpoint(root: Path, which: str) -> bool:
@@ -105,54 +132,117 @@ def read_checkpoint(root: Path, which: str) -> StoredCheckpoint:
             "them at its evaluations, and `last` when it is interrupted"
         )
     try:
-        pointer = json.loads((root / which).read_text(encoding="utf-8"))
-        directory, digest = root / pointer["directory"], pointer["state_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{root / which} is no checkpoint pointer ({error}). {_way_out(root, which)}"
-        ) from None
-    state = _read_state(directory, digest, advice=_way_out(root, which))
-    for name, entry in state["files"].items():
-        _check_file(directory / name, entry, advice=_way_out(root, which))
+        return _read_whole(root, which)
+    except _DamagedError as damage:
+        raise CheckpointError(f"{damage}. {_way_out(root, which)}") from None
+
+
+class _DamagedError(CheckpointError):
+    """What is wrong with a checkpoint, without advice."""
+
+
+def _read_whole(root: Path, which: str) -> StoredCheckpoint:
+    name, digest = _read_pointer(root, which)
+    directory = root / name
+    state = _read_state(directory, digest)
+    for file, entry in state["files"].items():
+        _check_file(directory / file, entry)
     return StoredCheckpoint(path=directory, state=state)
 
 
-def _read_state(directory: Path, digest: str, *, advice: str) -> dict[str, Any]:
+def _read_pointer(root: Path, which: str) -> tuple[str, str]:
+    """The directory's name and the hash of its state. Raises _DamagedError."""
+    pointer = read_object(root / which, error=_DamagedError, advice="It is no checkpoint pointer")
+    name, digest = pointer.get("directory"), pointer.get("state_sha256")
+    if not (isinstance(name, str) and _DIRECTORY.fullmatch(name)):
+        raise _DamagedError(
+            f"{root / which} is no checkpoint pointer: its 'directory' is {_shown(name)}, not the name of a "
+            "step-* directory beside it"
+        )
+    if not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+        raise _DamagedError(
+            f"{root / which} is no checkpoint pointer: its 'state_sha256' is {_shown(digest)}, no hash"
+        )
+    return name, digest
+
+
+def _read_state(directory: Path, digest: str) -> dict[str, Any]:
     path = directory / STATE_FILE
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing. {advice}")
-    raw = path.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != digest:
-        raise CheckpointError(f"{path} is not what was written: its SHA-256 differs. {advice}")
-    state: dict[str, Any] = json.loads(raw)
-    if state["format"] != FORMAT:
+        raise _DamagedError(f"{path} is missing")
+    text = read_text(path, error=_DamagedError, advice="It is damaged")
+    if _sha256_text(text) != digest:
+        raise _DamagedError(f"{path} is not what was written: its SHA-256 differs")
+    state = parse_object(text, source=str(path), error=_DamagedError, advice="It is damaged")
+    if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {state['format']}, this version reads {FORMAT}; use the version that wrote it"
+            f"{path} has format {_shown(state.get('format'))}, this version reads {FORMAT}; use the version "
+            "that wrote it"
         )
+    _check_state(path, state)
     return state
 
 
-def _check_file(path: Path, entry: Mapping[str, Any], *, advice: str) -> None:
+def _check_state(path: Path, state: Mapping[str, Any]) -> None:
+    """That what everybody reads of a state is there and of its type."""
+    step, files = state.get("step"), state.get("files")
+    if not is_count(step):
+        raise _DamagedError(f"{path} gives 'step' as {_shown(step)}; allowed: a whole number from 0 on")
+    if not isinstance(files, dict):
+        raise _DamagedError(f"{path} gives 'files' as {_shown(files)}; allowed: a table of files")
+    for name, entry in files.items():
+        sound = isinstance(entry, dict) and is_count(entry.get("bytes")) and _is_sha256(entry.get("sha256"))
+        if not (sound and _TENSOR_FILE.fullmatch(name)):
+            raise _DamagedError(
+                f"{path} lists {_shown(name)} as {_shown(entry)}, which is no file of tensors"
+            )
+    if not isinstance(state.get("fingerprint", {}), dict):
+        raise _DamagedError(f"{path} gives 'fingerprint' as {_shown(state['fingerprint'])}; allowed: a table")
+
+
+def is_count(value: object) -> bool:
+    """Whether this is a whole number from 0 on, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _shown(value: object) -> str:
+    """A value of a damaged file in a message: short, and fit for a terminal."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing. {advice}")
+        raise _DamagedError(f"{path} is missing")
     size = path.stat().st_size
     if size != entry["bytes"]:
-        raise CheckpointError(f"{path} has {size} bytes, written were {entry['bytes']}. {advice}")
+        raise _DamagedError(f"{path} has {size} bytes, written were {entry['bytes']}")
     if _sha256_file(path) != entry["sha256"]:
-        raise CheckpointError(f"{path} is not what was written: its SHA-256 differs. {advice}")
+        raise _DamagedError(f"{path} is not what was written: its SHA-256 differs")
 
 
 def _way_out(root: Path, which: str) -> str:
-    """What to do about a damaged checkpoint: the other one, if it is another directory, can take its
-    place.
-    """
+    """What to do about a damaged checkpoint: the other one, if it is another and whole, takes its place."""
     other = next(name for name in POINTERS if name != which)
-    names = [
-        (root / name).read_text(encoding="utf-8") for name in (which, other) if has_checkpoint(root, name)
-    ]
-    if len(names) == 2 and names[0] != names[1]:
+    if has_checkpoint(root, other) and _differ(root) and _is_whole(root, other):
         return f"Copy {root / other} over {root / which} to go on from {other!r} instead, or train again"
     return "Restore it from a copy, or train again"
+
+
+def _differ(root: Path) -> bool:
+    return len({(root / name).read_bytes() for name in POINTERS}) > 1
+
+
+def _is_whole(root: Path, which: str) -> bool:
+    try:
+        _read_whole(root, which)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _write_tensors(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -192,15 +282,16 @@ def _sync_directory(path: Path) -> None:
             os.close(handle)
 
 
-def _remove_unnamed(root: Path) -> None:
-    """Remove the directories that no pointer names; what cannot be removed now is tried again at the next
-    save.
+def remove_unnamed(root: Path) -> None:
+    """Remove the directories that no pointer names: older checkpoints, and what killed processes left.
+
+    Where a pointer cannot be read nothing is removed. What cannot be removed now is tried again at the next
+    save, start or resume.
     """
-    named = {
-        json.loads((root / name).read_text(encoding="utf-8"))["directory"]
-        for name in POINTERS
-        if has_checkpoint(root, name)
-    }
+    try:
+        named = {_read_pointer(root, name)[0] for name in POINTERS if has_checkpoint(root, name)}
+    except _DamagedError:
+        return
     for directory in root.glob("step-*"):
         if directory.name not in named:
             shutil.rmtree(directory, ignore_errors=True)

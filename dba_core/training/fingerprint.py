@@ -1,53 +1,75 @@
 """What the numbers of a training run depend on, as plain data: a resumed run must agree in all of it.
 
 Left out: what may change between the parts of a run without changing a number (names, folders, how often to
-log or to save, everything that happens after training). Called by training.loop; stored in every
-checkpoint.
+log or to save, everything that happens after training). Stored in every checkpoint; weights are taken only by
+a run whose recorded configuration says the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 
+from dba_core.attention.module import DecoupledAttention
+from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus
+from dba_core.errors import RecordMismatchError
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Selection
 from dba_core.training.distributed import World
 
 #: Training fields that change no number.
-FREE_TRAINING_FIELDS = ("log_every", "checkpoint_every")
+FREE_TRAINING_FIELDS = ("log_every", "checkpoint_every", "checkpoint_minutes")
 #: The kinds of plugin that are part of the trained model.
 TRAINED_KINDS: tuple[Kind, ...] = ("summarizer", "gate", "null_token")
 
 
 def fingerprint(model: LanguageModel, corpus: Corpus, config: RunConfig, world: World) -> dict[str, Any]:
     """Plain data (JSON) that is equal exactly for runs with the same numbers on the same machine."""
-    long_sequence = model.config.train_long_seq.resolved(
-        context=model.config.context, device=world.device.type
+    settings = settings_fingerprint(
+        config, settings=model.config, attentions=model.attentions, device=world.device.type
     )
-    model_data = attrs.evolve(
-        model.config, train_long_seq=attrs.evolve(long_sequence, mem_summarizer=None)
-    ).to_dict()
+    return {**settings, "processes": world.size, "data": corpus_fingerprint(corpus)}
+
+
+def settings_fingerprint(
+    config: RunConfig, *, settings: ModelConfig, attentions: Sequence[DecoupledAttention], device: str
+) -> dict[str, Any]:
+    """The part of it that needs neither the corpus nor the other processes.
+
+    settings: of the model, resolved; attentions: its layers, with the plugins that they have. device: `cpu`
+    or `cuda`, where the weights are from: numbers of the long-sequence path that are None are chosen for it.
+    """
+    long_sequence = settings.train_long_seq.resolved(context=settings.context, device=device)
+    settled = attrs.evolve(settings, train_long_seq=attrs.evolve(long_sequence, mem_summarizer=None))
     training = config.training.to_dict()
     data = {
         "seed": config.seed,
         "dtype": config.dtype,
-        "device": world.device.type,
-        "processes": world.size,
-        "model": model_data,
+        "device": device,
+        "model": settled.to_dict(),
         "training": {key: value for key, value in training.items() if key not in FREE_TRAINING_FIELDS},
-        "plugins": _plugins(model),
-        "data": _content(corpus),
+        "plugins": _plugins(attentions),
     }
     plain: dict[str, Any] = json.loads(json.dumps(data))
     return plain
+
+
+def corpus_fingerprint(corpus: Corpus) -> dict[str, Any]:
+    """What the numbers of a run owe to its corpus: the text's hash and how its tokens are split."""
+    return {
+        "sha256": corpus.sha256,
+        "train_tokens": len(corpus.train),
+        "held_out_tokens": len(corpus.held_out),
+        "vocab_size": corpus.tokenizer.vocab_size,
+    }
 
 
 def fingerprint_hash(data: Mapping[str, Any]) -> str:
@@ -65,9 +87,38 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: st
             yield f"{prefix}{key} was {old!r} and is now {new!r}"
 
 
-def _plugins(model: LanguageModel) -> dict[str, Any]:
+def unlike(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for every key of `now` that a checkpoint's fingerprint contradicts.
+
+    A setting that the version which wrote the checkpoint did not have is no contradiction; a plugin is.
+    """
+    for key in sorted(now):
+        if key in stored:
+            known = now[key]
+            if key != "plugins" and isinstance(known, dict) and isinstance(stored[key], dict):
+                known = {name: value for name, value in known.items() if name in stored[key]}
+                before = {name: value for name, value in stored[key].items() if name in known}
+                yield from differences({key: before}, {key: known})
+            else:
+                yield from differences({key: stored[key]}, {key: known})
+
+
+def check_written_by(path: Path, stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise RecordMismatchError unless the checkpoint at `path`, of fingerprint `stored`, is of run `now`.
+
+    A checkpoint without a fingerprint is taken: versions before it wrote none.
+    """
+    changed = [] if stored is None else list(unlike(stored, now))
+    if changed:
+        raise RecordMismatchError(
+            f"{path} was not written by the configuration beside it: {'; '.join(changed)}. Put the "
+            "checkpoint back that belongs to this run, or give the run that this one belongs to"
+        )
+
+
+def _plugins(attentions: Sequence[DecoupledAttention]) -> dict[str, Any]:
     """The first layer's plugins and, under `layers`, those of every layer that has others."""
-    first, *others = (_of_layer(attention.selections) for attention in model.attentions)
+    first, *others = (_of_layer(attention.selections) for attention in attentions)
     differing = {str(layer): chosen for layer, chosen in enumerate(others, 1) if chosen != first}
     return {**first, "layers": differing} if differing else first
 
@@ -75,12 +126,3 @@ def _plugins(model: LanguageModel) -> dict[str, Any]:
 def _of_layer(selections: Mapping[Kind, Selection]) -> dict[str, Any]:
     chosen = {kind: selections[kind].choice() for kind in TRAINED_KINDS if kind in selections}
     return {kind: {"name": choice.name, "options": choice.options} for kind, choice in chosen.items()}
-
-
-def _content(corpus: Corpus) -> dict[str, Any]:
-    return {
-        "sha256": corpus.sha256,
-        "train_tokens": len(corpus.train),
-        "held_out_tokens": len(corpus.held_out),
-        "vocab_size": corpus.tokenizer.vocab_size,
-    }

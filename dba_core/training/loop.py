@@ -73,9 +73,10 @@ def train(
 
     resume: go on from `checkpoint_dir`'s `last` to the same bits as without the stop; all processes must
     see that folder. world: None is this process alone, on the model's device. on_event: called on the main
-    process, between steps. Ctrl-C and SIGTERM finish the step, save `last` and return with
-    interrupted=True. Raises ConfigError, CheckpointError, DataError, and TrainingError for a loss or
-    gradient that is not finite. The caller's random state and the model's mode are left as they were.
+    process, between steps. Ctrl-C, SIGTERM and SIGHUP finish the step, save `last` and return with
+    interrupted=True; before the first step of a process alone they raise KeyboardInterrupt. Raises
+    ConfigError, CheckpointError, DataError, and TrainingError for a loss or gradient that is not finite. The
+    caller's random state and the model's mode are left as they were.
     """
     world = World(0, 1, model.device) if world is None else world
     _check(model, config, world)
@@ -92,7 +93,8 @@ def train(
         log: MetricsLog | None = None
         if world.is_main:
             log = stack.enter_context(MetricsLog(metrics_path, resume_step=first_step if resume else None))
-        loop = _Loop(session, stack.enter_context(StopRequest()), log, on_event if world.is_main else None)
+        stop = stack.enter_context(StopRequest(at_once=world.size == 1))
+        loop = _Loop(session, stop, log, on_event if world.is_main else None)
         interrupted = loop.run()
     return TrainingResult(
         first_step=first_step,
@@ -136,6 +138,7 @@ class _Loop:
         self._tokens_per_step = self._settings.batch_size * session.model.config.context
         self._seconds = 0.0
         self._steps = 0
+        self._saved = time.monotonic()
 
     @property
     def tokens_per_second(self) -> float:
@@ -156,7 +159,8 @@ class _Loop:
         """One optimizer step and what is due after it. Returns whether to stop before the last step."""
         settings = self._settings
         begun = time.perf_counter()
-        gradients, lr = self._session.optimize(stop=self._stop.requested)
+        gradients, lr = self._session.optimize(stop=self._stop.requested, save=self._save_is_due())
+        self._stop.at_once = False  # from here on there is something to save
         self._seconds += time.perf_counter() - begun
         self._steps += 1
         step = self._session.progress.step
@@ -164,15 +168,22 @@ class _Loop:
         pointers: tuple[str, ...] = ()
         if step % settings.eval_every == 0 or step == settings.steps:
             pointers = self._evaluate()
-        elif settings.checkpoint_every and step % settings.checkpoint_every == 0:
+        elif gradients.save or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
             pointers = ("last",)
         alone = self._session.world.size == 1
         stopping = (self._stop.requested if alone else gradients.stop) and step < settings.steps
-        if stopping:
-            self._emit(Interrupted(step=step))
-        if pointers or stopping:
-            self._save(pointers or ("last",))
+        try:
+            if stopping:
+                self._emit(Interrupted(step=step))
+        finally:  # a listener whose terminal is gone, which is what SIGHUP says, must not cost the checkpoint
+            if pointers or stopping:
+                self._save(pointers or ("last",))
         return stopping
+
+    def _save_is_due(self) -> bool:
+        """Whether the clock asks for a checkpoint: that of the main process alone, which tells the others."""
+        limit = self._settings.checkpoint_minutes
+        return bool(limit) and self._session.world.is_main and time.monotonic() - self._saved >= 60 * limit
 
     def _report(self, gradients: Gradients, lr: float) -> None:
         step, steps = self._session.progress.step, self._settings.steps
@@ -202,6 +213,7 @@ class _Loop:
 
     def _save(self, pointers: tuple[str, ...]) -> None:
         path = self._session.save(pointers)
+        self._saved = time.monotonic()
         if path is not None:
             self._emit(CheckpointSaved(step=self._session.progress.step, which=pointers, path=path))
 
@@ -211,4 +223,6 @@ class _Loop:
         try:
             self._on_event(event)
         except KeyboardInterrupt:
+            if self._stop.at_once:
+                raise
             self._stop.request()

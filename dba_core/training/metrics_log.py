@@ -12,57 +12,95 @@ from, so the file reads as if the run had never stopped. Called by training.loop
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from types import TracebackType
 
+from dba_core.documents import parse_object, read_text
 from dba_core.errors import CheckpointError
+from dba_core.training.checkpoint_files import is_count
 
 Value = float | int | bool | str | None
 
+_KINDS = ("train", "eval")
+_ADVICE = "Repair the line or delete the file, then resume"
+_LIMIT = 1 << 34  # bytes; more than any run logs
+
 
 def read_metrics(path: Path) -> list[dict[str, Value]]:
-    """All lines of the file. A last line that a crash cut short is left out; any other broken line is an
-    error.
+    """All lines of the file, none where there is no file. A last line that a crash cut short is left out; any
+    other broken line is a CheckpointError.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows: list[dict[str, Value]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise CheckpointError(
-                f"{path} line {number} is not JSON ({error.msg}); repair or delete it, then resume"
-            ) from None
+    if not path.is_file():
+        return []
+    text = read_text(path, error=CheckpointError, advice=_ADVICE, limit=_LIMIT)
+    *lines, rest = text.split("\n")
+    rows = [_row(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if rest.strip():
+        with contextlib.suppress(CheckpointError):  # cut short
+            rows.append(_row(rest, f"{path} line {len(lines) + 1}"))
     return rows
 
 
+def _row(line: str, source: str) -> dict[str, Value]:
+    row = parse_object(line, source=source, error=CheckpointError, advice=_ADVICE)
+    kind, step, loss = row.get("kind"), row.get("step"), row.get("loss", "")
+    if kind not in _KINDS or not is_count(step) or not _is_loss(loss):
+        raise CheckpointError(
+            f"{source} is no line of metrics: kind {ascii(kind)[:40]}, step {ascii(step)[:40]}, loss "
+            f"{ascii(loss)[:40]}; allowed: kind {' or '.join(_KINDS)}, a step from 0 on, a number or null as "
+            f"loss. {_ADVICE}"
+        )
+    return row
+
+
+def _is_loss(value: object) -> bool:
+    """null, or a number that a float holds."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
+
+
 class MetricsLog:
-    """An open metrics file. Every line is flushed, so a reader sees it at once."""
+    """An open metrics file. Every line is written at once, whole or not at all, so a reader sees it."""
 
     def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
         """resume_step: None for a new run, whose file must not exist yet; else lines of later steps are
-        dropped.
+        dropped. Raises CheckpointError where the file cannot be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         if resume_step is None and path.exists():
             raise CheckpointError(
                 f"{path} already holds the metrics of a run; resume that run or choose another folder"
             )
-        if resume_step is not None and path.exists():
-            _keep_until(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if resume_step is not None and path.exists():
+                _keep_until(path, resume_step)
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._refused(error) from error
 
     def write(self, row: dict[str, Value]) -> None:
-        """Append one line."""
-        self._file.write(_line(row))
-        self._file.flush()
+        """Append one line. Raises CheckpointError when the disk refuses, or the folder is gone."""
+        line = _line(row).encode()
+        before = self._file.tell()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
+            raise self._refused(error) from error
+        if not self._path.exists():
+            raise self._refused(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -71,6 +109,13 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+    def _refused(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path} could not be written ({error.strerror or error}). Make room, or put the folder "
+            "back and make it writable, then go on with --resume from the last checkpoint, or start again "
+            "where there is none"
+        )
 
 
 def _keep_until(path: Path, step: int) -> None:

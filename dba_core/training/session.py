@@ -11,8 +11,8 @@ import contextlib
 import math
 import time
 from pathlib import Path
+from typing import Any
 
-import attrs
 import torch
 
 from dba_core.config.run import RunConfig
@@ -30,7 +30,12 @@ from dba_core.training.checkpoint import (
     restore_weights,
     save_checkpoint,
 )
-from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
+from dba_core.training.checkpoint_files import (
+    StoredCheckpoint,
+    has_checkpoint,
+    read_checkpoint,
+    remove_unnamed,
+)
 from dba_core.training.distributed import World
 from dba_core.training.events import Evaluated
 from dba_core.training.fingerprint import differences, fingerprint
@@ -69,6 +74,8 @@ class Session:
             raise CheckpointError(
                 f"{self.checkpoint_dir} already holds a run; resume it or choose another folder"
             )
+        if self.world.is_main:
+            remove_unnamed(self.checkpoint_dir)
         torch.manual_seed(seed_of(self.config.seed, f"training.{self.world.rank}"))
         self.world.broadcast([parameter.data for parameter in self.model.parameters()])
 
@@ -79,34 +86,37 @@ class Session:
         finished or the checkpoint is damaged; nothing is changed then.
         """
         stored = read_checkpoint(self.checkpoint_dir, "last")
-        changed = list(differences(stored.state["fingerprint"], self._fingerprint))
+        changed = list(differences(stored.fingerprint or {}, self._fingerprint))
         if changed:
             raise ConfigError(
                 f"the run in {self.checkpoint_dir} cannot go on with other numbers: {'; '.join(changed)}. "
                 "Resume with the configuration that it recorded, or start a new run"
             )
-        if stored.state["step"] >= self.config.training.steps:
+        progress = Progress.of(stored)
+        if progress.step >= self.config.training.steps:
             raise CheckpointError(
                 f"the run in {self.checkpoint_dir} has finished its {self.config.training.steps} steps; "
                 "there is nothing to resume. Start a new run to train longer"
             )
-        self._check_same_step(stored.state["step"])
+        self._check_same_step(progress.step)
         restore_weights(self.model, stored)
         restore_optimizer(self.model, self._optimizer, stored)
-        self._sampler.load_state_dict(stored.state["sampler"])
+        self._sampler.load_state_dict(_table(stored, "sampler"))
         restore_random_states(self.world, stored)
-        self.progress = Progress(**{field.name: stored.state[field.name] for field in attrs.fields(Progress)})
+        self.progress = progress
+        if self.world.is_main:
+            remove_unnamed(self.checkpoint_dir)
 
-    def optimize(self, *, stop: bool) -> tuple[Gradients, float]:
+    def optimize(self, *, stop: bool, save: bool) -> tuple[Gradients, float]:
         """One optimizer step on the next batch. Returns its gradients' numbers and its learning rate.
 
-        stop: this process wants to stop; `Gradients.stop` is what all agree on. Raises TrainingError for a
+        stop, save: what this process wants; `Gradients` has what all agree on. Raises TrainingError for a
         loss or gradient that is not finite, before it reaches the weights.
         """
         lr = learning_rate(self.progress.step, self.config.training)
         tokens, targets = self._sampler.next()
         with self._attention():
-            gradients = self._step.gradients(tokens, targets, stop=stop)
+            gradients = self._step.gradients(tokens, targets, stop=stop, save=save)
         if not (math.isfinite(gradients.loss) and math.isfinite(gradients.grad_norm)):
             raise self._not_finite(
                 f"step {self.progress.step + 1} at learning rate {lr:g} has loss {gradients.loss:g} and "
@@ -193,3 +203,13 @@ class Session:
             f"{what}; training stopped before saving or applying it. {good}. Lower training.lr, lengthen "
             "training.warmup_steps or lower training.grad_clip, and start a new run"
         )
+
+
+def _table(stored: StoredCheckpoint, name: str) -> dict[str, Any]:
+    table = stored.state.get(name)
+    if not isinstance(table, dict):
+        raise CheckpointError(
+            f"{stored.path} has no table {name!r}, so training cannot go on from it; restore it from a copy, "
+            "or train again"
+        )
+    return table

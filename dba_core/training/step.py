@@ -20,11 +20,15 @@ from dba_core.training.distributed import World
 
 @attrs.frozen(kw_only=True)
 class Gradients:
-    """loss: mean over the global batch. grad_norm: L2 before clipping. stop: a process asked to stop."""
+    """loss: mean over the global batch. grad_norm: L2 before clipping.
+
+    stop, save: a process asked to stop, or for a checkpoint after this step.
+    """
 
     loss: float
     grad_norm: float
     stop: bool
+    save: bool
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
@@ -46,11 +50,13 @@ class TrainingStep:
         self._loss = torch.compile(model.loss) if config.training.compile else model.loss
         self._norm = torch.zeros(())
 
-    def gradients(self, tokens: Tensor, targets: Tensor, *, stop: bool = False) -> Gradients:
+    def gradients(
+        self, tokens: Tensor, targets: Tensor, *, stop: bool = False, save: bool = False
+    ) -> Gradients:
         """tokens, targets [B / processes, T]: this process's part of the global batch, on the CPU.
 
-        Leaves the global mean gradient in `.grad`. stop: this process wants to stop; the answer says whether
-        any does, the same on all.
+        Leaves the global mean gradient in `.grad`. stop, save: this process wants to stop, or wants a
+        checkpoint; the answer says whether any does, the same on all.
         """
         self.model.check_tokens(tokens)
         accumulate = self.config.training.grad_accum
@@ -62,10 +68,10 @@ class TrainingStep:
                 loss = self._loss(part, wanted) / accumulate
             torch.autograd.backward(loss)
             total += loss.detach()
-        total, stopping = self._over_processes(total, stop)
+        total, stopping, saving = self._over_processes(total, stop, save)
         self._norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         loss_value, norm_value = torch.stack([total, self._norm]).tolist()
-        return Gradients(loss=loss_value, grad_norm=norm_value, stop=stopping)
+        return Gradients(loss=loss_value, grad_norm=norm_value, stop=stopping, save=saving)
 
     def apply(self, *, lr: float) -> None:
         """Clip the gradients and take the step at this learning rate."""
@@ -82,20 +88,20 @@ class TrainingStep:
             return tokens.to(self.world.device)
         return tokens.pin_memory().to(self.world.device, non_blocking=True)
 
-    def _over_processes(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
-        """Mean loss, whether any process stops, and mean gradients in place.
+    def _over_processes(self, loss: Tensor, stop: bool, save: bool) -> tuple[Tensor, bool, bool]:
+        """Mean loss, whether any process stops or saves, and mean gradients in place.
 
         A parameter that had no gradient on one process gets zeros there; one that had none anywhere keeps
         none, as in a single process, so that the optimizer leaves it alone.
         """
         if self.world.size == 1:
-            return loss, stop
-        told = [float(stop), *(float(p.grad is not None) for p in self._parameters)]
+            return loss, stop, save
+        told = [float(stop), float(save), *(float(p.grad is not None) for p in self._parameters)]
         sums = self.world.sum(torch.cat([loss.view(1), torch.tensor(told, device=loss.device)]))
-        used = (sums[2:] > 0).tolist()
+        used = (sums[3:] > 0).tolist()
         shared = [p for p, is_used in zip(self._parameters, used, strict=True) if is_used]
         for p in shared:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         self.world.all_reduce_mean([p.grad for p in shared])
-        return sums[0] / self.world.size, bool(sums[1] > 0)
+        return sums[0] / self.world.size, bool(sums[1] > 0), bool(sums[2] > 0)

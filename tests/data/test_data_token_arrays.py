@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -71,7 +73,7 @@ def test_npy_that_is_none_or_cut_off(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is no readable \.npy file"):
         load(path)
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"is no readable \.npy file"):
+    with pytest.raises(DataError, match="holds object, not token numbers"):
         load(path)
 
 
@@ -114,3 +116,50 @@ def test_scans_go_over_the_whole_array_in_pieces(monkeypatch: pytest.MonkeyPatch
         check_vocabulary(tokens, vocab_size=12, tokenizer="t")
     check_vocabulary(tokens, vocab_size=13, tokenizer="t")
     assert array_sha256(tokens) == hashlib.sha256(tokens.tobytes()).hexdigest()
+
+
+def header(text: str) -> bytes:
+    """A .npy file of format 1.0 with this text as its header, and 120 bytes after it."""
+    line = text.encode("latin1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line + bytes(120)
+
+
+SHAPES = (
+    "(1152921504606846976,)", "(-5,)", "(-1,)", "(61,)", "(60.0,)", "(True,)", "(1<<70,)",
+    "(99999999999999999999,)", "()", "(60", "None", "((60,),)", "(" * 3000, "-" * 5000 + "1",
+)  # fmt: skip
+TYPES = ("'<u2'", "'|O'", "[('a','<u2')]", "'|V0'", "'<U5'", "'<u9'", "None", "'M8[s]'", "{}", "'i4,i4'")
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=[shape[:24] for shape in SHAPES])
+def test_a_header_that_lies_is_a_data_error(tmp_path: Path, shape: str, dtype: str) -> None:
+    path = tmp_path / "a.npy"
+    for order in ("False", "True"):
+        path.write_bytes(header(f"{{'descr': {dtype}, 'fortran_order': {order}, 'shape': {shape}, }}"))
+        with pytest.raises(DataError, match=r"a\.npy"):
+            load(path)
+
+
+def test_any_bytes_are_an_array_or_a_data_error(tmp_path: Path) -> None:
+    path, random = tmp_path / "a.npy", Random(8)
+    whole = save(path, (TOKENS % 200).astype("uint16")).read_bytes()
+    taken = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(random.randint(1, 3)):
+            place = random.randrange(min(len(damaged), 140))
+            act = random.randrange(4)
+            if act == 0:
+                damaged[place] = random.randrange(256)
+            elif act == 1:
+                del damaged[place:]
+                damaged += b"\0"
+            elif act == 2:
+                del damaged[place]
+            else:
+                damaged.insert(place, random.choice(b"()[]{}',:0123456789-\0\n\xff"))
+        path.write_bytes(bytes(damaged))
+        with contextlib.suppress(DataError):
+            taken += len(load(path).tokens) > 0
+    assert 0 < taken < 300

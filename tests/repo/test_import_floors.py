@@ -17,6 +17,7 @@ FLOORS = (
         "dba_core.figures",
         "dba_core.documents",
         "dba_core.distribution",
+        "dba_core.free_memory",
         "dba_core.contracts",
         "dba_core.hookspecs",
     ),

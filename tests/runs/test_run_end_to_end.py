@@ -49,7 +49,7 @@ def test_every_file_is_there(tiny) -> None:
 
 def test_json_is_the_summary_and_nothing_else_is_on_stdout(tiny, summary) -> None:
     assert tiny.done.json == summary
-    assert "step 8: held-out loss" in tiny.done.err
+    assert "over the first 128 held-out tokens" in tiny.done.err
     assert "\x1b" not in tiny.done.err, "no colours and no bar off a terminal"
 
 

@@ -193,8 +193,8 @@ def test_other_plugins_of_a_layer_are_another_run(tiny, layered, tmp_path: Path)
         done = dba("eval", str(layered[0].path))
     finally:
         config.write_text(before)
-    assert done.code == 1
-    assert "blocks.0.attn.gate" in done.err
+    assert done.code == 5
+    assert "plugins.gate.name was 'static' and is now 'causal'" in done.err
 
 
 def test_why_explains_each_choice(tiny) -> None:

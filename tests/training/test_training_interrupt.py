@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -31,9 +32,12 @@ def signal_at(step: int, number: signal.Signals, *, times: int = 1):
     return listen
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+STOPS = [signal.SIGINT, signal.SIGTERM, *([] if sys.platform == "win32" else [signal.SIGHUP])]
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.getsignal(each) for each in STOPS}
     trained = run(tmp_path, CONFIG, on_event=signal_at(3, number))
     assert trained.result.interrupted
     assert trained.result.last_step == 3
@@ -98,3 +102,47 @@ def test_training_off_the_main_thread_leaves_the_handlers_alone(tmp_path: Path) 
     thread.join()
     assert done[0].result.interrupted
     assert done[0].result.last_step == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trained = run(tmp_path, CONFIG, on_event=signal_at(3, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not trained.result.interrupted
+
+
+def test_a_listener_whose_terminal_is_gone_costs_no_checkpoint(tmp_path: Path) -> None:
+    """What a hangup does: the signal, and then nobody to write to."""
+
+    def listen(event: object) -> None:
+        signal_at(3, signal.SIGTERM)(event)
+        if isinstance(event, Interrupted):
+            raise OSError("Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        run(tmp_path, CONFIG, on_event=listen)
+    assert read_checkpoint(tmp_path / "checkpoint", "last").step == 3
+
+
+def test_the_clock_asks_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes four minutes here: every third one is saved, and no number changes."""
+    now = [0.0]
+    monkeypatch.setattr("dba_core.training.loop.time.monotonic", lambda: now[0])
+
+    def listen(event: object) -> None:
+        if isinstance(event, StepFinished):
+            now[0] += 240.0
+
+    config = tiny_config(steps=10, eval_every=10)
+    timed = run(tmp_path / "timed", config, on_event=listen)
+    assert [event.step for event in events_of(timed, CheckpointSaved)] == [4, 8, 10]
+    never = tiny_config(steps=10, eval_every=10, checkpoint_minutes=0.0)
+    plain = run(tmp_path / "plain", never, on_event=listen)
+    assert [event.step for event in events_of(plain, CheckpointSaved)] == [10]
+    assert timed.result.final_loss == plain.result.final_loss
+    run(tmp_path / "early", tiny_config(steps=10, eval_every=10), on_event=signal_at(3, signal.SIGINT))
+    resumed = run(tmp_path / "early", never, resume=True)
+    assert resumed.result.final_loss == plain.result.final_loss
