@@ -61,7 +61,7 @@ def sample(
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
     loaded = run_flags.load()
     generation = _generation(loaded.config.generation, settings)
-    chosen = policy or loaded.config.kv_policy
+    chosen = policy or loaded.kv_policy
     streamed = len(texts) == 1 and not as_json
     results = _continued(loaded, texts, generation, chosen, streamed=streamed)
     if as_json:

@@ -83,7 +83,7 @@ def measure_converted(
                 ours = {
                     "source in dba, fp16 cache": (original, FP16),
                     "converted, fp16 cache": (run.model, FP16),
-                    f"converted, {run.config.kv_policy.short}": (run.model, run.config.kv_policy),
+                    f"converted, {run.kv_policy.short}": (run.model, run.kv_policy),
                 }
                 prompt = text[:length].tolist()
                 rows += _rows("prefill", _prefill(llama, ours, prompt, settings), length, length, threads)

@@ -23,6 +23,7 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.runs.device import resolve_device
 from dba_core.runs.folder import RunFolder, find_run
+from dba_core.runs.kv_memory import policy_of
 from dba_core.runs.sample import Continuation, OnText, continue_prompts, encode_texts, with_settings
 from dba_core.runs.selection import model_choices
 from dba_core.training.checkpoint import load_model_weights
@@ -30,7 +31,8 @@ from dba_core.training.checkpoint import load_model_weights
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dba_core.runs.sample import Settings
+    from dba_core.runs.kv_memory import policy_of
+from dba_core.runs.sample import Settings
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -51,8 +53,13 @@ class Run:
             f"<Run {str(self.folder.path)!r}: {self.which} weights of step {self.step}, "
             f"{model.attention.mode}, {model.n_layers} layers of width {model.d_model}, "
             f"{self.model.n_parameters:,} parameters, context {model.context}, vocabulary "
-            f"{model.vocab_size:,}, {self.config.kv_policy.short}, on {self.model.device}>"
+            f"{model.vocab_size:,}, {self.kv_policy.short}, on {self.model.device}>"
         )
+
+    @property
+    def kv_policy(self) -> KVCachePolicy:
+        """The policy that the run recorded."""
+        return policy_of(self.config)
 
     @overload
     def generate(
@@ -100,7 +107,7 @@ class Run:
             self.tokenizer,
             encode_texts(self.tokenizer, texts),
             generation,
-            kv_policy=self.config.kv_policy if kv_policy is None else kv_policy,
+            kv_policy=self.kv_policy if kv_policy is None else kv_policy,
             seed=self.config.seed,
             on_text=on_text,
         )

@@ -123,7 +123,7 @@ def sample_run(prepared: Prepared) -> SampleFacts:
     else:
         prompt = prepared.corpus.held_out[: min(_PROMPT_TOKENS, config.model.context)].tolist()
     (made,) = continue_prompts(
-        prepared.model, tokenizer, [prompt], generation, kv_policy=config.kv_policy, seed=seed
+        prepared.model, tokenizer, [prompt], generation, kv_policy=prepared.kv_policy, seed=seed
     )
     return SampleFacts(
         prompt=tokenizer.decode(prompt), text=made.text, temperature=generation.temperature, seed=seed

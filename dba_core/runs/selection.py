@@ -17,6 +17,7 @@ from dba_core.errors import UnsupportedError
 from dba_core.model.block import attention_of_layer
 from dba_core.registry import Registry, Selection
 from dba_core.runs.device import resolve_device
+from dba_core.runs.kv_memory import policy_of
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -114,7 +115,7 @@ def _selected(
         config.model, attention=config.model.attention.resolved(d_model=config.model.d_model)
     )
     attention = attention_of_layer(model, choices, layer=layer, registry=registry, device=device).to(device)
-    cache = attention.new_cache(batch=1, capacity=model.context, policy=config.kv_policy)
+    cache = attention.new_cache(batch=1, capacity=model.context, policy=policy_of(config))
     return {**attention.selections, "decode_backend": attention.decode_selection(cache)}
 
 

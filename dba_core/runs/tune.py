@@ -91,7 +91,7 @@ def tune_run(
         model, tokens_of(run.config, request.data), context=context, limit_tokens=request.tokens
     )
     shape, layers = model.attentions[0].shape, len(model.attentions)
-    own_policy = run.config.kv_policy
+    own_policy = run.kv_policy
     singles = sum(fmt.format != "fp16" for _, fmt, _ in policies_to_measure(shape, layers))
     total, done = reference.windows * (1 + singles + MOST_TRIES), 0
 
