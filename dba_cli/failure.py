@@ -21,7 +21,7 @@ import click
 from dba_cli.hints import hint_for
 from dba_cli.legacy import LEGACY_FLAGS
 from dba_cli.terminal import echo, echo_labelled, warn
-from dba_core.errors import DeprecatedContractWarning
+from dba_core.errors import DeprecatedContractWarning, LongPromptWarning
 
 
 def wants_traceback() -> bool:
@@ -56,7 +56,7 @@ def _without_legacy_hints(error: click.ClickException) -> str:
 
 @contextlib.contextmanager
 def warnings_in_one_line() -> Iterator[None]:
-    """Within: a plugin's deprecation is said without the line of code that it came from."""
+    """Within: our own warnings are said without the line of code that it came from."""
     before = warnings.showwarning
 
     def show(
@@ -67,7 +67,7 @@ def warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, DeprecatedContractWarning):
+        if issubclass(category, (DeprecatedContractWarning, LongPromptWarning)):
             warn(str(message))
         else:
             text = io.StringIO()

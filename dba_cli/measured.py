@@ -1,4 +1,4 @@
-"""What commands that measure a run have in common: a bar while they do, and the files they were asked for.
+"""What commands that measure a run have in common: lists to try, a bar, and the files they were asked for.
 
 Called by `dba drift` and `dba tune`.
 """
@@ -9,6 +9,23 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import click
+
+Callback = Callable[[click.Context, click.Parameter, "str | None"], tuple[Any, ...]]
+
+
+def numbers(*, least: int) -> Callback:
+    """Whole numbers with commas between them, each at least `least`; one that comes twice counts once."""
+
+    def read(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, ...]:
+        parts = [] if text is None else [part.strip() for part in text.split(",")]
+        for part in parts:
+            if not part.isdecimal() or int(part) < least:
+                raise click.BadParameter(f"{part!r} is no whole number >= {least}; write 64 or 32,64,128.")
+        return tuple(dict.fromkeys(map(int, parts)))
+
+    return read
 
 
 @contextlib.contextmanager

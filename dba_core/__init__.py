@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dba_core.attention.reference import reference_attention
     from dba_core.cache.kv_cache import KVCache
     from dba_core.config.attention import AttentionConfig
+    from dba_core.config.generation import GenerationConfig
     from dba_core.config.kv_policy import KVCachePolicy
     from dba_core.config.long_sequence import LongSequenceConfig
     from dba_core.config.model import ModelConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionConfig",
     "DecoupledAttention",
+    "GenerationConfig",
     "KVCache",
     "KVCachePolicy",
     "LanguageModel",
@@ -45,6 +47,7 @@ __all__ = [
 _MODULES = {
     "AttentionConfig": "config.attention",
     "DecoupledAttention": "attention.module",
+    "GenerationConfig": "config.generation",
     "KVCache": "cache.kv_cache",
     "KVCachePolicy": "config.kv_policy",
     "LanguageModel": "model.language_model",

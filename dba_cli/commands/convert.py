@@ -44,7 +44,8 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
     "--budget-bytes",
     type=int,
     metavar="N",
-    help="Search --pairs, --latent and --kv-policy, those that are not given: the best of N bytes per token.",
+    help="Search --pairs, --latent and --kv-policy, those that are not given: the best of N bytes per token, "
+    "all layers and the residual window included.",
 )
 @click.option(
     "--max-delta-nll",
@@ -114,6 +115,13 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
     "--context",
     type=click.IntRange(min=2),
     help="Tokens of a sequence. Without it: 2048, or the model's where that is less.",
+)
+@click.option(
+    "--target-context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of the sequence that --budget-bytes is for and that bytes are reported at too. Without it: "
+    "--context.",
 )
 @click.option("--tokenizer", metavar="FILE", help="A tokenizer.json, where the model has none of its own.")
 @click.option(
@@ -248,10 +256,17 @@ def _show(report: ConversionReport, out: Path, *, as_json: bool) -> None:
         echo_json(report.to_dict())
     else:
         if report.search is not None:
-            columns(f"Search: {report.search.goal}", SEARCH_HEADER, search_rows(report.search))
+            columns(
+                f"Search: {report.search.goal}, at {report.target_context:,} tokens",
+                SEARCH_HEADER,
+                search_rows(report.search),
+            )
         decoupled = "" if report.recipe is None else ", decoupled"
         columns(f"{report.source}{decoupled}", header(report), rows(report))
-        echo("First row: nats per token. Others: difference to it, and its standard error over windows.")
+        echo(
+            "First row: nats per token. Others: difference to it, and its standard error over windows. "
+            "Bytes: of a cache of so many tokens, residual window included."
+        )
         echo(f'\nNext:\n  dba sample {out} --prompt "The capital of France is"\n  dba eval {out}')
     for warning in report.warnings:
         warn(warning)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dba_cli import completing
-from dba_cli.measured import bar, write_measured
+from dba_cli.measured import bar, numbers, write_measured
 from dba_cli.preflight import check_data, check_plugins
 from dba_cli.run_options import RunFlags, weights_options
 from dba_cli.terminal import echo
@@ -20,22 +19,6 @@ if TYPE_CHECKING:
     from dba_core.runs.load import Run
 
 _SWITCH = {"on": (True,), "off": (False,), "both": (True, False)}
-
-
-Callback = Callable[[click.Context, click.Parameter, "str | None"], tuple[Any, ...]]
-
-
-def _numbers(*, least: int) -> Callback:
-    """Whole numbers with commas between them, each at least `least`; one that comes twice counts once."""
-
-    def read(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, ...]:
-        parts = [] if text is None else [part.strip() for part in text.split(",")]
-        for part in parts:
-            if not part.isdecimal() or int(part) < least:
-                raise click.BadParameter(f"{part!r} is no whole number >= {least}; write 64 or 32,64,128.")
-        return tuple(dict.fromkeys(map(int, parts)))
-
-    return read
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -61,8 +44,8 @@ def _names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
     help="Positions of a document. Without it: the training context, or where fewer than a quarter of its "
     "positions read memory tokens, so many that half of them do.",
 )
-@click.option("--mem-block", callback=_numbers(least=1), metavar="N,...", help="Tokens of a memory token.")
-@click.option("--local-window", callback=_numbers(least=0), metavar="N,...", help="Full-resolution tokens.")
+@click.option("--mem-block", callback=numbers(least=1), metavar="N,...", help="Tokens of a memory token.")
+@click.option("--local-window", callback=numbers(least=0), metavar="N,...", help="Full-resolution tokens.")
 @click.option("--q-chunk", type=click.IntRange(min=1), metavar="N", help="Query tokens of a chunk.")
 @click.option(
     "--summarizer",

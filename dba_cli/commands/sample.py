@@ -15,7 +15,9 @@ from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
     from dba_core.config.generation import GenerationConfig
+    from dba_core.config.kv_policy import KVCachePolicy
     from dba_core.runs.load import Run
+    from dba_core.runs.sample import Continuation
 
 
 @refuse_legacy_flags
@@ -65,14 +67,14 @@ def sample(
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
     loaded = run_flags.load()
     generation = _generation(loaded.config.generation, settings)
-    chosen = policy or loaded.config.kv_policy
+    chosen = policy or loaded.kv_policy
     streamed = len(texts) == 1 and not as_json
-    results = _generate(loaded, texts, generation, chosen, streamed=streamed)
+    results = _continued(loaded, texts, generation, chosen, streamed=streamed)
     if as_json:
         _echo_document(loaded, texts, results, generation, chosen.short)
     elif not streamed:
         for number, (text, result) in enumerate(zip(texts, results, strict=True), 1):
-            echo(f"--- {number}\n{text}{result['text']}")
+            echo(f"--- {number}\n{text}{result.text}")
 
 
 def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:
@@ -97,54 +99,36 @@ def _read_prompt(path: Path) -> str:
 
 
 def _generation(recorded: GenerationConfig, settings: dict[str, Any]) -> GenerationConfig:
-    """The run's settings with those of the command line over them. Raises ConfigError for wrong values."""
-    import attrs
-
+    """The run's settings with those of the command line over them. Raises UsageError for wrong values."""
     from dba_core.errors import ConfigError
+    from dba_core.runs.sample import with_settings
 
-    given = {name: value for name, value in settings.items() if value not in (None, ())}
-    if given.get("top_k") == 0:
-        given["top_k"] = None
     try:
-        return attrs.evolve(recorded, **given)
+        return with_settings(recorded, **settings)
     except ConfigError as error:
         raise UsageError(f"--{error.path.replace('_', '-')}: {error.message}") from None
 
 
-def _generate(
-    run: Run, texts: list[str], generation: GenerationConfig, policy: Any, *, streamed: bool
-) -> list[dict[str, Any]]:
-    """The new tokens and their text; one prompt is written to stdout while it grows."""
-    from dba_core.generation.loop import generate
+def _continued(
+    run: Run, texts: list[str], generation: GenerationConfig, policy: KVCachePolicy, *, streamed: bool
+) -> list[Continuation]:
+    """One prompt is written to stdout while it grows."""
+    shown, started = GrowingText(), False
 
-    prompts = [run.tokenizer.encode(text).tolist() for text in texts]
-    streams = [run.tokenizer.stream(context=prompt) for prompt in prompts]
-    pieces: list[list[str]] = [[] for _ in prompts]
-    shown = GrowingText()
+    def write(_row: int, piece: str) -> None:
+        nonlocal started
+        shown.add(piece if started else texts[0] + piece)
+        started = True
 
-    def take(row: int, piece: str) -> None:
-        if streamed:
-            shown.add(piece if pieces[row] else texts[row] + piece)
-        pieces[row].append(piece)
-
-    new = generate(
-        run.model,
-        prompts,
-        generation,
-        kv_policy=policy,
-        tokenizer=run.tokenizer,
-        seed=run.config.seed,
-        on_token=lambda row, token: take(row, streams[row].push([token])),
-    )
-    for row, stream in enumerate(streams):
-        take(row, stream.finish())
-    if streamed:
-        shown.end()
-    return [{"text": "".join(text), "tokens": tokens} for text, tokens in zip(pieces, new, strict=True)]
+    if not streamed:
+        return run.continuations(texts, generation, kv_policy=policy)
+    continued = run.continuations(texts, generation, kv_policy=policy, on_text=write)
+    shown.end()
+    return continued
 
 
 def _echo_document(
-    run: Run, texts: list[str], results: list[dict[str, Any]], generation: GenerationConfig, policy: str
+    run: Run, texts: list[str], results: list[Continuation], generation: GenerationConfig, policy: str
 ) -> None:
     from dba_cli.rendering import echo_json
 
@@ -155,6 +139,9 @@ def _echo_document(
             "checkpoint_step": run.step,
             "kv_policy": policy,
             "generation": {**generation.to_dict(), "prompt": None},
-            "samples": [{"prompt": text, **result} for text, result in zip(texts, results, strict=True)],
+            "samples": [
+                {"prompt": text, "text": result.text, "tokens": result.tokens}
+                for text, result in zip(texts, results, strict=True)
+            ],
         }
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dba_cli import completing
-from dba_cli.measured import bar, write_measured
+from dba_cli.measured import bar, numbers, write_measured
 from dba_cli.preflight import check_data
 from dba_cli.run_options import RunFlags, weights_options
 from dba_cli.terminal import echo
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 @click.command()
 @weights_options
 @click.option(
-    "--budget-bytes", type=int, metavar="N", help="Bytes of one token's cache, all layers, at most."
+    "--budget-bytes",
+    type=int,
+    metavar="N",
+    help="Bytes per token, all layers and window, at most.",
 )
 @click.option("--max-delta-nll", type=float, metavar="X", help="Nats per token that it may cost.")
 @click.option(
@@ -35,12 +38,17 @@ if TYPE_CHECKING:
     "--context", type=click.IntRange(min=1), help="Tokens of a window. Without it: the run's context."
 )
 @click.option(
+    "--target-context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of the sequence that --budget-bytes is for, window included. Without it: the run's context.",
+)
+@click.option(
     "--resid",
-    "residual",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Newest tokens that stay in fp16, in every policy.",
+    "windows",
+    callback=numbers(least=0),
+    metavar="N,...",
+    help="Residual windows to try: newest tokens that stay in fp16. Without it: 0, 32 and the run's own.",
 )
 @click.option(
     "--out",
@@ -57,7 +65,8 @@ def tune(
     data: str | None,
     tokens: int,
     context: int | None,
-    residual: int,
+    target_context: int | None,
+    windows: tuple[int, ...],
     out: Path | None,
     plot: bool,
     as_json: bool,
@@ -65,14 +74,14 @@ def tune(
     """Find the KV policy for RUN's model: the best within a budget, or the smallest that is good enough.
 
     RUN is a run's folder, a unique part of its name under runs/, or 'latest'. Each tensor's formats are
-    measured alone, then the most promising policies as a whole, against exact attention on the same text.
-    Exits with 1 where no policy keeps the goal.
+    measured alone, then the most promising policies as a whole, against exact attention on the same text. The
+    run's own policy is among them. Exits with 1 where no policy keeps the goal.
 
     \b
     Examples:
       dba tune latest --budget-bytes 200
       dba tune latest --max-delta-nll 0.01 --plot
-      dba tune latest --budget-bytes 300 --max-delta-nll 0.02 --json
+      dba tune latest --budget-bytes 300 --target-context 8192 --max-delta-nll 0.02 --json
     """
     from dba_core.evaluation.search import Goal
     from dba_core.runs.tune import TuneRequest, tune_run
@@ -80,7 +89,9 @@ def tune(
     goal = Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll)
     check_data(data)
     run = run_flags.load()
-    request = TuneRequest(goal=goal, data=data, tokens=tokens, context=context, residual=residual)
+    request = TuneRequest(
+        goal=goal, data=data, tokens=tokens, context=context, target_context=target_context, windows=windows
+    )
     with bar("measuring") as on_step:
         report = tune_run(run, request, on_step=on_step)
     written = _written(run, report, out, plot=plot)
@@ -99,20 +110,22 @@ def _written(run: Run, report: TuneReport, out: Path | None, *, plot: bool) -> l
 
 def _show(report: TuneReport, written: list[Path], *, as_json: bool) -> None:
     from dba_cli.rendering import columns, echo_json
-    from dba_core.runs.tune import HEADER, rows
+    from dba_core.runs.tune import header, rows
 
     if as_json:
         echo_json(report.to_dict())
     else:
-        columns(f"KV policies of {report.run}: {report.goal}", HEADER, rows(report))
+        columns(f"KV policies of {report.run}: {report.goal}", header(report), rows(report))
         echo(
             f"Nats per token against exact attention, over {report.tokens:,} tokens; ± over windows of "
-            f"{report.context}."
+            f"{report.context}. Bytes: of a cache of so many tokens, residual window included; a budget is "
+            f"for {report.target_context:,}."
         )
-        if report.search.residual:
-            echo(f"The residual window takes {report.residual_bytes:,} bytes more, once.")
+        for note in report.notes:
+            echo(f"Note: {note}.")
         if report.chosen is not None:
             policy = report.chosen.short
+            echo(f"Chosen: {report.bytes_line(report.chosen)}.")
             echo(f'\nNext:\n  dba eval {report.run} --kv-policy "{policy}"')
             echo(f'  dba sample {report.run} --kv-policy "{policy}"')
     for path in written:

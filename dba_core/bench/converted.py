@@ -22,7 +22,7 @@ from dba_core.bench.llama import LlamaGenerator, llama_of
 from dba_core.bench.machine import describe_machine
 from dba_core.bench.report import Column, Report
 from dba_core.bench.timing import Timing, interleaved
-from dba_core.cache.bytes import bytes_per_token
+from dba_core.cache.bytes import cache_bytes
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.convert.load import load_source
@@ -83,7 +83,7 @@ def measure_converted(
                 ours = {
                     "source in dba, fp16 cache": (original, FP16),
                     "converted, fp16 cache": (run.model, FP16),
-                    f"converted, {run.config.kv_policy.short}": (run.model, run.config.kv_policy),
+                    f"converted, {run.kv_policy.short}": (run.model, run.kv_policy),
                 }
                 prompt = text[:length].tolist()
                 rows += _rows("prefill", _prefill(llama, ours, prompt, settings), length, length, threads)
@@ -187,7 +187,8 @@ def _rows(phase: str, timed: _Timed, tokens: int, length: int, threads: int) -> 
 
 
 def _megabytes(model: LanguageModel, policy: KVCachePolicy, tokens: int) -> float:
-    return tokens * sum(bytes_per_token(layer.shape, policy) for layer in model.attentions) / 1e6
+    """Of a cache of so many tokens, residual window included."""
+    return sum(cache_bytes(layer.shape, 1, policy, tokens) for layer in model.attentions) / 1e6
 
 
 def _llama_megabytes(llama: Any, tokens: int) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dba_core.bench.machine import describe_machine
 from dba_core.bench.report import Column, Report
-from dba_core.cache.bytes import bytes_per_token
+from dba_core.cache.bytes import cache_bytes
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.data.batches import held_out_windows
 from dba_core.data.tokenizers import Tokens
@@ -70,7 +70,7 @@ def measure_quality(
         for policy in wanted:
             on_policy(policy.short)
             windows = _windows(model, tokens, policy, context=context, limit_tokens=limit_tokens)
-            rows.append(_row(model, policy, windows))
+            rows.append(_row(model, policy, windows, context=context))
     for row in rows:
         row["frontier"] = not any(_better(other, row) for other in rows)
         row["mark"] = "yes" if row["frontier"] else ""
@@ -84,7 +84,7 @@ def measure_quality(
         notes=(
             f"{rows[0]['tokens']:,} tokens in {rows[0]['windows']} windows of {context}, through the cache",
             "± is the standard error of the mean over windows; KL is from the fp32 cache",
-            "bytes per token: of all layers, without the residual window, which does not grow",
+            f"bytes per token: of a cache of {context} tokens, all layers, residual window included",
             "frontier: no other policy is as small with less KL, or smaller with as little; KL is never "
             "negative and less noisy than the loss, whose difference may have either sign by chance",
         ),
@@ -120,7 +120,11 @@ def _nats(logits: Tensor, targets: Tensor) -> float:
 
 
 def _row(
-    model: LanguageModel, policy: KVCachePolicy, windows: Sequence[tuple[FidelityMetrics, float]]
+    model: LanguageModel,
+    policy: KVCachePolicy,
+    windows: Sequence[tuple[FidelityMetrics, float]],
+    *,
+    context: int,
 ) -> dict[str, Any]:
     """windows: the figures of each, and its mean nll with the fp32 cache."""
     figures = [metrics for metrics, _ in windows]
@@ -137,7 +141,8 @@ def _row(
     mean = float((weights * delta).sum())
     return {
         "policy": policy.short,
-        "bytes_per_token": sum(bytes_per_token(each.shape, policy) for each in model.attentions),
+        "bytes_per_token": sum(cache_bytes(each.shape, 1, policy, context) for each in model.attentions)
+        / context,
         "nll": float((weights * reference).sum()) + mean,
         "delta_nll": mean,
         "std_error": _std_error(delta),
@@ -162,7 +167,7 @@ def _better(other: dict[str, Any], row: dict[str, Any]) -> bool:
 
 _COLUMNS = (
     Column("policy", "policy"),
-    Column("bytes_per_token", "bytes per token", "{:,}"),
+    Column("bytes_per_token", "bytes per token", "{:,.1f}"),
     Column("nll", "nats per token", "{:.4f}"),
     Column("delta_nll", "against fp32", "{:+.5f}"),
     Column("std_error", "±", "{:.5f}"),

@@ -87,7 +87,7 @@ def _points(axes: Axes, rows: Sequence[Row], value: str, error: str, label: str)
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("KV cache, bytes per token (all layers)")
+    axes.set_xlabel("KV cache, bytes per token (all layers, residual window included)")
     axes.set_ylabel(label)
 
 

@@ -2,7 +2,7 @@
 
     tensor:  G * code_bytes(D) + 2 * ceil(G*D / qblock)              per token
     layer:   batch * (capacity * bytes_per_token + residual_bytes)   = LayerCache.nbytes
-    model:   n_layers * layer
+    model:   n_layers * layer                                        = KVCache.nbytes
 
 Called by the run summary, the memory plot, the tables of the documentation and `dba run --dry-run`.
 """
@@ -63,6 +63,18 @@ def residual_bytes(shape: AttentionShape, policy: KVCachePolicy, rollback: int |
     )
 
 
+def cache_bytes(
+    shape: AttentionShape,
+    n_layers: int,
+    policy: KVCachePolicy,
+    context: int,
+    *,
+    rollback: int | None = None,
+) -> int:
+    """Bytes of the cache of one sequence of `context` tokens in all layers, residual window included."""
+    return n_layers * (context * bytes_per_token(shape, policy) + residual_bytes(shape, policy, rollback))
+
+
 def standard_bytes_per_token(d_model: int) -> int:
     """fp16 keys and values of standard attention of the same model width, one layer of one sequence."""
     return 2 * d_model * _FP16_BYTES
@@ -91,13 +103,11 @@ def memory_table(
     rollback: int | None = None,
 ) -> list[MemoryRow]:
     """One row per context length, residual window included. `contexts` are tokens; d_model is the shape's."""
-    token = bytes_per_token(shape, policy)
-    window = residual_bytes(shape, policy, rollback)
     standard = standard_bytes_per_token(shape.d_model)
     return [
         MemoryRow(
             context=context,
-            kv_bytes=n_layers * (context * token + window),
+            kv_bytes=cache_bytes(shape, n_layers, policy, context, rollback=rollback),
             standard_bytes=n_layers * context * standard,
         )
         for context in contexts

@@ -11,11 +11,10 @@ from dba_core.config.loading import LoadedConfig, load_config, render_toml
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoice, PluginChoices, PluginRecord
-from dba_core.config.run import DEFAULT_KV_POLICY, RunConfig
+from dba_core.config.run import RunConfig
 from dba_core.config.training import EvaluationConfig, TrainingConfig
 
 __all__ = [
-    "DEFAULT_KV_POLICY",
     "AttentionConfig",
     "DataConfig",
     "EvaluationConfig",

@@ -15,15 +15,14 @@ from dba_core.config.training import EvaluationConfig, TrainingConfig
 from dba_core.config.validators import MAX_SEED, between, device_name, not_empty, one_of, real_text
 from dba_core.errors import ConfigError
 
-DEFAULT_KV_POLICY = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=32")
-
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
 class RunConfig(Serializable):
     """Everything that decides a run.
 
     device: `auto`, `cpu`, `cuda` or `cuda:N`. dtype: that of the forward pass (`bfloat16` is autocast; the
-    weights stay float32).
+    weights stay float32). kv_policy: None takes one that is smaller than fp16 at the model's context; a run
+    records which.
     """
 
     name: str = attrs.field(default="default", validator=[not_empty, real_text])
@@ -35,7 +34,7 @@ class RunConfig(Serializable):
     training: TrainingConfig = attrs.field(factory=TrainingConfig)
     evaluation: EvaluationConfig = attrs.field(factory=EvaluationConfig)
     generation: GenerationConfig = attrs.field(factory=GenerationConfig)
-    kv_policy: KVCachePolicy = DEFAULT_KV_POLICY
+    kv_policy: KVCachePolicy | None = None
     plugins: PluginChoices = attrs.field(factory=PluginChoices)
 
     def __attrs_post_init__(self) -> None:

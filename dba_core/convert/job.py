@@ -136,6 +136,7 @@ class _Conversion:
         self.request, self.source, self.reporter = request, source, reporter
         self.recipe, self.policy = request.recipe, request.policy
         self.context = request.context or min(DEFAULT_CONTEXT, source.config.context)
+        self.target_context = request.target_context or self.context
         vocab = source.config.vocab_size
         assert vocab is not None
         self.vocab_size: int = vocab
@@ -238,6 +239,7 @@ class _Conversion:
                 reference,
                 wanted.goal,
                 wanted.scope,
+                context=self.target_context,
                 convert=lambda recipe: decouple(model, measured, _pairs(model, measured, recipe), recipe),
                 on_window=self.reporter.step,
             )
@@ -298,11 +300,12 @@ class _Conversion:
             recipe=self.recipe,
             search=None if made is None or made.search is None else SearchReport.of(made.search),
             context=self.context,
+            target_context=self.target_context,
             calibration=None if made is None else {**made.text.corpus.describe(), "left_out": []},
             calibration_tokens=0 if made is None else made.text.sequences.numel(),
             pairs=tuple(tuple(tuple(head) for head in layer) for layer in pairs),
             n_pairs=self.source.config.attention.shape.geo_head_dim // 2,
-            variants=variant_reports(rows),
+            variants=variant_reports(rows, context=self.context, target_context=self.target_context),
             healed_steps=healing.steps if healing is not None and healing.kept else 0,
             seconds=dict(self.seconds),
             peak_memory_bytes=peak_memory_bytes(torch.device("cpu")),

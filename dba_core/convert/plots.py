@@ -27,7 +27,7 @@ class Point:
     """One cache. increase: of the perplexity, 0.01 for one percent. own: drawn as ours, not as compared."""
 
     name: str
-    bytes_per_token: int
+    bytes_per_token: float
     increase: float
     own: bool = False
 

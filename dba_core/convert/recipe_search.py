@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 
-from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.convert.decouple import Recipe, decoupled_config
-from dba_core.evaluation.policy_search import Single, combinations, measure_singles
+from dba_core.evaluation.policy_search import WINDOW, Single, Sizes, combinations, measure_singles
 from dba_core.evaluation.reference import Divergence, Reference
 from dba_core.evaluation.search import MOST_TRIES, Candidate, Goal, SearchResult, search
 from dba_core.model.language_model import LanguageModel
 
 #: What a search measures for every tensor: short and long blocks, or 8 bits, whose blocks hardly matter.
 FORMATS = tuple(TensorFormat.parse(text) for text in ("q8_0@256", "q4_0@32", "q4_0@256"))
+#: Residual windows that are tried.
+WINDOWS = (0, WINDOW)
 _EXACT = KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16")
 
 
@@ -83,10 +84,13 @@ def search_recipe(
     goal: Goal,
     scope: Scope,
     *,
+    context: int,
     convert: Callable[[Recipe], LanguageModel],
     on_window: Callable[[], None] = lambda: None,
 ) -> RecipeSearch:
-    """Measure and choose. reference: the source's answers. convert: makes the model of a recipe."""
+    """Measure and choose. reference: the source's answers. context: tokens of the sequence that a budget is
+    for. convert: makes the model of a recipe.
+    """
     config, layers = source.config.attention, len(source.attentions)
     models = _Models(convert)
 
@@ -100,10 +104,16 @@ def search_recipe(
     singles: tuple[Single, ...] = ()
     if scope.policy is None:
         shape = decoupled_config(config, middle).resolved().shape
-        raw = measure_singles(shape, layers, lambda policy: measure(middle, policy), formats=FORMATS)
+        raw = measure_singles(
+            shape,
+            layers,
+            lambda policy: measure(middle, policy),
+            windows=Sizes(shape=shape, n_layers=layers, context=context).windows(WINDOWS, goal),
+            formats=FORMATS,
+        )
         singles = tuple(attrs.evolve(single, kl=max(single.kl - base, 0.0)) for single in raw)
     result = search(
-        _candidates(config, layers, alone, middle, singles, scope),
+        _candidates(config, alone, middle, singles, scope, n_layers=layers, context=context),
         goal,
         lambda candidate: measure(candidate.key.recipe, candidate.key.policy),
     )
@@ -119,17 +129,19 @@ def search_recipe(
 
 def most_comparisons(source: AttentionConfig, scope: Scope) -> int:
     """An upper bound of the comparisons that `search_recipe` makes, for a progress bar."""
-    singles = 3 * len(FORMATS) if scope.policy is None else 0
+    singles = 3 * len(FORMATS) * len(WINDOWS) if scope.policy is None else 0
     return len(recipes_of(source, scope)) + singles + MOST_TRIES
 
 
 def _candidates(
     config: AttentionConfig,
-    layers: int,
     alone: Iterable[tuple[Recipe, Divergence]],
     middle: Recipe,
     singles: Iterable[Single],
     scope: Scope,
+    *,
+    n_layers: int,
+    context: int,
 ) -> Iterator[Candidate[Choice]]:
     n_pairs = config.shape.geo_head_dim // 2
     for recipe, exact in alone:
@@ -139,15 +151,18 @@ def _candidates(
             "k_geo": (n_pairs - recipe.pairs) / (n_pairs - middle.pairs),
             "v": 1.0,
         }
+        sizes = Sizes(shape=shape, n_layers=n_layers, context=context)
         if scope.policy is not None:
-            added = [Candidate(key=scope.policy, bytes_per_token=0, predicted=0.0)]
+            added = [
+                Candidate(key=scope.policy, bytes_per_token=sizes.per_token(scope.policy), predicted=0.0)
+            ]
         else:
             scaled = [attrs.evolve(single, kl=single.kl * share[single.tensor]) for single in singles]
-            added = list(combinations(scaled, residual=0))
+            added = list(combinations(scaled, sizes))
         for each in added:
             yield Candidate(
                 key=Choice(recipe=recipe, policy=each.key),
-                bytes_per_token=layers * bytes_per_token(shape, each.key),
+                bytes_per_token=each.bytes_per_token,
                 predicted=exact.kl + each.predicted,
             )
 

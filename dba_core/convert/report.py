@@ -9,29 +9,31 @@ from typing import Any
 import attrs
 import torch
 
-from dba_core.cache.bytes import bytes_per_token
+from dba_core.cache.bytes import cache_bytes
 from dba_core.convert.comparators import Variant
 from dba_core.convert.decouple import Recipe
 from dba_core.convert.recipe_search import Choice, RecipeSearch
 from dba_core.evaluation.cached_loss import TextLoss
 from dba_core.evaluation.reference import Divergence
-from dba_core.evaluation.search import Tried
+from dba_core.evaluation.search import Tried, bytes_text
 from dba_core.markdown import inline, prose, table
 from dba_core.runs.summary import as_plain
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @attrs.frozen(kw_only=True)
 class VariantReport:
-    """One row. bytes_per_token: of the cache, all layers. losses: by text. delta: loss minus the reference's,
-    and the standard error of that difference over windows, by text.
+    """One row. bytes_per_token: of a cache of the report's context, all layers, residual window included;
+    bytes_per_token_target: of its target context. ratio: of the first. losses: by text. delta: loss minus the
+    reference's, and the standard error of that difference over windows, by text.
     """
 
     key: str
     name: str
     policy: str
-    bytes_per_token: int
+    bytes_per_token: float
+    bytes_per_token_target: float
     ratio: float
     losses: dict[str, TextLoss]
     delta_nll: dict[str, float]
@@ -45,14 +47,14 @@ class VariantReport:
 
 @attrs.frozen(kw_only=True)
 class SearchRow:
-    """What a search measured: a recipe; with a policy also its size, prediction, and whether it keeps the
-    goal.
+    """What a search measured: a recipe; with a policy also its size per token of the target context, window
+    included, its prediction, and whether it keeps the goal.
     """
 
     pairs: int
     latent: int | None
     policy: str
-    bytes_per_token: int | None
+    bytes_per_token: float | None
     predicted: float | None
     measured: Divergence
     verdict: str
@@ -99,8 +101,9 @@ def _search_row(each: Tried[Choice], chosen: Tried[Choice] | None) -> SearchRow:
 
 @attrs.frozen(kw_only=True)
 class ConversionReport:
-    """recipe: None where the model was kept as it is; calibration is then None too. search: where recipe and
-    policy were searched for. pairs: the semantic channel pairs of each layer and KV head. seconds: by phase.
+    """context: tokens that were measured at once; target_context: that the budget was for. recipe: None where
+    the model was kept as it is; calibration is then None too. search: where recipe and policy were searched
+    for. pairs: the semantic channel pairs of each layer and KV head. seconds: by phase.
     """
 
     source: str
@@ -109,6 +112,7 @@ class ConversionReport:
     recipe: Recipe | None
     search: SearchReport | None
     context: int
+    target_context: int
     calibration: dict[str, Any] | None
     calibration_tokens: int
     pairs: tuple[tuple[tuple[int, ...], ...], ...]
@@ -132,7 +136,8 @@ class ConversionReport:
 
 def header(report: ConversionReport) -> tuple[str, ...]:
     """The columns of the table of variants."""
-    return ("cache", "bytes per token", "smaller", *(f"NLL {name}" for name in report.texts), "perplexity")
+    bytes_at = [f"bytes per token at {context:,}" for context in _contexts(report)]
+    return ("cache", *bytes_at, "smaller", *(f"NLL {name}" for name in report.texts), "perplexity")
 
 
 def rows(report: ConversionReport) -> Iterable[tuple[str, ...]]:
@@ -147,7 +152,13 @@ def rows(report: ConversionReport) -> Iterable[tuple[str, ...]]:
                 for text in report.texts
             ]
             mean = f"{variant.mean_perplexity_increase:+.2%}"
-        yield (variant.name, f"{variant.bytes_per_token:,}", f"{variant.ratio:.2f}x", *cells, mean)
+        sizes = (variant.bytes_per_token, variant.bytes_per_token_target)[: len(_contexts(report))]
+        yield (variant.name, *map(bytes_text, sizes), f"{variant.ratio:.2f}x", *cells, mean)
+
+
+def _contexts(report: ConversionReport) -> tuple[int, ...]:
+    """The context that was measured, and the one of the budget where that is another."""
+    return tuple(dict.fromkeys((report.context, report.target_context)))
 
 
 def markdown(report: ConversionReport) -> str:
@@ -160,7 +171,8 @@ def markdown(report: ConversionReport) -> str:
         *table(header(report), rows(report)),
         "",
         "NLL in nats per token. The first row is the reference, the others are differences to it, with the "
-        "standard error of the difference over windows. `perplexity` is the mean over the texts.",
+        "standard error of the difference over windows. `perplexity` is the mean over the texts. Bytes are "
+        "those of one sequence's cache of so many tokens, all layers, residual window included.",
         "",
         "![perplexity against bytes](plots/pareto.png)",
     ]
@@ -173,7 +185,11 @@ def markdown(report: ConversionReport) -> str:
             "",
             *table(SEARCH_HEADER, search_rows(report.search)),
         ]
-        lines += ["", f"Nats per token against the source, over {report.search.tokens:,} tokens."]
+        lines += [
+            "",
+            f"Nats per token against the source, over {report.search.tokens:,} tokens. Bytes per token of a "
+            f"cache of {report.target_context:,} tokens, residual window included.",
+        ]
     lines += [f"\n**Warning:** {inline(warning)}" for warning in report.warnings]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report.seconds.items())
     return "\n".join(
@@ -205,7 +221,7 @@ def search_rows(search: SearchReport) -> Iterable[tuple[str, ...]]:
             str(row.pairs),
             "none" if row.latent is None else str(row.latent),
             row.policy,
-            "" if row.bytes_per_token is None else f"{row.bytes_per_token:,}",
+            "" if row.bytes_per_token is None else bytes_text(row.bytes_per_token),
             "" if row.predicted is None else f"{row.predicted:.4f}",
             f"{row.measured.kl:.4f}",
             f"{row.measured.delta_nll:+.4f}",
@@ -213,16 +229,19 @@ def search_rows(search: SearchReport) -> Iterable[tuple[str, ...]]:
         )
 
 
-def variant_reports(rows: Sequence[tuple[Variant, dict[str, TextLoss]]]) -> tuple[VariantReport, ...]:
-    """rows: variants and their losses by text, the reference first."""
+def variant_reports(
+    rows: Sequence[tuple[Variant, dict[str, TextLoss]]], *, context: int, target_context: int
+) -> tuple[VariantReport, ...]:
+    """rows: variants and their losses by text, the reference first. Contexts in tokens."""
     first, reference = rows[0]
     return tuple(
         VariantReport(
             key=variant.key,
             name=variant.name,
             policy=variant.policy.short,
-            bytes_per_token=_cache_bytes(variant),
-            ratio=_cache_bytes(first) / _cache_bytes(variant),
+            bytes_per_token=_per_token(variant, context),
+            bytes_per_token_target=_per_token(variant, target_context),
+            ratio=_per_token(first, context) / _per_token(variant, context),
             losses=losses,
             delta_nll={text: loss.nll - reference[text].nll for text, loss in losses.items()},
             delta_std_error={text: _paired_error(loss, reference[text]) for text, loss in losses.items()},
@@ -231,9 +250,10 @@ def variant_reports(rows: Sequence[tuple[Variant, dict[str, TextLoss]]]) -> tupl
     )
 
 
-def _cache_bytes(variant: Variant) -> int:
-    shape = variant.model.attentions[0].shape
-    return bytes_per_token(shape, variant.policy) * len(variant.model.attentions)
+def _per_token(variant: Variant, context: int) -> float:
+    """Bytes of a cache of `context` tokens, shared out over them."""
+    attentions = variant.model.attentions
+    return cache_bytes(attentions[0].shape, len(attentions), variant.policy, context) / context
 
 
 def _paired_error(loss: TextLoss, reference: TextLoss) -> float:

@@ -28,7 +28,8 @@ class Wanted:
 class ConvertRequest:
     """recipe: None makes a run's folder of the model as it is. search: finds recipe and policy instead of
     those given. context: tokens of a calibration sequence and of an evaluation window (None: the source's,
-    2048 at most). calibrate, evaluate: what `data.source` takes. tokenizer: None is the source's own.
+    2048 at most). target_context: tokens of the sequence that a budget is for (None: `context`). calibrate,
+    evaluate: what `data.source` takes. tokenizer: None is the source's own.
     """
 
     model: Path
@@ -41,6 +42,7 @@ class ConvertRequest:
     evaluate: tuple[str, ...] = EVALUATION
     eval_tokens: int = 4 * DEFAULT_CONTEXT
     context: int | None = None
+    target_context: int | None = None
     tokenizer: str | None = None
     comparators: bool = True
     heal_steps: int = 0

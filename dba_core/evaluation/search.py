@@ -7,11 +7,13 @@ predicted as good) are measured, each at most once:
 - a gate: from the smallest that is predicted to pass towards larger ones until one passes, or, where the
   first passes, towards smaller ones until one fails; the smallest that passed is chosen.
 
-The prediction only orders: what is chosen was measured. Called by `policy_search` and `convert.search`.
+The prediction only orders: what is chosen was measured. What was measured before the search, the policy that
+a run has, takes part in the choice. Called by `policy_search` and `convert.search`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
@@ -33,8 +35,8 @@ class SearchError(DBAError):
 
 @attrs.frozen(kw_only=True)
 class Goal:
-    """budget_bytes: of one token's cache in all layers. max_delta_nll: nats per token that it may cost,
-    compared with `Divergence.cost`. At least one of them.
+    """budget_bytes: of one token's cache in all layers, a window shared out over the context. max_delta_nll:
+    nats per token that it may cost, compared with `Divergence.cost`. At least one of them.
     """
 
     budget_bytes: int | None = None
@@ -61,19 +63,26 @@ class Goal:
             parts.append(f"at most {self.max_delta_nll:g} nats per token lost")
         return " and ".join(parts)
 
-    def fits(self, bytes_per_token: int) -> bool:
+    def fits(self, bytes_per_token: float) -> bool:
         return self.budget_bytes is None or bytes_per_token <= self.budget_bytes
 
     def passes(self, measured: Divergence) -> bool:
         return self.max_delta_nll is None or measured.cost <= self.max_delta_nll
 
+    def preference(self, tried: Tried[K]) -> tuple[float, float]:
+        """Of those that keep the goal the least is chosen: the smallest under a gate, else the best."""
+        size, kl = tried.candidate.bytes_per_token, tried.measured.kl
+        return (kl, size) if self.max_delta_nll is None else (size, kl)
+
 
 @attrs.frozen(kw_only=True)
 class Candidate(Generic[K]):
-    """key: what it is. predicted: its cost in nats per token; only the order matters."""
+    """key: what it is. bytes_per_token: of its cache at the context that a budget is for, residual window
+    included. predicted: its cost in nats per token, NaN where nothing predicts it; only the order matters.
+    """
 
     key: K
-    bytes_per_token: int
+    bytes_per_token: float
     predicted: float
 
 
@@ -94,46 +103,63 @@ class SearchResult(Generic[K]):
 
     tried: tuple[Tried[K], ...]
     chosen: Tried[K] | None
-    smallest: int
+    smallest: float
 
     def require(self, goal: Goal, what: str) -> Tried[K]:
         """The choice. Raises SearchError that says what came nearest; `what` was looked for."""
         if self.chosen is not None:
             return self.chosen
-        if not self.tried:
+        small = [each for each in self.tried if goal.fits(each.candidate.bytes_per_token)]
+        if not small:
             raise SearchError(
-                f"no {what} keeps {goal.text}: the smallest that can be made takes {self.smallest:,} bytes "
-                "per token. Give a larger --budget-bytes"
+                f"no {what} keeps {goal.text}: the smallest that can be made takes "
+                f"{bytes_text(self.smallest)} bytes per token. Give a larger --budget-bytes"
             )
-        best = min(self.tried, key=lambda each: each.measured.cost)
+        best = min(small, key=lambda each: each.measured.cost)
         raise SearchError(
             f"no {what} keeps {goal.text}: the best of those measured loses {best.measured.cost:.4f} nats "
-            f"per token at {best.candidate.bytes_per_token:,} bytes. Allow more loss or more bytes"
+            f"per token at {bytes_text(best.candidate.bytes_per_token)} bytes. Allow more loss or more bytes"
         )
 
 
+def bytes_text(per_token: float) -> str:
+    """1234.0 -> "1,234"; 1234.56 -> "1,234.6": rounded up, so that no budget looks kept that is not."""
+    tenths = math.ceil(per_token * 10 - 1e-6)
+    return f"{tenths // 10:,}" if tenths % 10 == 0 else f"{tenths / 10:,.1f}"
+
+
 def search(
-    candidates: Iterable[Candidate[K]], goal: Goal, measure: Callable[[Candidate[K]], Divergence]
+    candidates: Iterable[Candidate[K]],
+    goal: Goal,
+    measure: Callable[[Candidate[K]], Divergence],
+    *,
+    known: Iterable[tuple[Candidate[K], Divergence]] = (),
 ) -> SearchResult[K]:
-    """Measure as the module says, and choose."""
+    """Measure as the module says, and choose. known: measured already, not measured again, and chosen where
+    nothing else is better.
+    """
     every = list(candidates)
     front = frontier([candidate for candidate in every if goal.fits(candidate.bytes_per_token)])
     tried: list[Tried[K]] = []
 
-    def attempt(candidate: Candidate[K]) -> Tried[K]:
-        measured = measure(candidate)
-        tried.append(Tried(candidate=candidate, measured=measured, good=goal.passes(measured)))
+    def note(candidate: Candidate[K], measured: Divergence) -> Tried[K]:
+        good = goal.passes(measured) and goal.fits(candidate.bytes_per_token)
+        tried.append(Tried(candidate=candidate, measured=measured, good=good))
         return tried[-1]
+
+    before = {candidate.key: note(candidate, measured) for candidate, measured in known}
+
+    def attempt(candidate: Candidate[K]) -> Tried[K]:
+        return before.get(candidate.key) or note(candidate, measure(candidate))
 
     if goal.max_delta_nll is None:
         for candidate in front[-BUDGET_TRIES:]:
             attempt(candidate)
-        chosen = min(tried, key=lambda each: each.measured.kl, default=None)
     else:
         _walk(front, goal.max_delta_nll, attempt)
-        passed = [each for each in tried if each.good]
-        chosen = min(passed, key=lambda each: each.candidate.bytes_per_token, default=None)
-    smallest = min((candidate.bytes_per_token for candidate in every), default=0)
+    chosen = min((each for each in tried if each.good), key=goal.preference, default=None)
+    everything = [*every, *(each.candidate for each in before.values())]
+    smallest = min((candidate.bytes_per_token for candidate in everything), default=0.0)
     return SearchResult(tried=tuple(tried), chosen=chosen, smallest=smallest)
 
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.data.tokenizers import Tokenizer
-from dba_core.errors import ConfigError, DataError
+from dba_core.errors import ConfigError
 from dba_core.generation.inference import inference
+from dba_core.generation.prompts import Prompts, checked_prompts
 from dba_core.generation.sampling import RowStreams, sample
 from dba_core.generation.stopping import StopWatch
 
@@ -34,8 +35,8 @@ OnToken = Callable[[int, int], None]
 
 def generate(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
+    prompts: Prompts,
+    config: GenerationConfig | None = None,
     *,
     kv_policy: KVCachePolicy | str | None = None,
     cache: KVCache | None = None,
@@ -43,29 +44,32 @@ def generate(
     seed: int | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[int]]:
-    """The new tokens of every prompt (token lists of any lengths >= 1), without the stop text.
+    """The new tokens of every prompt (token lists or integer tensors of any lengths >= 1), without the stop
+    text. `generate(model, [[72, 105]])` is enough; for texts there is `run.generate`.
 
-    kv_policy: formats of the cache. cache, instead of it: the prompts continue what it holds, one row each,
-    and it then also holds them and the new tokens but the last. tokenizer: needed when `config.stop` names
-    texts. seed: used where `config.seed` is None (0 if both are). on_token(row, token) is called in order for
-    every token of the result as soon as it is certain that it belongs there. A sequence depends on its own
-    prompt and the seed, not on the batch around it, except for the rounding of batched matrix products.
-    Raises DataError for an empty prompt or a token out of the vocabulary, ConfigError for stop texts without
-    tokenizer and unless either kv_policy or cache is given, CacheError for too small a cache.
+    config: None is `GenerationConfig()`: 200 new tokens, temperature 0.8, top_p 0.95; its `prompt` is not
+    read. kv_policy: formats of the cache, None is fp16. cache, instead of it: the prompts continue what it
+    holds, one row each, and it then also holds them and the new tokens but the last. tokenizer: needed when
+    `config.stop` names texts. seed: used where `config.seed` is None (0 if both are). on_token(row, token) is
+    called in order for every token of the result as soon as it is certain that it belongs there. A sequence
+    depends on its own prompt and the seed, not on the batch around it, except for the rounding of batched
+    matrix products.
+    Raises DataError for prompts that are no tokens, an empty one, or a token out of the vocabulary,
+    ConfigError for stop texts without tokenizer, other wrong arguments, and for both kv_policy and cache,
+    CacheError for too small a cache. Warns (LongPromptWarning) of a prompt that exceeds the model's context.
     """
-    if (kv_policy is None) == (cache is None):
-        raise ConfigError("generate takes either kv_policy=, for a new cache, or cache=; give one of them")
-    lists = _checked_prompts(prompts, model)
+    config = _checked_settings(model, config, kv_policy, cache)
+    lists = checked_prompts(prompts, model.config)
     rows = [_Row(row, _stop_watch(config.stop, tokenizer, lists[row]), on_token) for row in range(len(lists))]
     if not lists or config.max_new_tokens == 0:
         return [row.tokens for row in rows]
     chosen = config.seed if config.seed is not None else seed
     streams = RowStreams(0 if chosen is None else chosen, lists)
     with inference(model):
-        if kv_policy is not None:
+        if cache is None:
             capacity = max(map(len, lists)) + config.max_new_tokens
-            cache = model.new_cache(batch=len(lists), capacity=capacity, policy=kv_policy, rollback=0)
-        assert cache is not None
+            policy = KVCachePolicy() if kv_policy is None else kv_policy
+            cache = model.new_cache(batch=len(lists), capacity=capacity, policy=policy, rollback=0)
         logits = prefill(model, lists, cache)  # [B, V]
         for step in range(config.max_new_tokens):
             tokens = _next_tokens(logits, streams, config)  # [B]
@@ -130,6 +134,23 @@ class _Row:
                 self._on_token(self._row, token)
 
 
+def _checked_settings(
+    model: object, config: object, kv_policy: KVCachePolicy | str | None, cache: KVCache | None
+) -> GenerationConfig:
+    """The settings, or the defaults. Raises ConfigError for what is none, and for a cache given twice."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; give a LanguageModel, as run.model is, or call run.generate"
+        )
+    if not isinstance(config, GenerationConfig | None):
+        raise ConfigError(
+            f"config={config!r} is a {type(config).__name__}; give GenerationConfig(max_new_tokens=20), say"
+        )
+    if kv_policy is not None and cache is not None:
+        raise ConfigError("generate takes either kv_policy=, for a new cache, or cache=; give one of them")
+    return GenerationConfig() if config is None else config
+
+
 def _next_tokens(logits: Tensor, streams: RowStreams, config: GenerationConfig) -> Tensor:
     uniforms = streams.next().to(logits.device)
     return sample(
@@ -145,23 +166,3 @@ def _stop_watch(stops: Sequence[str], tokenizer: Tokenizer | None, prompt: Seque
     if tokenizer is None:
         raise ConfigError(f"stop texts {stops} need the tokenizer; give tokenizer=", path="generation.stop")
     return StopWatch(stops, tokenizer.stream(prompt))
-
-
-def _checked_prompts(prompts: Sequence[Sequence[int]], model: LanguageModel) -> list[list[int]]:
-    """The prompts as lists of plain integers inside the vocabulary, none of them empty."""
-    vocab_size = model.config.vocab_size
-    assert vocab_size is not None
-    lists = [[int(token) for token in prompt] for prompt in prompts]
-    for row, prompt in enumerate(lists):
-        if not prompt:
-            raise DataError(
-                f"prompt {row} is empty; give at least one token, a line end say", path="generation.prompt"
-            )
-        worst = min(prompt) if min(prompt) < 0 else max(prompt)
-        if not 0 <= worst < vocab_size:
-            raise DataError(
-                f"prompt {row} holds token {worst} at position {prompt.index(worst)}; allowed: 0 to "
-                f"{vocab_size - 1}, the model's vocabulary",
-                path="generation.prompt",
-            )
-    return lists

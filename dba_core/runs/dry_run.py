@@ -86,7 +86,7 @@ def dry_run(
         data=prepared.corpus.describe(),
         plugins=plugin_facts(prepared),
         layer_plugins=layer_plugin_facts(prepared),
-        kv_policy=config.kv_policy.short,
+        kv_policy=prepared.kv_policy.short,
         kv_memory=memory_facts(prepared),
         null_attention=null_attention(prepared.model, prepared.selections.decode_backends),
         long_sequence=long_sequence_facts(prepared),

@@ -115,10 +115,11 @@ def evaluate_run(
     long_seq: take the held-out loss with the long-sequence path and the run's numbers. Raises DataError for a
     corpus that cannot be read with the run's tokenizer, UnsupportedError for a path that the run has not.
     """
-    config = run.config if policy is None else attrs.evolve(run.config, kv_policy=policy)
+    config = run.config
+    policy = run.kv_policy if policy is None else policy
     corpus, tokens = text_of(run, data)
     model = run.model
-    cache = model.new_cache(batch=1, capacity=config.model.context, policy=config.kv_policy)
+    cache = model.new_cache(batch=1, capacity=config.model.context, policy=policy)
     with _attention(run, long_seq=long_seq) as long_sequence:
         held_out = evaluate_loss(model, tokens, run.tokenizer, config)
     return RunEvaluation(
@@ -128,10 +129,12 @@ def evaluate_run(
         data=corpus.describe(),
         held_out=held_out,
         long_sequence=long_sequence,
-        kv_policy=config.kv_policy.short,
-        kv_memory=kv_memory(config.model.attention.shape, config.model.n_layers, config.kv_policy),
+        kv_policy=policy.short,
+        kv_memory=kv_memory(
+            config.model.attention.shape, config.model.n_layers, policy, context=config.model.context
+        ),
         null_attention=null_attention(model, model.decode_selections(cache)),
-        fidelity=evaluate_fidelity(model, tokens, config.kv_policy, config),
+        fidelity=evaluate_fidelity(model, tokens, policy, config),
     )
 
 

@@ -206,12 +206,12 @@ class _Job:
             held_out = evaluate_loss(model, corpus.held_out, corpus.tokenizer, config)
             as_trained = evaluate_loss_as_trained(model, corpus.held_out, corpus.tokenizer, config)
         with self.phase(
-            "fidelity", f"Comparing the KV policy {config.kv_policy.short} with an fp32 cache ..."
+            "fidelity", f"Comparing the KV policy {prepared.kv_policy.short} with an fp32 cache ..."
         ):
-            fidelity = evaluate_fidelity(model, corpus.held_out, config.kv_policy, config)
+            fidelity = evaluate_fidelity(model, corpus.held_out, prepared.kv_policy, config)
         with self.phase("speed", "Measuring prefill and decode ..."):
             context = min(config.model.context, _SPEED_CONTEXT)
-            throughput = measure_throughput(model, batch=1, context=context, policy=config.kv_policy)
+            throughput = measure_throughput(model, batch=1, context=context, policy=prepared.kv_policy)
         with self.phase("sample", "Sampling ..."):
             sample = sample_run(prepared)
         metrics = read_metrics(folder.metrics_file)
@@ -240,7 +240,7 @@ class _Job:
         summary = summarize(prepared, folder, measured, metrics)
         write_json(folder.summary_json, summary.to_dict())
         write_whole(folder.summary_md, markdown(summary))
-        write_whole(folder.samples_file, samples_text(sample, policy=config.kv_policy.short))
+        write_whole(folder.samples_file, samples_text(sample, policy=prepared.kv_policy.short))
         self.reporter.finished(summary)
 
 

@@ -5,12 +5,14 @@ Called by `dba sample`, `dba eval` and users: `run = load_run("runs/20250101-120
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
+from dba_core.config.generation import GenerationConfig
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.plugins import PluginChoice
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
@@ -22,7 +24,9 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.runs.device import resolve_device
 from dba_core.runs.folder import RunFolder, find_run, read_resolved
+from dba_core.runs.kv_memory import policy_of
 from dba_core.runs.memory_need import least_parameters
+from dba_core.runs.sample import Continuation, OnText, continue_prompts, encode_texts, with_settings
 from dba_core.runs.selection import model_choices
 from dba_core.training.checkpoint import restore_weights
 from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
@@ -35,8 +39,14 @@ from dba_core.training.fingerprint import (
     unlike,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-@attrs.frozen(kw_only=True, eq=False)
+    from dba_core.runs.kv_memory import policy_of
+from dba_core.runs.sample import Settings
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Run:
     """config: as recorded, but for what `load_run` was told otherwise. step: of the checkpoint `which`.
 
@@ -67,6 +77,71 @@ class Run:
                 "held out now may have been trained on. Restore that text, give other text with --data, or "
                 "take this one with --allow-drift"
             )
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        return (
+            f"<Run {str(self.folder.path)!r}: {self.which} weights of step {self.step}, "
+            f"{model.attention.mode}, {model.n_layers} layers of width {model.d_model}, "
+            f"{self.model.n_parameters:,} parameters, context {model.context}, vocabulary "
+            f"{model.vocab_size:,}, {self.kv_policy.short}, on {self.model.device}>"
+        )
+
+    @property
+    def kv_policy(self) -> KVCachePolicy:
+        """The policy that the run recorded."""
+        return policy_of(self.config)
+
+    @overload
+    def generate(
+        self, prompts: str, *, kv_policy: KVCachePolicy | str | None = None, **settings: Unpack[Settings]
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompts: list[str] | tuple[str, ...],
+        *,
+        kv_policy: KVCachePolicy | str | None = None,
+        **settings: Unpack[Settings],
+    ) -> list[str]: ...
+    def generate(
+        self,
+        prompts: str | list[str] | tuple[str, ...],
+        *,
+        kv_policy: KVCachePolicy | str | None = None,
+        **settings: Unpack[Settings],
+    ) -> str | list[str]:
+        """The text that continues a text, without it; a list of texts gives a list, made as one batch.
+
+        settings: `max_new_tokens`, `temperature`, `top_k` (0 is off), `top_p` (1 is off), `seed` and `stop`
+        (texts); what is left out is as in the run's configuration. kv_policy: None is the run's. `dba sample`
+        does the same. Raises DataError for an empty prompt or one that is no text, ConfigError for wrong
+        settings.
+        """
+        generation = with_settings(self.config.generation, **settings)
+        policy = KVCachePolicy.parse(kv_policy) if isinstance(kv_policy, str) else kv_policy
+        if isinstance(prompts, str):
+            return self.continuations([prompts], generation, kv_policy=policy)[0].text
+        return [each.text for each in self.continuations(prompts, generation, kv_policy=policy)]
+
+    def continuations(
+        self,
+        texts: Sequence[str],
+        generation: GenerationConfig,
+        *,
+        kv_policy: KVCachePolicy | None = None,
+        on_text: OnText = lambda row, text: None,
+    ) -> list[Continuation]:
+        """The same with whole settings, with the tokens, and with `on_text(row, piece)` as text is made."""
+        return continue_prompts(
+            self.model,
+            self.tokenizer,
+            encode_texts(self.tokenizer, texts),
+            generation,
+            kv_policy=self.kv_policy if kv_policy is None else kv_policy,
+            seed=self.config.seed,
+            on_text=on_text,
+        )
 
 
 def load_run(

@@ -81,7 +81,7 @@ def summarize(
         data=prepared.corpus.describe(),
         plugins=plugin_facts(prepared),
         layer_plugins=layer_plugin_facts(prepared),
-        kv_policy=config.kv_policy.short,
+        kv_policy=prepared.kv_policy.short,
         kv_memory=memory_facts(prepared),
         null_attention=measured.null_attention,
         long_sequence=long_sequence_facts(prepared),
@@ -142,7 +142,8 @@ def parameter_cost(prepared: Prepared) -> Cost:
 
 def memory_facts(prepared: Prepared) -> KvMemory:
     model = prepared.config.model
-    return kv_memory(model.attention.shape, model.n_layers, prepared.config.kv_policy)
+    shape, policy = model.attention.shape, prepared.kv_policy
+    return kv_memory(shape, model.n_layers, policy, context=model.context)
 
 
 def plugin_facts(prepared: Prepared) -> dict[str, PluginFacts]:

@@ -39,6 +39,11 @@ def draw_plots(prepared: Prepared, folder: RunFolder, metrics: Sequence[Mapping[
         tokens = min(_GATE_TOKENS, len(prepared.corpus.held_out) - 1)
         plots.gate_map(files["gate"], means, tokens=tokens, name=config.name)
     plots.memory_curves(
-        files["kv_memory"], model.attention.shape, model.n_layers, config.kv_policy, name=config.name
+        files["kv_memory"],
+        model.attention.shape,
+        model.n_layers,
+        prepared.kv_policy,
+        context=model.context,
+        name=config.name,
     )
     return drawn

@@ -14,11 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from dba_core.cache.bytes import LONG_CONTEXT, memory_table
+from dba_core.cache.bytes import LONG_CONTEXT, MemoryRow, memory_table
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.figures import drawn, save_png
-from dba_core.runs.kv_memory import FP16_POLICY, human_bytes
+from dba_core.runs.kv_memory import FP16_POLICY, human_bytes, times_smaller
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
 _DPI = 150
@@ -85,10 +85,14 @@ def gate_map(path: Path, means: Sequence[Sequence[float]], *, tokens: int, name:
 
 
 def memory_curves(
-    path: Path, shape: AttentionShape, n_layers: int, policy: KVCachePolicy, *, name: str
+    path: Path, shape: AttentionShape, n_layers: int, policy: KVCachePolicy, *, context: int, name: str
 ) -> None:
-    """KV bytes of one sequence against its length: the policy, fp16, and fp16 standard attention."""
-    contexts = [1 << power for power in range(7, LONG_CONTEXT.bit_length())]
+    """KV bytes of one sequence against its length: the policy, fp16, and fp16 standard attention.
+
+    context: the model's own, which is marked; what lies beyond it is arithmetic.
+    """
+    powers = [1 << power for power in range(7, LONG_CONTEXT.bit_length())]
+    contexts = sorted({*powers, context})
     chosen = memory_table(shape, n_layers, policy, contexts)
     fp16 = memory_table(shape, n_layers, FP16_POLICY, contexts)
     figure, axes = _figure(width=7.6)
@@ -110,15 +114,22 @@ def memory_curves(
             va="center",
             color=color,
         )
-    _log_axes(axes, contexts)
+    _log_axes(axes, [each for each in contexts if each in powers or each < powers[0]])
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel("KV cache of one sequence, all layers")
-    ratio = chosen[-1].ratio
-    smaller = f"{ratio:.1f}x smaller than fp16 standard attention at 128k"
-    axes.set_title(f"KV memory of {drawn(name)}: {smaller}\n{policy.short}")
+    axes.axvline(context, color=_GREY, linewidth=0.9, linestyle=":")
+    axes.set_title(memory_title(chosen[contexts.index(context)], chosen[-1], policy, name=name))
     axes.title.set_fontsize(10.5)
     axes.legend(frameon=False, loc="upper left")
     save_png(figure, path)
+
+
+def memory_title(own: MemoryRow, long: MemoryRow, policy: KVCachePolicy, *, name: str) -> str:
+    """What the picture claims: the ratio at the model's own context first, that at 128k for scale."""
+    claim = f"{times_smaller(own.kv_bytes, own.standard_bytes)} fp16 standard attention at its context of"
+    scale = f"\nfor scale, at 128k: {times_smaller(long.kv_bytes, long.standard_bytes)} it"
+    beyond = scale if own.context < long.context else ""
+    return f"KV memory of {drawn(name)}: {claim} {own.context:,}{beyond}\n{policy.short}"
 
 
 def _figure(*, width: float = 7.0, height: float = 4.3, grid: bool = True) -> tuple[Figure, Axes]:

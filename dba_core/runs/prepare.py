@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from dba_core.config.data import DataConfig
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoices
 from dba_core.config.run import RunConfig
@@ -20,6 +21,7 @@ from dba_core.errors import ConfigError
 from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_options, check_records, refuse_fallbacks
+from dba_core.runs.kv_memory import policy_of
 from dba_core.runs.memory_need import least_parameters, training_need
 from dba_core.runs.selection import Selections, model_choices, select_plugins
 
@@ -36,6 +38,10 @@ class Prepared:
     model: LanguageModel
     selections: Selections
     warnings: tuple[str, ...]
+
+    @property
+    def kv_policy(self) -> KVCachePolicy:
+        return policy_of(self.config)
 
 
 def prepare(
@@ -63,6 +69,7 @@ def prepare(
         config,
         data=_resolved_data(config.data),
         model=_resolved_model(config.model, vocab_size=corpus.tokenizer.vocab_size, device=device),
+        kv_policy=policy_of(config),
         generation=attrs.evolve(
             config.generation,
             seed=config.generation.seed if config.generation.seed is not None else config.seed,
@@ -124,7 +131,7 @@ def _resolved_model(model: ModelConfig, *, vocab_size: int, device: str) -> Mode
 
 def _notices(config: RunConfig) -> Iterator[str]:
     """What is allowed and probably not meant."""
-    policy, context = config.kv_policy, config.model.context
+    policy, context = policy_of(config), config.model.context
     quantized = any(tensor.qblock for tensor in (policy.k_sem, policy.k_geo, policy.v))
     if quantized and policy.residual >= context and config.evaluation.fidelity_tokens:
         yield (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dba_core.config.layer_ranges import in_words
 from dba_core.free_memory import gib
-from dba_core.runs.kv_memory import KvMemory, human_bytes
+from dba_core.runs.kv_memory import KvMemory, human_bytes, times_smaller
 from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
 
 if TYPE_CHECKING:
@@ -92,10 +92,24 @@ def cache_rows(policy: str, kv: KvMemory) -> Iterable[Row]:
         f"{kv.standard_bytes_per_token:,}",
     )
     yield (
-        "KV cache at 128k",
-        f"{human_bytes(kv.bytes_long)}, {kv.ratio:.1f}x smaller than fp16 standard attention "
-        f"({human_bytes(kv.standard_bytes_long)})",
+        f"KV cache at {kv.context} tokens",
+        f"{human_bytes(kv.bytes_context)}{_window(kv)}, "
+        f"{times_smaller(kv.bytes_context, kv.standard_bytes_context)} fp16 standard attention "
+        f"({human_bytes(kv.standard_bytes_context)}), "
+        f"{times_smaller(kv.bytes_context, kv.fp16_bytes_context)} this layout in fp16 "
+        f"({human_bytes(kv.fp16_bytes_context)})",
     )
+    if kv.context < kv.long_context:
+        yield (
+            "For scale, at 128k",
+            f"{human_bytes(kv.bytes_long)}, {times_smaller(kv.bytes_long, kv.standard_bytes_long)} fp16 "
+            f"standard attention ({human_bytes(kv.standard_bytes_long)}): arithmetic, beyond this model's "
+            "context",
+        )
+
+
+def _window(kv: KvMemory) -> str:
+    return f" with {human_bytes(kv.residual_bytes)} of residual window" if kv.residual_bytes else ""
 
 
 def loss_rows(losses: LossFacts) -> Iterable[Row]:

@@ -1,17 +1,120 @@
-"""The text sample that a run leaves: it continues the configured prompt, or the held-out text's beginning."""
+"""Texts continued by a run's model: for `run.generate` and `dba sample`, and the sample that a run leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import attrs
+
+from dba_core.config.generation import GenerationConfig
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.data.tokenizers import Tokenizer
+from dba_core.errors import ConfigError, DataError, unknown
 from dba_core.generation.loop import generate
+from dba_core.model.language_model import LanguageModel
 from dba_core.runs.prepare import Prepared
 from dba_core.runs.summary import SampleFacts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Tokens of the held-out text that stand in for a prompt.
 _PROMPT_TOKENS = 64
 
+OnText = Callable[[int, str], None]
+
+
+@attrs.frozen
+class Continuation:
+    """What was added to one prompt: the new tokens, and the text that they add."""
+
+    text: str
+    tokens: list[int]
+
+
+class Settings(TypedDict, total=False):
+    """What of a run's generation settings can be given anew; None and () leave one as it is."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    stop: Sequence[str]
+
+
+def with_settings(recorded: GenerationConfig, **given: Unpack[Settings]) -> GenerationConfig:
+    """The run's settings with others over them. top_k 0 and top_p 1 are off.
+
+    Raises ConfigError for a name or a value that is not allowed.
+    """
+    for name in given:
+        if name not in Settings.__annotations__:
+            raise ConfigError(unknown("setting", name, Settings.__annotations__))
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, (), [])}
+    if "stop" in changes:
+        stop = changes["stop"]
+        changes["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    if changes.get("top_k") == 0:
+        changes["top_k"] = None
+    return attrs.evolve(recorded, **changes)
+
+
+def encode_texts(tokenizer: Tokenizer, texts: object) -> list[list[int]]:
+    """The tokens of every text of a list. Raises DataError for what is no list of texts."""
+    if not isinstance(texts, (list, tuple)):
+        raise DataError(
+            f"prompts is a {type(texts).__name__}; give a text or a list of texts, and tokens to "
+            "dba_core.generate(run.model, ...)",
+            path="generation.prompt",
+        )
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(
+                f"prompt {row} is {text!r} ({type(text).__name__}); give texts, and tokens to "
+                "dba_core.generate(run.model, ...)",
+                path="generation.prompt",
+            )
+    return [tokenizer.encode(text).tolist() for text in texts]
+
+
+def continue_prompts(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    generation: GenerationConfig,
+    *,
+    kv_policy: KVCachePolicy,
+    seed: int,
+    on_text: OnText = lambda row, text: None,
+) -> list[Continuation]:
+    """Continue every prompt (tokens). on_text(row, text) is called with each piece of text as it is made."""
+    streams = [tokenizer.stream(context=prompt) for prompt in prompts]
+    pieces: list[list[str]] = [[] for _ in prompts]
+
+    def take(row: int, piece: str) -> None:
+        pieces[row].append(piece)
+        on_text(row, piece)
+
+    new = generate(
+        model,
+        prompts,
+        generation,
+        kv_policy=kv_policy,
+        tokenizer=tokenizer,
+        seed=seed,
+        on_token=lambda row, token: take(row, streams[row].push([token])),
+    )
+    for row, stream in enumerate(streams):
+        take(row, stream.finish())
+    return [Continuation("".join(text), tokens) for text, tokens in zip(pieces, new, strict=True)]
+
 
 def sample_run(prepared: Prepared) -> SampleFacts:
-    """Sample under the run's KV policy with its generation settings."""
+    """Sample under the run's KV policy with its generation settings, from the configured prompt or from the
+    held-out text's beginning.
+    """
     config, tokenizer = prepared.config, prepared.corpus.tokenizer
     generation = config.generation
     seed = generation.seed if generation.seed is not None else config.seed
@@ -19,15 +122,11 @@ def sample_run(prepared: Prepared) -> SampleFacts:
         prompt = tokenizer.encode(generation.prompt).tolist()
     else:
         prompt = prepared.corpus.held_out[: min(_PROMPT_TOKENS, config.model.context)].tolist()
-    (new,) = generate(
-        prepared.model, [prompt], generation, kv_policy=config.kv_policy, tokenizer=tokenizer, seed=seed
+    (made,) = continue_prompts(
+        prepared.model, tokenizer, [prompt], generation, kv_policy=prepared.kv_policy, seed=seed
     )
-    before = tokenizer.decode(prompt)
     return SampleFacts(
-        prompt=before,
-        text=tokenizer.decode([*prompt, *new])[len(before) :],
-        temperature=generation.temperature,
-        seed=seed,
+        prompt=tokenizer.decode(prompt), text=made.text, temperature=generation.temperature, seed=seed
     )
 
 

@@ -19,6 +19,7 @@ from dba_core.errors import UnsupportedError
 from dba_core.model.block import attention_of_layer
 from dba_core.registry import Registry, Selection
 from dba_core.runs.device import resolve_device
+from dba_core.runs.kv_memory import policy_of
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -132,12 +133,11 @@ def _selected(
     )
     with torch.device("meta") if shapes_only else contextlib.nullcontext():
         attention = attention_of_layer(model, choices, layer=layer, registry=registry, device=device)
+    policy = policy_of(config)
     if shapes_only:
-        decode = attention.selection_without_memory(
-            capacity=model.context, policy=config.kv_policy, device=device
-        )
+        decode = attention.selection_without_memory(capacity=model.context, policy=policy, device=device)
     else:
-        cache = attention.to(device).new_cache(batch=1, capacity=model.context, policy=config.kv_policy)
+        cache = attention.to(device).new_cache(batch=1, capacity=model.context, policy=policy)
         decode = attention.decode_selection(cache)
     return {**attention.selections, "decode_backend": decode}
 

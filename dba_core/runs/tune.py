@@ -4,7 +4,9 @@
     predicted   the sum of what each tensor's format costs alone (evaluation.policy_search)
     measured    the whole policy through the cache; the choice is made by this
 
-Called by the command and by users.
+The run's own policy is measured first and takes part. Bytes are those of one sequence's cache with its
+residual window, at the run's context and at the target context, for which a budget is. Called by the command
+and by users.
 """
 
 from __future__ import annotations
@@ -15,37 +17,44 @@ from typing import Any
 
 import attrs
 
-from dba_core.cache.bytes import bytes_per_token, residual_bytes
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.evaluation.policy_search import PolicySearch, policies_to_measure, search_policy
+from dba_core.errors import UsageError
+from dba_core.evaluation.policy_search import (
+    WINDOW,
+    PolicySearch,
+    Sizes,
+    policies_to_measure,
+    search_policy,
+)
 from dba_core.evaluation.reference import Divergence, Reference
-from dba_core.evaluation.search import MOST_TRIES, Goal, Tried
-from dba_core.model.language_model import LanguageModel
+from dba_core.evaluation.search import MOST_TRIES, Goal, Tried, bytes_text
 from dba_core.runs.evaluate import text_of
 from dba_core.runs.load import Run
 from dba_core.runs.summary import as_plain
 
-SCHEMA = 1
-HEADER = ("policy", "bytes per token", "predicted", "KL", "±", "nats lost", "±", "goal")
+SCHEMA = 2
 
 
 @attrs.frozen(kw_only=True)
 class TuneRequest:
-    """data: other text than the run's held-out part. tokens: of it. context: of a window, None is the run's.
-    residual: newest tokens in fp16, in every policy.
+    """data: other text than the run's held-out part. tokens: of it. context: of a window of text, None is the
+    run's. target_context: tokens of the sequence that a budget is for, None is the run's context. windows:
+    residual windows to try, none means 0, 32 and the run's own.
     """
 
     goal: Goal
     data: str | None = None
     tokens: int = 4096
     context: int | None = None
-    residual: int = 0
+    target_context: int | None = None
+    windows: tuple[int, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
 class TuneReport:
-    """search: what was measured. own: the run's recorded policy, measured on the same text. residual_bytes:
-    of the residual window of one sequence, all layers, on top of the bytes per token.
+    """search: what was measured, with its sizes at the target context. own: the run's recorded policy,
+    measured on the same text. context: of the windows of text. run_context: of the run. notes: what was left
+    out.
     """
 
     run: str
@@ -54,29 +63,74 @@ class TuneReport:
     goal: str
     tokens: int
     context: int
-    residual_bytes: int
-    own_policy: str
-    own_bytes_per_token: int
+    run_context: int
+    own_policy: KVCachePolicy
     own: Divergence
     search: PolicySearch
+    notes: tuple[str, ...]
     schema: int = SCHEMA
 
     @property
     def chosen(self) -> KVCachePolicy | None:
         return self.search.chosen
 
+    @property
+    def target_context(self) -> int:
+        return self.search.sizes.context
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """The run's context, and the target's where that is another."""
+        return tuple(dict.fromkeys((self.run_context, self.target_context)))
+
+    def per_token(self, policy: KVCachePolicy, context: int) -> float:
+        """Bytes of a cache of `context` tokens, residual window included, shared out over them."""
+        return attrs.evolve(self.search.sizes, context=context).per_token(policy)
+
+    def bytes_line(self, policy: KVCachePolicy) -> str:
+        """What a policy takes, for people."""
+        parts = [
+            f"{bytes_text(self.per_token(policy, context))} bytes per token at {context:,} tokens"
+            for context in self.contexts
+        ]
+        return f"{policy.short}: {', '.join(parts)}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; policies as text."""
         plain: dict[str, Any] = as_plain(self)
+        plain["own_policy"] = self.own_policy.short
+        plain["target_context"] = self.target_context
+        plain["own_sizes"] = self._plain_sizes(self.own_policy)
         plain["search"] = {
-            "residual": self.search.residual,
+            "windows": list(self.search.windows),
             "singles": [
                 {**as_plain(single), "format": single.format.short} for single in self.search.singles
             ],
-            "tried": [_plain_tried(each) for each in self.search.result.tried],
+            "tried": [self._plain_tried(each) for each in self.search.result.tried],
             "chosen": None if self.chosen is None else self.chosen.short,
         }
         return plain
+
+    def _plain_tried(self, each: Tried[KVCachePolicy]) -> dict[str, Any]:
+        predicted = each.candidate.predicted
+        return {
+            "policy": each.candidate.key.short,
+            "residual": each.candidate.key.residual,
+            **self._plain_sizes(each.candidate.key),
+            "predicted": None if math.isnan(predicted) else predicted,
+            "measured": as_plain(each.measured),
+            "good": each.good,
+        }
+
+    def _plain_sizes(self, policy: KVCachePolicy) -> dict[str, Any]:
+        """bytes_per_token: at the target context, which is what a budget is compared with."""
+        at_run = attrs.evolve(self.search.sizes, context=self.run_context)
+        return {
+            "bytes_per_token": self.per_token(policy, self.target_context),
+            "bytes_target": self.search.sizes.of(policy),
+            "bytes_per_token_at_run_context": self.per_token(policy, self.run_context),
+            "bytes_run_context": at_run.of(policy),
+        }
 
 
 def tune_run(
@@ -84,14 +138,25 @@ def tune_run(
 ) -> TuneReport:
     """Measure and choose. on_step: told (windows done, windows in all, at most).
 
-    Raises DataError for a text that is too short or cannot be read with the run's tokenizer.
+    Raises DataError for a text that is too short or cannot be read with the run's tokenizer, UsageError for a
+    residual window that hides the formats from the measurement.
     """
-    model, context = run.model, request.context or run.config.model.context
-    reference = Reference(model, text_of(run, request.data)[1], context=context, limit_tokens=request.tokens)
+    model, own_policy = run.model, run.kv_policy
+    run_context = run.config.model.context
+    context = request.context or run_context
     shape, layers = model.attentions[0].shape, len(model.attentions)
-    own_policy = run.config.kv_policy
+    sizes = Sizes(shape=shape, n_layers=layers, context=request.target_context or run_context)
+    windows, notes = _windows(request, own_policy, context=context, target=sizes.context)
+    reference = Reference(model, text_of(run, request.data)[1], context=context, limit_tokens=request.tokens)
     singles = sum(fmt.format != "fp16" for _, fmt, _ in policies_to_measure(shape, layers))
-    total, done = reference.windows * (1 + singles + MOST_TRIES), 0
+    worth = sizes.windows(windows, request.goal)
+    notes += [
+        f"resid={window} is left out: with it no policy is small enough at {sizes.context:,} tokens, or "
+        "smaller than fp16"
+        for window in windows
+        if window not in worth
+    ]
+    total, done = reference.windows * (1 + len(worth) * singles + MOST_TRIES), 0
 
     def step() -> None:
         nonlocal done
@@ -102,6 +167,7 @@ def tune_run(
         return reference.compare(model, policy, on_window=step)
 
     own = measure(own_policy)
+    hidden = _hides(own_policy.residual, context=context, target=sizes.context)
     return TuneReport(
         run=str(run.folder.path),
         checkpoint=run.which,
@@ -109,33 +175,66 @@ def tune_run(
         goal=request.goal.text,
         tokens=own.tokens,
         context=context,
-        residual_bytes=_window_bytes(model, request.residual),
-        own_policy=own_policy.short,
-        own_bytes_per_token=layers * bytes_per_token(shape, own_policy),
+        run_context=run_context,
+        own_policy=own_policy,
         own=own,
-        search=search_policy(shape, layers, request.goal, measure, residual=request.residual),
+        search=search_policy(
+            sizes, request.goal, measure, windows=worth, known={} if hidden else {own_policy: own}
+        ),
+        notes=tuple(notes),
     )
+
+
+def _windows(
+    request: TuneRequest, own: KVCachePolicy, *, context: int, target: int
+) -> tuple[tuple[int, ...], list[str]]:
+    """The residual windows to try, and what is said about those that are not."""
+    wanted = request.windows or tuple(sorted({0, WINDOW, own.residual}))
+    hidden = [window for window in wanted if _hides(window, context=context, target=target)]
+    why = (
+        f"covers all {context:,} tokens that are measured at once, so that the formats are not seen, and the "
+        f"target context is {target:,}; measure with a larger --context"
+    )
+    if hidden and request.windows:
+        raise UsageError(f"--resid {hidden[0]} {why}, or give a smaller window")
+    notes = [f"resid={window} is left out: it {why}" for window in hidden]
+    return tuple(window for window in wanted if window not in hidden), notes
+
+
+def _hides(window: int, *, context: int, target: int) -> bool:
+    """Whether what is measured says nothing about a cache of the target's size."""
+    return window >= context and target > context
+
+
+def header(report: TuneReport) -> tuple[str, ...]:
+    sizes = [f"bytes per token at {context:,}" for context in report.contexts]
+    return ("policy", *sizes, "predicted", "KL", "±", "nats lost", "±", "goal")
 
 
 def rows(report: TuneReport) -> Iterable[tuple[str, ...]]:
-    """One row for the run's own policy, then one for each that was measured as a whole, smallest first."""
-    yield (
-        f"{report.own_policy} (the run's)",
-        f"{report.own_bytes_per_token:,}",
-        "",
-        *divergence_cells(report.own),
-        "",
-    )
-    chosen = report.search.result.chosen
-    for each in sorted(report.search.result.tried, key=lambda each: each.candidate.bytes_per_token):
-        mark = "chosen" if each is chosen else "kept" if each.good else "missed"
-        yield (
-            each.candidate.key.short,
-            f"{each.candidate.bytes_per_token:,}",
-            f"{each.candidate.predicted:.4f}",
-            *divergence_cells(each.measured),
-            mark,
-        )
+    """One row for each policy that was measured as a whole, the run's own first, then the smallest first."""
+    tried = {each.candidate.key: each for each in report.search.result.tried}
+    yield _row(report, report.own_policy, report.own, tried.get(report.own_policy), " (the run's)")
+    for each in sorted(tried.values(), key=lambda each: each.candidate.bytes_per_token):
+        if each.candidate.key != report.own_policy:
+            yield _row(report, each.candidate.key, each.measured, each, "")
+
+
+def _row(
+    report: TuneReport,
+    policy: KVCachePolicy,
+    measured: Divergence,
+    tried: Tried[KVCachePolicy] | None,
+    remark: str,
+) -> tuple[str, ...]:
+    """tried: None for a policy that could not take part."""
+    mark, predicted = "left out", ""
+    if tried is not None:
+        mark = "kept" if tried.good else "missed"
+        mark = "chosen" if tried is report.search.result.chosen else mark
+        predicted = "" if math.isnan(tried.candidate.predicted) else f"{tried.candidate.predicted:.4f}"
+    sizes = [bytes_text(report.per_token(policy, context)) for context in report.contexts]
+    return (f"{policy.short}{remark}", *sizes, predicted, *divergence_cells(measured), mark)
 
 
 def divergence_cells(measured: Divergence) -> tuple[str, str, str, str]:
@@ -150,20 +249,3 @@ def divergence_cells(measured: Divergence) -> tuple[str, str, str, str]:
 
 def _error(value: float) -> str:
     return "?" if math.isnan(value) else f"{value:.4f}"
-
-
-def _plain_tried(each: Tried[KVCachePolicy]) -> dict[str, Any]:
-    return {
-        "policy": each.candidate.key.short,
-        "bytes_per_token": each.candidate.bytes_per_token,
-        "predicted": each.candidate.predicted,
-        "measured": as_plain(each.measured),
-        "good": each.good,
-    }
-
-
-def _window_bytes(model: LanguageModel, residual: int) -> int:
-    """Were every tensor in blocks."""
-    shape = model.attentions[0].shape
-    blocks = KVCachePolicy.parse(f"ksem=q8_0,kgeo=q8_0,v=q8_0,resid={residual}")
-    return len(model.attentions) * residual_bytes(shape, blocks)

@@ -29,14 +29,26 @@ def tune_chart(path: Path, report: TuneReport, *, name: str) -> None:
     left, right = figure.subplots(1, 2)
     _singles(left, report)
     _tried(right, report)
-    figure.suptitle(f"{drawn(name)}: {drawn(report.goal)}", fontsize=10.5)
+    figure.suptitle(chart_title(report, name=name), fontsize=9.5)
     save_png(figure, path)
 
 
+def chart_title(report: TuneReport, *, name: str) -> str:
+    """The goal, and what the chosen policy (else the run's own) takes at the run's and the target context."""
+    which = "the run's own" if report.chosen is None else "chosen"
+    policy = report.own_policy if report.chosen is None else report.chosen
+    return f"{drawn(name)}: {drawn(report.goal)}\n{which} {report.bytes_line(policy)}"
+
+
 def _singles(axes: Axes, report: TuneReport) -> None:
+    several = len(report.search.windows) > 1
     for tensor in TENSORS:
         points = sorted(
-            (single.bytes_per_token, single.kl, single.format.short)
+            (
+                single.bytes_per_token,
+                single.kl,
+                f"{single.format.short} resid={single.residual}" if several else single.format.short,
+            )
             for single in report.search.singles
             if single.tensor == tensor and single.kl > 0  # fp16 is the reference: 0 by definition
         )
@@ -50,7 +62,7 @@ def _singles(axes: Axes, report: TuneReport) -> None:
             axes.annotate(
                 text, (size, kl), xytext=(4, 3), textcoords="offset points", fontsize=7, color=color
             )
-    axes.set_xlabel("bytes per token of the tensor (all layers)")
+    axes.set_xlabel("bytes per token of the tensor (all layers), without residual window")
     axes.set_ylabel("KL, the other tensors in fp16 (nats per token)")
     axes.set_title("one tensor at a time", fontsize=9.5)
     axes.legend(frameon=False, fontsize=8)
@@ -58,7 +70,7 @@ def _singles(axes: Axes, report: TuneReport) -> None:
 
 
 def _tried(axes: Axes, report: TuneReport) -> None:
-    predicted = frontier(combinations(report.search.singles, residual=report.search.residual))
+    predicted = frontier(combinations(report.search.singles, report.search.sizes))
     axes.plot(
         [each.bytes_per_token for each in predicted if each.predicted > 0],
         [each.predicted for each in predicted if each.predicted > 0],
@@ -78,10 +90,9 @@ def _tried(axes: Axes, report: TuneReport) -> None:
             label="chosen" if chosen else None,
         )
     if report.own.kl > 0:
-        axes.plot(
-            report.own_bytes_per_token, report.own.kl, "x", color="#3b8a4a", label="the run's own policy"
-        )
-    axes.set_xlabel("bytes per token (all layers)")
+        own_size = report.per_token(report.own_policy, report.target_context)
+        axes.plot(own_size, report.own.kl, "x", color="#3b8a4a", label="the run's own policy")
+    axes.set_xlabel(f"bytes per token at {report.target_context:,} tokens (all layers, window included)")
     axes.set_ylabel("KL against exact attention (nats per token)")
     axes.set_title("whole policies; points are measured", fontsize=9.5)
     axes.legend(frameon=False, fontsize=8)

@@ -92,13 +92,18 @@ def test_the_standard_error_is_that_of_the_mean_over_windows(model, text, report
     assert report.rows[1]["std_error"] == pytest.approx(np.std(deltas, ddof=1) / math.sqrt(6), rel=1e-6)
 
 
-def test_bytes_per_token_are_those_of_all_layers(model, report):
-    from dba_core.cache.bytes import bytes_per_token
-    from dba_core.config.kv_policy import KVCachePolicy
+def test_bytes_per_token_are_those_of_the_cache_with_its_window(model, text, report):
+    from dba_core.bench.quality import measure_quality
 
     for row in report.rows:
-        policy = KVCachePolicy.parse(row["policy"])
-        assert row["bytes_per_token"] == 2 * bytes_per_token(model.attentions[0].shape, policy)
+        made = model.new_cache(batch=1, capacity=CONTEXT, policy=row["policy"])
+        assert row["bytes_per_token"] == made.nbytes / CONTEXT
+    windowed = f"{Q4.removesuffix(',resid=0')},resid=8"
+    (_, row) = measure_quality(
+        model, text, policies=(windowed,), context=CONTEXT, limit_tokens=CONTEXT, name="toy", command=""
+    ).rows
+    made = model.new_cache(batch=1, capacity=CONTEXT, policy=windowed)
+    assert row["bytes_per_token"] == made.nbytes / CONTEXT > report.rows[1]["bytes_per_token"]
     assert report.rows[0]["bytes_per_token"] == 2 * 4 * (4 * (4 + 8 + 8))  # layers, fp32, heads, widths
 
 

@@ -53,6 +53,26 @@ def test_a_budget_is_kept_by_what_is_written(tmp_path: Path, capsys) -> None:
     }  # fmt: skip
     text = (tmp_path / "out" / "conversion.md").read_text(encoding="utf-8")
     assert "## Search: at most 150 bytes per token" in text
+    assert "Bytes per token of a cache of 32 tokens, residual window included." in text
+
+
+def test_a_budget_is_for_the_target_context_with_the_window(tmp_path: Path, capsys) -> None:
+    more = ["--budget-bytes", "170", "--target-context", "5000", "--pairs", "4", "--latent", "none", "--json"]
+    assert main(arguments(tmp_path, *more)) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["context"], report["target_context"]) == (32, 5000)
+    run = load_run(tmp_path / "out")
+    (row,) = [row for row in report["variants"] if row["key"] == "converted_policy"]
+    for name, context in (("bytes_per_token", 32), ("bytes_per_token_target", 5000)):
+        made = run.model.new_cache(batch=1, capacity=context, policy=run.config.kv_policy)
+        assert row[name] == made.nbytes / context
+    assert row["bytes_per_token_target"] <= 170
+    tried = [row for row in report["search"]["rows"] if row["bytes_per_token"] is not None]
+    for each in tried:
+        made = run.model.new_cache(batch=1, capacity=5000, policy=each["policy"])
+        assert each["bytes_per_token"] == made.nbytes / 5000
+    text = (tmp_path / "out" / "conversion.md").read_text(encoding="utf-8")
+    assert "| bytes per token at 32 | bytes per token at 5,000 |" in text
 
 
 def test_what_is_given_stays_and_a_gate_is_kept(tmp_path: Path, capsys) -> None:

@@ -16,9 +16,14 @@ from dba_core.config.attention import AttentionConfig  # noqa: E402
 from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
 from dba_core.errors import DataError, UsageError  # noqa: E402
 from dba_core.evaluation.metrics import fidelity_metrics  # noqa: E402
-from dba_core.evaluation.policy_search import combinations, measure_singles, search_policy  # noqa: E402
+from dba_core.evaluation.policy_search import (  # noqa: E402
+    Sizes,
+    combinations,
+    measure_singles,
+    search_policy,
+)
 from dba_core.evaluation.reference import Divergence, Reference  # noqa: E402
-from dba_core.evaluation.search import MOST_TRIES, Candidate, Goal, frontier, search  # noqa: E402
+from dba_core.evaluation.search import MOST_TRIES, Candidate, Goal, SearchError, bytes_text, frontier, search  # noqa: E402
 from dba_core.model.language_model import LanguageModel  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -141,12 +146,17 @@ def test_an_exact_cache_costs_nothing_and_one_window_has_no_error(model: Languag
 def test_costs_of_tensors_add_and_bytes_are_the_caches(model: LanguageModel) -> None:
     reference = Reference(model, TOKENS, context=16, limit_tokens=48)
     shape = model.attentions[0].shape
-    singles = measure_singles(shape, 2, lambda policy: reference.compare(model, policy))
-    assert {single.tensor for single in singles} == {"k_sem", "k_geo", "v"}
-    for candidate in combinations(singles, residual=3):
-        assert candidate.key.residual == 3
-        assert candidate.bytes_per_token == 2 * bytes_per_token(shape, candidate.key)
-    every = {candidate.key.short: candidate for candidate in combinations(singles, residual=0)}
+    singles = measure_singles(shape, 2, lambda policy: reference.compare(model, policy), windows=(0, 3))
+    assert {(single.tensor, single.residual) for single in singles} == {
+        (tensor, window) for tensor in ("k_sem", "k_geo", "v") for window in (0, 3)
+    }
+    found = list(combinations(singles, Sizes(shape=shape, n_layers=2, context=500)))
+    every = {candidate.key.short: candidate for candidate in found}
+    assert len(every) == len(found), "fp16 is there once, not once with each window"
+    assert {candidate.key.residual for candidate in found} == {0, 3}
+    for candidate in found[::37]:
+        made = model.new_cache(batch=1, capacity=500, policy=candidate.key)
+        assert candidate.bytes_per_token == made.nbytes / 500
     whole = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32")
     measured = reference.compare(model, whole).kl
     assert 0.5 * measured < every[whole.short].predicted < 2 * measured
@@ -162,18 +172,97 @@ def test_a_search_ends_with_a_policy_that_keeps_the_goal(model: LanguageModel) -
         asked.append(policy.short)
         return reference.compare(model, policy)
 
-    gate = search_policy(shape, 2, Goal(max_delta_nll=0.05), measure)
+    sizes = Sizes(shape=shape, n_layers=2, context=64)
+    gate = search_policy(sizes, Goal(max_delta_nll=0.05), measure)
     assert gate.chosen is not None
     assert reference.compare(model, gate.chosen).cost <= 0.05
     assert len(set(asked)) == len(asked), "nothing is measured twice"
-    tight = search_policy(shape, 2, Goal(budget_bytes=all_q4), measure)
+    tight = search_policy(sizes, Goal(budget_bytes=all_q4), measure)
     assert tight.chosen is not None
     assert 2 * bytes_per_token(shape, tight.chosen) <= all_q4
-    assert search_policy(shape, 2, Goal(budget_bytes=all_q4 - 1), measure).chosen is None
+    assert search_policy(sizes, Goal(budget_bytes=all_q4 - 1), measure).chosen is None
+
+
+FOUR_BITS = {"q4_0", "nf4"}
+
+
+def by_format(policy: KVCachePolicy) -> Divergence:
+    """4 bits cost 0.1 a tensor and others 0.01, a window makes that a fifth."""
+    formats = (policy.k_sem.format, policy.k_geo.format, policy.v.format)
+    cost = sum({"fp16": 0.0, "q4_0": 0.1, "nf4": 0.1}.get(each, 0.01) for each in formats)
+    return costing(cost / (5 if policy.residual else 1))
+
+
+def test_a_window_is_chosen_where_the_context_is_long_enough_to_carry_it() -> None:
+    shape = AttentionConfig(d_model=32, n_heads=4, sem_head_dim=4, geo_head_dim=8, v_head_dim=8).shape
+    goal = Goal(max_delta_nll=0.061)
+    long = search_policy(Sizes(shape=shape, n_layers=2, context=100_000), goal, by_format, windows=(0, 32))
+    assert long.chosen is not None
+    assert long.chosen.residual == 32
+    assert {long.chosen.k_sem.format, long.chosen.k_geo.format, long.chosen.v.format} <= FOUR_BITS
+    short = search_policy(Sizes(shape=shape, n_layers=2, context=96), goal, by_format, windows=(0, 32))
+    assert short.windows == (0,), "96 slots in fp16 for 96 tokens take as much as fp16"
+    assert short.chosen is not None
+    assert short.chosen.residual == 0
+    assert not {short.chosen.k_sem.format, short.chosen.k_geo.format, short.chosen.v.format} <= FOUR_BITS
+
+
+def test_a_budget_counts_the_window_at_its_context() -> None:
+    shape = AttentionConfig(d_model=32, n_heads=4, sem_head_dim=4, geo_head_dim=8, v_head_dim=8).shape
+    fp16, context = 2 * 2 * 4 * (4 + 8 + 8), 4000
+    windowed = KVCachePolicy.parse("ksem=q4_0@256,kgeo=q4_0@256,v=q4_0@256,resid=32")
+    least = 2 * bytes_per_token(shape, windowed) + fp16 * (32 + 64) / context  # the ring, shared out
+    for budget, expected in ((math.ceil(least), 32), (math.floor(least), 0)):
+        found = search_policy(
+            Sizes(shape=shape, n_layers=2, context=context),
+            Goal(budget_bytes=budget),
+            by_format,
+            windows=(0, 32),
+        )
+        assert found.chosen is not None
+        assert found.chosen.residual == expected
+        assert found.sizes.per_token(found.chosen) <= budget
+
+
+def test_what_was_measured_before_is_not_lost_and_not_measured_again() -> None:
+    before = Candidate(key=25, bytes_per_token=25, predicted=math.nan)
+    asked: list[int] = []
+
+    def measure(each: Candidate[int]) -> Divergence:
+        asked.append(each.key)
+        return costing(each.predicted)
+
+    found = search(LINE, Goal(max_delta_nll=0.2), measure, known=[(before, costing(0.15))])
+    assert found.chosen is not None
+    assert found.chosen.candidate.key == 25, "smaller than what the walk finds, and it keeps the goal"
+    asked.clear()
+    again = search(LINE, Goal(max_delta_nll=0.2), measure, known=[(LINE[2], costing(0.3))])
+    assert 30 not in asked
+    assert [each.candidate.key for each in again.tried].count(30) == 1
+    assert again.chosen is not None
+    assert again.chosen.candidate.key == 40, "30 was measured worse than predicted"
+    best = search(LINE, Goal(budget_bytes=50), measure, known=[(before, costing(0.001))])
+    assert best.chosen is not None
+    assert best.chosen.candidate.key == 25
+    large = search(LINE, Goal(budget_bytes=20), measure, known=[(before, costing(0.001))])
+    assert large.chosen is not None
+    assert large.chosen.candidate.key == 20
+    assert not next(each for each in large.tried if each.candidate.key == 25).good, "over the budget"
+    nothing = search(LINE, Goal(budget_bytes=9), measure, known=[(before, costing(0.001))])
+    with pytest.raises(SearchError, match="the smallest that can be made takes 10 bytes"):
+        nothing.require(Goal(budget_bytes=9), "policy")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(304.0, "304"), (1234.56, "1,234.6"), (7.01, "7.1"), (0.3, "0.3"), (2.0 / 3, "0.7")]
+)
+def test_bytes_are_rounded_up(size: float, text: str) -> None:
+    assert bytes_text(size) == text
 
 
 def test_a_layout_without_semantics_has_no_semantic_formats() -> None:
     shape = AttentionConfig(mode="standard", d_model=32, n_heads=2).shape
     singles = measure_singles(shape, 1, lambda policy: costing(0.1))
     assert {single.tensor for single in singles} == {"k_geo", "v"}
-    assert all(c.bytes_per_token == bytes_per_token(shape, c.key) for c in combinations(singles, residual=0))
+    sizes = Sizes(shape=shape, n_layers=1, context=64)
+    assert all(c.bytes_per_token == bytes_per_token(shape, c.key) for c in combinations(singles, sizes))

@@ -37,7 +37,7 @@ class ToyModel(nn.Module):
         self.table = nn.Parameter(torch.randn(vocab_size, WIDTH, generator=generator, dtype=torch.float64))
         self.head = nn.Parameter(torch.randn(WIDTH, vocab_size, generator=generator, dtype=torch.float64))
         self.inner = nn.Dropout(0.5)  # in evaluation mode it does nothing, and some tests check its mode
-        self.config = types.SimpleNamespace(vocab_size=vocab_size)
+        self.config = types.SimpleNamespace(vocab_size=vocab_size, context=64)
         self.device = torch.device("cpu")
         self.caches: list[ToyCache] = []
         self.calls: list[tuple[int, tuple[int, ...] | None]] = []

@@ -43,14 +43,13 @@ def test_a_cache_can_be_continued_again_and_again(model):
     assert generate(model, [[1]], GREEDY, cache=cache) == first
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_one_of_policy_and_cache_is_wanted(model, both):
+def test_a_policy_beside_a_cache_is_refused(model):
     from dba_core.errors import ConfigError
     from dba_core.generation.loop import generate
 
-    given = {"kv_policy": FP32, "cache": model.new_cache(batch=1, capacity=4, policy=FP32)} if both else {}
+    cache = model.new_cache(batch=1, capacity=4, policy=FP32)
     with pytest.raises(ConfigError, match=r"either kv_policy=, for a new cache, or cache=; give one of them"):
-        generate(model, [[1]], GREEDY, **given)
+        generate(model, [[1]], GREEDY, kv_policy=FP32, cache=cache)
 
 
 def test_a_cache_that_is_too_small_is_refused(model):

@@ -29,7 +29,7 @@ ATTENTION = {
 def build(layout: str, *, null_token: str = "none") -> LanguageModel:
     config = ModelConfig(
         vocab_size=50,
-        context=8,
+        context=12,
         n_layers=2,
         d_model=48,
         tie_embeddings=False,  # tied and enlarged, every token would predict itself
@@ -61,7 +61,7 @@ def test_greedy_equals_the_forward_pass(
     monkeypatch.setattr(loop, "_PREFILL_TOKENS", chunk)
     monkeypatch.setattr(loop, "_PREFILL_LEAST", 1)
     model = build(layout, null_token=null_token).eval()
-    expected = [greedy(model, prompt, 12) for prompt in PROMPTS]  # past the context of 8
+    expected = [greedy(model, prompt, 12) for prompt in PROMPTS]  # past the context of 12
     assert len({tuple(row) for row in expected}) == len(PROMPTS)
     settings = GenerationConfig(max_new_tokens=12, temperature=0, top_p=None)
     assert generate(model, PROMPTS, settings, kv_policy=FP32) == expected

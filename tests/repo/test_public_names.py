@@ -14,6 +14,7 @@ WITHOUT_TORCH = (
     "RunConfig",
     "ModelConfig",
     "AttentionConfig",
+    "GenerationConfig",
     "LongSequenceConfig",
     "KVCachePolicy",
     "PluginChoice",

@@ -10,7 +10,9 @@ from runs_tiny import POLICY, dba
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+from dba_core.errors import ConfigError  # noqa: E402
 from dba_core.printable import printable  # noqa: E402
+from dba_core.runs.load import load_run  # noqa: E402
 
 
 def sample(tiny, *args: str):
@@ -48,7 +50,7 @@ def test_the_seed_decides(tiny) -> None:
 
 
 def test_prompts_of_different_lengths_are_continued_together(tiny) -> None:
-    prompts = ["7", "99 green bottles hanging on"]
+    prompts = ["7", "99 green bottle"]
     both = sample(
         tiny, *(word for text in prompts for word in ("--prompt", text)), "--temperature", "0", "--json"
     ).json
@@ -80,6 +82,61 @@ def test_a_prompt_from_a_file(tiny, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("12 grün", encoding="utf-8")
     args = ["--prompt-file", str(tmp_path / "prompt.txt"), "--json"]
     assert sample(tiny, *args).json["samples"][0]["prompt"] == "12 grün"
+
+
+def test_python_gives_what_the_command_gives(tiny) -> None:
+    run = load_run(tiny.folder.path)
+    prompts = ["7", "99 green bottle"]
+    given = [word for text in prompts for word in ("--prompt", text)]
+    plain = [each["text"] for each in sample(tiny, *given, "--json").json["samples"]]
+    assert run.generate(prompts) == plain
+    assert run.generate(prompts[0]) == plain[0]
+    more = ["--max-new-tokens", "9", "--temperature", "1.5", "--top-k", "7", "--top-p", "1", "--seed", "3"]
+    policy = "ksem=q4_0@8,kgeo=q4_0@8,v=q4_0@8"
+    other = sample(tiny, *given, *more, "--kv-policy", policy, "--json").json["samples"]
+    settings = {"max_new_tokens": 9, "temperature": 1.5, "top_k": 7, "top_p": 1.0, "seed": 3}
+    made = run.generate(prompts, **settings, kv_policy=policy)
+    assert made == [each["text"] for each in other] != plain
+    first = plain[0][3]
+    assert (
+        run.generate("7", stop=first) == run.generate("7", stop=[first]) == plain[0][: plain[0].index(first)]
+    )
+    assert run.generate("7", max_new_tokens=0) == ""
+    assert run.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        ([[1, 2]], {}, r"prompt 0 is \[1, 2\] \(list\); give texts, and tokens to dba_core\.generate"),
+        (7, {}, "prompts is a int; give a text or a list of texts"),
+        (["7", ""], {}, "prompt 1 is empty"),
+        ("7", {"max_new_tokens": -1}, "max_new_tokens: -1"),
+        ("7", {"temperature": "hot"}, "temperature: 'hot'"),
+        ("7", {"max_tokens": 3}, "unknown setting 'max_tokens'. Did you mean 'max_new_tokens'"),
+    ],
+)
+def test_python_refuses_by_name(tiny, prompts: object, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run(tiny.folder.path).generate(prompts, **settings)
+
+
+def test_a_run_says_what_it_is(tiny) -> None:
+    run = load_run(tiny.folder.path, "last")
+    text = repr(run)
+    assert text.startswith(f"<Run {str(tiny.folder.path)!r}: last weights of step 8, decoupled, 2 layers of ")
+    assert f"{sum(p.numel() for p in run.model.parameters()):,} parameters, context 16" in text
+    assert POLICY in text
+
+
+@pytest.mark.filterwarnings("always::dba_core.errors.LongPromptWarning")
+def test_a_prompt_beyond_the_context_is_said_in_one_line(tiny) -> None:
+    done = dba("sample", str(tiny.folder.path), "--prompt", "green bottles hanging", "--max-new-tokens", "2")
+    assert done.code == 0
+    assert done.err == (
+        "warning: prompt 0 has 21 tokens, more than the context of 16 that the model was trained with; what "
+        "follows is outside of what it has learned\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,15 @@ def test_a_dry_run_describes_and_writes_nothing(inputs, tiny, tmp_path: Path) ->
     flops = done.json["model"]["cost"]["training_flops_per_token"]
     assert done.json["training_flops"] == done.json["training_tokens"] * flops
     table = dba("run", *inputs, "--dry-run").out
-    for text in ("Parameters", "FLOPs per token", "KV bytes per token", "KV cache at 128k", "auto:", POLICY):
+    for text in (
+        "Parameters",
+        "FLOPs per token",
+        "KV bytes per token",
+        "KV cache at 16 tokens",
+        "at 128k",
+        "auto:",
+        POLICY,
+    ):
         assert text in table
 
 

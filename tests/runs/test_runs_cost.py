@@ -7,7 +7,8 @@ import pytest
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.runs.cost import model_cost
-from dba_core.runs.kv_memory import human_bytes, kv_memory
+from dba_core.runs.kv_memory import human_bytes, kv_memory, times_smaller
+from dba_core.runs.rows import cache_rows
 
 SHAPE = AttentionShape(d_model=32, n_heads=4, n_kv_heads=2, sem_head_dim=3, geo_head_dim=4, v_head_dim=5)
 PARAMETERS = [
@@ -41,7 +42,7 @@ def test_an_untied_embedding_is_a_lookup() -> None:
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_kv_memory_by_hand(n_layers: int) -> None:
     policy = KVCachePolicy.parse("ksem=q4_0@8,kgeo=q8_0@8,v=fp16,resid=10")
-    memory = kv_memory(SHAPE, n_layers, policy)
+    memory = kv_memory(SHAPE, n_layers, policy, context=24)
     k_sem = 2 * 2 + 2  # 2 heads of 3 values in 2 bytes, one scale for 6 values
     k_geo = 2 * 4 + 2  # 8 values, one scale
     v = 2 * 5 * 2
@@ -57,6 +58,37 @@ def test_kv_memory_by_hand(n_layers: int) -> None:
     assert memory.standard_bytes_per_token == n_layers * standard
     assert memory.standard_bytes_long == n_layers * 131072 * standard
     assert memory.ratio == pytest.approx(131072 * standard / (131072 * layer + window), rel=1e-12)
+    assert memory.context == 24
+    assert memory.bytes_context == n_layers * (24 * layer + window)
+    assert memory.fp16_bytes_context == n_layers * 24 * 2 * (3 + 4 + 5) * 2
+    assert memory.standard_bytes_context == n_layers * 24 * standard
+    assert memory.ratio_context == pytest.approx(24 * standard / (24 * layer + window), rel=1e-12)
+
+
+def test_the_ratio_at_the_own_context_comes_first_and_that_at_128k_is_for_scale() -> None:
+    policy = KVCachePolicy.parse("ksem=q4_0@8,kgeo=q8_0@8,v=fp16,resid=10")
+    rows = dict(cache_rows(policy.short, kv_memory(SHAPE, 1, policy, context=24)))
+    assert list(rows) == ["KV Policy", "KV bytes per token", "KV cache at 24 tokens", "For scale, at 128k"]
+    own = rows["KV cache at 24 tokens"]  # 24 * 36 + 2072 bytes; 24 * 128 and 24 * 48 in fp16
+    assert own.startswith("2.9 KiB with 2.0 KiB of residual window, 1.05x smaller than fp16 standard")
+    assert own.endswith("(3.0 KiB), 2.5x larger than this layout in fp16 (1.1 KiB)")
+    assert "3.6x smaller than fp16 standard attention (16.0 MiB)" in rows["For scale, at 128k"]
+    assert "beyond this model's context" in rows["For scale, at 128k"]
+    assert "For scale, at 128k" not in dict(cache_rows("", kv_memory(SHAPE, 1, policy, context=131072)))
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "text"),
+    [
+        (10, 30, "3.0x smaller than"),
+        (30, 20, "1.5x larger than"),
+        (104, 100, "1.04x larger than"),
+        (1000, 1001, "1.001x smaller than"),
+        (5, 5, "as large as"),
+    ],
+)
+def test_times_smaller(own: int, other: int, text: str) -> None:
+    assert times_smaller(own, other) == text
 
 
 @pytest.mark.parametrize(
