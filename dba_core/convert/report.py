@@ -16,6 +16,7 @@ from dba_core.convert.recipe_search import Choice, RecipeSearch
 from dba_core.evaluation.cached_loss import TextLoss
 from dba_core.evaluation.reference import Divergence
 from dba_core.evaluation.search import Tried
+from dba_core.printable import printable
 from dba_core.runs.summary import as_plain
 
 SCHEMA = 1
@@ -98,12 +99,15 @@ def _search_row(each: Tried[Choice], chosen: Tried[Choice] | None) -> SearchRow:
 
 @attrs.frozen(kw_only=True)
 class ConversionReport:
-    """recipe: None where the model was kept as it is; calibration is then None too. search: where recipe and
-    policy were searched for. pairs: the semantic channel pairs of each layer and KV head. seconds: by phase.
+    """files: names of the source's files that were read. notes: what a user should know of that. recipe: None
+    where the model was kept as it is; calibration is then None too. search: where recipe and policy were
+    searched for. pairs: the semantic channel pairs of each layer and KV head. seconds: by phase.
     """
 
     source: str
     family: str
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
     parameters: int
     recipe: Recipe | None
     search: SearchReport | None
@@ -156,6 +160,9 @@ def markdown(report: ConversionReport) -> str:
         "",
         _what_was_done(report),
         "",
+        files_read(report),
+        *(f"\n{note}" for note in report.notes),
+        "",
         _table(header(report), rows(report)),
         "",
         "NLL in nats per token. The first row is the reference, the others are differences to it, with the "
@@ -178,6 +185,11 @@ def markdown(report: ConversionReport) -> str:
     return "\n".join(
         [*lines, "", f"Time: {seconds}. Peak memory {report.peak_memory_bytes / 2**20:,.0f} MiB.", ""]
     )
+
+
+def files_read(report: ConversionReport) -> str:
+    """One line: which of the source's files the model is."""
+    return f"Read: {printable(', '.join(report.files))}."
 
 
 def _what_was_done(report: ConversionReport) -> str:
