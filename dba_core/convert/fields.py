@@ -1,4 +1,4 @@
-"""Typed reads of a table that a foreign file holds: config.json, the metadata of a GGUF file, `config` of a .pt.
+"""Typed reads of a table that a foreign file holds: config.json, GGUF metadata, `config` of a .pt.
 
 Whatever stands there, the answer is a value of the type that was asked for, or CheckpointError with the file,
 the field, what it holds and what is allowed. Numbers are bounded, so that products of them and texts about

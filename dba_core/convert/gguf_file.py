@@ -35,7 +35,11 @@ from dba_core.printable import printable
 
 ARCHITECTURES = ("llama",)
 #: The types whose values the package gives.
-TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "IQ4_NL", "IQ4_XS"]
+TYPES = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("TQ1_0", "TQ2_0", "MXFP4", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"),
+    *("IQ4_NL", "IQ4_XS"),
+)
 
 
 def load_gguf(path: Path) -> SourceModel:
@@ -111,8 +115,8 @@ def _config(fields: Fields, header: GgufHeader) -> tuple[ModelConfig, RopeScalin
     rotated = fields.whole("llama.rope.dimension_count", default=head_dim)
     if rotated != head_dim:
         raise UnsupportedError(
-            f"{fields.where}: only {rotated} of the {head_dim} channels of a head are rotated; supported: all "
-            "of them"
+            f"{fields.where}: only {rotated} of the {head_dim} channels of a head are rotated; supported: "
+            "all of them"
         )
     context = fields.whole("llama.context_length")
     theta, scaling = read_gguf_rope(fields, context=context)
@@ -154,8 +158,8 @@ def _same_for_all_layers(fields: Fields, name: str, *, n_layers: int, default: i
         raise fields.wrong(name, f"a whole number, or one for each of {n_layers} layers")
     if len(set(numbers)) > 1:
         raise UnsupportedError(
-            f"{fields.where}: {name} differs from layer to layer ({sorted(set(numbers))[:5]}); supported: the "
-            "same for all layers"
+            f"{fields.where}: {name} differs from layer to layer ({sorted(set(numbers))[:5]}); supported: "
+            "the same for all layers"
         )
     return Fields({name: numbers[0]}, where=fields.where).whole(name)
 

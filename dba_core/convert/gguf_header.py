@@ -1,15 +1,15 @@
 """The header of a GGUF file: metadata and where each tensor is. Every length is compared with what is left of
 the file before anything is made of it.
 
-    "GGUF", version u32, tensors u64, fields u64, {name, type u32, value}, {name, n u32, shape u64[n], type u32,
-    offset u64}, padding, tensor data
+    "GGUF", version u32, tensors u64, fields u64, {name, type u32, value},
+    {name, n u32, shape u64[n], type u32, offset u64}, padding, tensor data
 
 Texts are a length u64 and UTF-8. Little-endian, versions 2 and 3.
 """
 
 from __future__ import annotations
 
-import struct
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ _MOST_AXES = 4
 
 @attrs.frozen(kw_only=True, eq=False)
 class GgufTensor:
-    """kind: the number of its ggml type. shape: rows first. data: its bytes, mapped, [..., bytes of a row]."""
+    """kind: the number of its ggml type. shape: rows first. data: its bytes, mapped, [..., row]."""
 
     name: str
     kind: int
@@ -116,8 +116,8 @@ class _Cursor:
 
     def damaged(self, reason: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path} cannot be read as GGUF ({reason}); it is cut off, damaged or no GGUF file. Download "
-            "it again"
+            f"{self.path} cannot be read as GGUF ({reason}); it is cut off, damaged or no GGUF file. "
+            "Download it again"
         )
 
     def take(self, n_bytes: int) -> Bytes:
@@ -133,7 +133,7 @@ class _Cursor:
 
     def count(self, *, at_least: int) -> int:
         """How many of something follow, each of `at_least` bytes."""
-        many: int = struct.unpack("<Q", self.take(8))[0]
+        many: int = self.number(10)
         if many * at_least > len(self.data) - self.at:
             raise self.damaged(
                 f"{many} entries are to follow byte {self.at}, the file has {len(self.data)} bytes"
@@ -180,8 +180,8 @@ def _tensor(
     """Its bytes, where the shape and the type say that they are."""
     if info.kind not in block_sizes:
         raise UnsupportedError(
-            f"{cursor.path}: {printable(info.name)} is of ggml type {info.kind}, which is not supported; give a "
-            "file of floating-point or block-quantized weights"
+            f"{cursor.path}: {printable(info.name)} is of ggml type {info.kind}, which is not supported; "
+            "give a file of floating-point or block-quantized weights"
         )
     elements, n_bytes = block_sizes[info.kind]
     row, *others = info.axes
@@ -195,7 +195,8 @@ def _tensor(
     begin = start + info.offset
     if begin + rows * row_bytes > len(cursor.data):
         raise cursor.damaged(
-            f"{printable(info.name)} is {rows * row_bytes} bytes from byte {begin}, the file has {len(cursor.data)}"
+            f"{printable(info.name)} is {rows * row_bytes} bytes from byte {begin}, the file has "
+            f"{len(cursor.data)}"
         )
     shape = tuple(reversed(info.axes))
     data = cursor.data[begin : begin + rows * row_bytes].reshape(*shape[:-1], row_bytes)
@@ -205,6 +206,6 @@ def _tensor(
 def _check_apart(cursor: _Cursor, infos: list[_Info], tensors: Mapping[str, GgufTensor]) -> None:
     """No two tensors hold the same bytes."""
     ordered = sorted(infos, key=lambda info: info.offset)
-    for one, next_one in zip(ordered, ordered[1:], strict=False):
+    for one, next_one in itertools.pairwise(ordered):
         if one.offset + tensors[one.name].data.size > next_one.offset:
             raise cursor.damaged(f"{printable(one.name)} and {printable(next_one.name)} overlap")

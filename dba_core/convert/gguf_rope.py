@@ -49,8 +49,8 @@ def read_gguf_rope(fields: Fields, *, context: int) -> tuple[float, RopeScaling]
     for name in fields.table:
         if name.startswith(_ROPE) and name.removeprefix(_ROPE) not in _KNOWN:
             raise UnsupportedError(
-                f"{fields.where} has the field {shown(name)}={shown(fields.raw(name))}, which is not known here and "
-                "would change the rotation. Give a model without it"
+                f"{fields.where} has the field {shown(name)}={shown(fields.raw(name))}, which is not known "
+                "here and would change the rotation. Give a model without it"
             )
     theta = fields.number(f"{_ROPE}freq_base", default=10000.0)
     factor, factor_name = _factor(fields)
@@ -104,8 +104,8 @@ def _yarn(fields: Fields, factor: float, own: float, context: int) -> RopeScalin
     if abs(said - attention_factor) > 1e-5 * attention_factor:
         raise UnsupportedError(
             f"{fields.where}: {_SCALING}yarn_attn_factor is {said:g}, and YaRN with this factor has "
-            f"{attention_factor:g}. The converter writes this field and llama.cpp does not read it, so that it "
-            "is not known which is meant. Give the Hugging Face folder of the model"
+            f"{attention_factor:g}. The converter writes this field and llama.cpp does not read it, so that "
+            "it is not known which is meant. Give the Hugging Face folder of the model"
         )
     return RopeScaling(
         kind="yarn",

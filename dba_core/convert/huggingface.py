@@ -68,8 +68,8 @@ def _ours(stored: dict[str, StoredTensor], folder: Path) -> dict[str, StoredTens
             continue
         if ours in found:
             raise CheckpointError(
-                f"{folder} holds both {printable(found[ours][0])} and {printable(theirs)}, which are the same "
-                "weight; keep the file that is the model, or download it again"
+                f"{folder} holds both {printable(found[ours][0])} and {printable(theirs)}, which are the "
+                "same weight; keep the file that is the model, or download it again"
             )
         found[ours] = theirs, tensor
     return {ours: tensor for ours, (_, tensor) in found.items()}

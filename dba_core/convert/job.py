@@ -254,8 +254,9 @@ class _Conversion:
         for name, loss in losses.items():
             if not math.isfinite(loss.nll):
                 raise CheckpointError(
-                    f"the loss of {variant.name!r} on {name!r} is {loss.nll}: its numbers overflow. The weights "
-                    f"of {self.source.path} are finite, but too large to compute with; get the model again"
+                    f"the loss of {variant.name!r} on {name!r} is {loss.nll}: its numbers overflow. The "
+                    f"weights of {self.source.path} are finite, but too large to compute with; get the model "
+                    "again"
                 )
         return losses
 

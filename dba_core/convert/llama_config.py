@@ -114,9 +114,11 @@ def _refuse(fields: Fields, family: str) -> None:
         isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
     ):
         wrong.append(f"layer_types={shown(kinds)} (supported: 'full_attention' throughout)")
-    for name in ("quantization_config", "compression_config"):
-        if fields.given(name):
-            wrong.append(f"{name} (supported: float weights, or a .gguf file)")
+    wrong += [
+        f"{name} (supported: float weights, or a .gguf file)"
+        for name in ("quantization_config", "compression_config")
+        if fields.given(name)
+    ]
     if wrong:
         raise UnsupportedError(
             f"{fields.where} asks for {'; '.join(wrong)}. Give a Llama-family model without that"

@@ -129,8 +129,8 @@ def _kind(rope: Fields) -> str:
     names = {name: rope.text(name) for name in ("rope_type", "type") if rope.given(name)}
     if len(set(names.values())) > 1:
         raise CheckpointError(
-            f"{rope.where}: rope_type is {shown(names['rope_type'])} and type is {shown(names['type'])}; they "
-            "contradict each other. Leave one of them out"
+            f"{rope.where}: rope_type is {shown(names['rope_type'])} and type is {shown(names['type'])}; "
+            "they contradict each other. Leave one of them out"
         )
     return next(iter(names.values()), "default")
 
@@ -142,8 +142,8 @@ def _refuse_unread(rope: Fields, kind: str) -> None:
         del unread["factor"]
     if unread:
         raise CheckpointError(
-            f"{rope.where} holds {shown(unread)}, which RoPE scaling {kind!r} does not read; it would be lost. "
-            f"Name the kind of scaling that is meant (rope_type), or leave it out"
+            f"{rope.where} holds {shown(unread)}, which RoPE scaling {kind!r} does not read; it would be "
+            f"lost. Name the kind of scaling that is meant (rope_type), or leave it out"
         )
 
 

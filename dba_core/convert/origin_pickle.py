@@ -41,7 +41,7 @@ _NAMED = frozenset(
         *(("torch", f"{kind}Storage") for kind in ("Char", "Byte", "Bool")),
     }
 )
-#: What a reader of pickles ends in where the pickle is damaged: it calls what the stream says with what it says.
+#: What a reader of pickles ends in where the pickle is damaged: it does what the stream says.
 _DAMAGED = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -149,6 +149,6 @@ def _check_tensors(path: Path, tensors: Mapping[str, Any], size: int) -> None:
         total += bytes_of_it
     if total > _MOST_SHARED * size:
         raise CheckpointError(
-            f"{path} has {size} bytes and its tensors {total}: they share what is stored. Save the checkpoint "
-            "again, each tensor with its own elements"
+            f"{path} has {size} bytes and its tensors {total}: they share what is stored. Save the "
+            "checkpoint again, each tensor with its own elements"
         )

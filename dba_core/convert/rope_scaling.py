@@ -3,7 +3,8 @@
     default, linear     f_i = theta^(-2i/D) / factor
     llama3              long wavelengths divided by factor, short ones kept, a blend between (Llama 3.1)
     yarn                by the number of rotations over the original length: above beta_fast kept, below
-                        beta_slow divided by factor, a ramp over i between (Peng et al. 2023, arXiv:2309.00071)
+                        beta_slow divided by factor, between them a ramp over i (Peng et al. 2023,
+                        arXiv:2309.00071)
 
 YaRN also multiplies cos and sin by an attention factor m, which is the same as scores times m^2.
 """
@@ -22,9 +23,9 @@ from dba_core.errors import CheckpointError, UnsupportedError, unknown
 SUPPORTED = ("default", "linear", "llama3", "yarn")
 #: What is refused, and why it cannot be had.
 REFUSED = {
-    "dynamic": "its frequencies depend on the length of the text, which a cache of rotated keys cannot follow",
-    "longrope": "it changes from one table of frequencies to another at the original length, which a cache of "
-    "rotated keys cannot follow",
+    "dynamic": "its frequencies depend on the length of the text, and a cache holds keys that are rotated",
+    "longrope": "it changes from one table of frequencies to another at the original length, and a cache "
+    "holds keys that are rotated",
 }
 REFUSED["su"] = REFUSED["longrope"]  # its name of before
 
@@ -121,7 +122,8 @@ def check_scaling(scaling: RopeScaling, *, theta: float, where: str) -> None:
         wrong = f"rope_theta={theta:g} is not above 1, and the wavelengths do not grow along the pairs"
     if wrong:
         raise CheckpointError(
-            f"{where}: RoPE scaling {scaling.kind!r}: {wrong}. The file is damaged or was changed; get it again"
+            f"{where}: RoPE scaling {scaling.kind!r}: {wrong}. The file is damaged or was changed; get it "
+            "again"
         )
 
 

@@ -68,8 +68,8 @@ def read_folder(folder: Path) -> TensorFolder:
         for key, tensor in _tensors(folder / name).items():
             if key in tensors:
                 raise CheckpointError(
-                    f"{folder}: {printable(key)} is both in {tensors[key].file.name} and in {name}; the files "
-                    "are of different models. Keep those of one, or download the model again"
+                    f"{folder}: {printable(key)} is both in {tensors[key].file.name} and in {name}; the "
+                    "files are of different models. Keep those of one, or download the model again"
                 )
             tensors[key] = tensor
     for key, name in weight_map.items():
@@ -136,12 +136,12 @@ def _tensors(file: Path) -> dict[str, StoredTensor]:
     size_of_file(file)
     try:
         with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict
             heads = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file} cannot be read ({printable(str(error))}); it is cut off or no safetensors file. Download "
-            "it again"
+            f"{file} cannot be read ({printable(str(error))}); it is cut off or no safetensors file. "
+            "Download it again"
         ) from None
     for name, (dtype, _) in heads.items():
         if dtype not in _DTYPES:

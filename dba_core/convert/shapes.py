@@ -1,4 +1,4 @@
-"""Names and shapes of a model's weights, from its configuration alone: nothing is built to compare a file with it.
+"""Names and shapes of a model's weights, from its configuration alone: comparing a file builds nothing.
 
     blocks.3.attn.q_geo.weight   [H*Dg, d_model]
 

@@ -52,8 +52,8 @@ class SourceTensor:
             check_finite(made, name=self.name, where=self.where)
         if tuple(made.shape) != self.shape:
             raise CheckpointError(
-                f"{self.where}: {self.name} has shape {tuple(made.shape)} and not {self.shape}, as the header "
-                "said; the file changed while it was read. Start again"
+                f"{self.where}: {self.name} has shape {tuple(made.shape)} and not {self.shape}, as the "
+                "header said; the file changed while it was read. Start again"
             )
         return made
 
