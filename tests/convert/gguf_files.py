@@ -17,7 +17,7 @@ def write_gguf(
     *,
     more: Callable[[Any], None] = lambda writer: None,
 ) -> Path:
-    """As llama.cpp's converter does: neighbouring rows of q and k are a pair. more: adds fields or tensors."""
+    """As llama.cpp's converter does: rows of q and k that are neighbours are a pair. more: adds to it."""
     gguf = importlib.import_module("gguf")
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(config["num_hidden_layers"])
