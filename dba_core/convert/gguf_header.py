@@ -67,7 +67,7 @@ def read_gguf_header(path: Path, block_sizes: Mapping[int, tuple[int, int]]) -> 
     """
     size_of_file(path)
     try:
-        data: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
+        data: Bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
     cursor = _Cursor(data, path)

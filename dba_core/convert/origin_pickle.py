@@ -88,6 +88,8 @@ def read_tables(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run the file's code
+        reason = "its pickle is damaged or asks for more than that"
     return CheckpointError(
         f"{path} cannot be read as a checkpoint of tensors and plain data ({printable(reason)}); it is cut "
         "off, no file of torch.save, or holds Python objects, which are not unpickled because that runs code"

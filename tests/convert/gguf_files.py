@@ -16,8 +16,10 @@ def write_gguf(
     weights: dict[str, Tensor],
     *,
     more: Callable[[Any], None] = lambda writer: None,
+    kind: str = "F32",
 ) -> Path:
-    """As llama.cpp's converter does: rows of q and k that are neighbours are a pair. more: adds to it."""
+    """As llama.cpp's converter does: rows of q and k that are neighbours are a pair. more: adds to it.
+    kind: the ggml type of matrices."""
     gguf = importlib.import_module("gguf")
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(config["num_hidden_layers"])
@@ -51,7 +53,9 @@ def write_gguf(
             if part in name:
                 rows = tensor.view(config[key], 2, -1, tensor.shape[-1])  # halves
                 tensor = rows.transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(theirs, tensor.contiguous().numpy())
+        type_of_it = gguf.GGMLQuantizationType[kind if tensor.dim() > 1 else "F32"]
+        quantized = gguf.quants.quantize(tensor.contiguous().numpy(), type_of_it)
+        writer.add_tensor(theirs, quantized, raw_dtype=type_of_it)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
