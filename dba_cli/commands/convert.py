@@ -250,7 +250,7 @@ def _refuse_with_keep() -> None:
 
 def _show(report: ConversionReport, out: Path, *, as_json: bool) -> None:
     from dba_cli.rendering import columns, echo_json
-    from dba_core.convert.report import SEARCH_HEADER, header, rows, search_rows
+    from dba_core.convert.report import SEARCH_HEADER, files_read, header, rows, search_rows
 
     if as_json:
         echo_json(report.to_dict())
@@ -263,6 +263,7 @@ def _show(report: ConversionReport, out: Path, *, as_json: bool) -> None:
             )
         decoupled = "" if report.recipe is None else ", decoupled"
         columns(f"{report.source}{decoupled}", header(report), rows(report))
+        echo(files_read(report))
         echo(
             "First row: nats per token. Others: difference to it, and its standard error over windows. "
             "Bytes: of a cache of so many tokens, residual window included."

@@ -59,8 +59,8 @@ def llama_of(source: SourceModel) -> Any:
     llama = build_llama(source.config, seed=0)
     own = llama.state_dict()
     with torch.no_grad():
-        for name, read in source.weights.items():
-            own[to_huggingface(name)].copy_(read())
+        for name, tensor in source.weights.items():
+            own[to_huggingface(name)].copy_(tensor.load())
         if source.frequencies is not None:
             llama.model.rotary_emb.inv_freq.copy_(source.frequencies[0])
     return llama

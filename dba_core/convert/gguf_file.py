@@ -1,6 +1,6 @@
-"""Load a Llama model from a GGUF file, quantized or not. Called by `load_source`.
+"""Load a Llama model from a GGUF file, quantized or not.
 
-The package `gguf` maps the file, reads its fields and dequantizes. llama.cpp rotates neighbouring channels
+The package `gguf` knows the blocks of its types and dequantizes. llama.cpp rotates neighbouring channels
 and stores the rows of q and k in that order; here the halves of a head are rotated (as Hugging Face does), so
 the rows are put back:
 
@@ -12,155 +12,167 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
-from dba_core.attention.rope import rope_frequencies
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
+from dba_core.convert.fields import Fields, told
+from dba_core.convert.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from dba_core.convert.gguf_rope import divisors, read_gguf_rope
 from dba_core.convert.gguf_tokenizer import tokenizer_json
 from dba_core.convert.llama_names import from_gguf
-from dba_core.convert.rope_scaling import per_head, scaled_frequencies
-from dba_core.convert.source import SourceModel
+from dba_core.convert.rope_scaling import RopeScaling, per_head
+from dba_core.convert.source import SourceModel, SourceTensor, as_it_is, with_attention_factor
 from dba_core.distribution import install_command
-from dba_core.errors import CheckpointError, UnsupportedError, unknown
+from dba_core.errors import CheckpointError, ConfigError, UnsupportedError, unknown
+from dba_core.printable import printable
 
 ARCHITECTURES = ("llama",)
+#: The types whose values the package gives.
+TYPES = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("TQ1_0", "TQ2_0", "MXFP4", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"),
+    *("IQ4_NL", "IQ4_XS"),
+)
 
 
 def load_gguf(path: Path) -> SourceModel:
     """The model in one file. Raises CheckpointError for a file that is cut off or no GGUF, UnsupportedError
     for another architecture and where the package `gguf` is not installed.
     """
-    reader = _reader(path)
-    fields = _Fields({name: field.contents for name, field in reader.fields.items()}, path)
+    header = read_gguf_header(path, _block_sizes(path))
+    fields = Fields(header.fields, where=str(path))
     family = fields.text("general.architecture")
     if family not in ARCHITECTURES:
-        raise UnsupportedError(f"{path}: {unknown('GGUF architecture', family, ARCHITECTURES)}")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config, frequencies = _config(fields, tensors)
-    heads = {"attn.q_geo.weight": config.attention.n_heads, "attn.k_geo.weight": config.attention.n_kv_heads}
-    weights: dict[str, Callable[[], Tensor]] = {}
-    for name, tensor in tensors.items():
-        ours = from_gguf(name)
-        if ours is not None:
-            permuted = next((n for part, n in heads.items() if ours.endswith(part)), None)
-            weights[ours] = functools.partial(_read, tensor, permuted)
-    return SourceModel(
+        raise UnsupportedError(f"{path}: {unknown('GGUF architecture', told(family), ARCHITECTURES)}")
+    config, scaling = _config(fields, header)
+    source = SourceModel(
         name=path.stem,
         family=family,
         path=path,
         config=config,
-        weights=weights,
-        frequencies=frequencies,
-        tokenizer_json=tokenizer_json(fields.all()),
+        weights=with_attention_factor(_weights(header, config, path), scaling.attention_factor),
+        tokenizer_json=tokenizer_json(fields),
+        files=(path.name,),
+    ).checked()
+    attention = config.attention.shape
+    frequencies = scaling.frequencies(
+        attention.geo_head_dim,
+        config.attention.rope_theta,
+        divisors=divisors(header.tensors, attention.geo_head_dim, where=str(path)),
     )
+    return attrs.evolve(source, frequencies=per_head(frequencies, attention.n_kv_heads))
 
 
-def _reader(path: Path) -> Any:
+def _block_sizes(path: Path) -> dict[int, tuple[int, int]]:
+    """Elements and bytes of a block by the number of the type."""
     if importlib.util.find_spec("gguf") is None:
         raise UnsupportedError(
             f"{path} is a GGUF file, and the package 'gguf' that reads it is not installed. Install it: "
             + install_command("gguf")
         )
-    gguf = importlib.import_module("gguf")
-    try:
-        return gguf.GGUFReader(str(path))
-    except (ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as GGUF ({error}); it is cut off or no GGUF file. Download it again"
-        ) from error
+    constants = importlib.import_module("gguf.constants")
+    kinds, sizes = constants.GGMLQuantizationType.__members__, constants.GGML_QUANT_SIZES
+    return {int(kinds[name]): sizes[kinds[name]] for name in TYPES if name in kinds}
 
 
-class _Fields:
-    """The metadata of the file by name."""
-
-    def __init__(self, readers: Mapping[str, Callable[[], Any]], path: Path) -> None:
-        self._readers = readers
-        self._path = path
-
-    def all(self) -> dict[str, Any]:
-        return {name: read() for name, read in self._readers.items()}
-
-    def optional(self, name: str) -> Any:
-        return self._readers[name]() if name in self._readers else None
-
-    def text(self, name: str) -> str:
-        return str(self._required(name))
-
-    def whole(self, name: str) -> int:
-        return int(self._required(name))
-
-    def number(self, name: str) -> float:
-        return float(self._required(name))
-
-    def _required(self, name: str) -> Any:
-        if name not in self._readers:
-            raise CheckpointError(f"{self._path} has no field {name!r}; it is no complete Llama model")
-        return self._readers[name]()
+def _weights(header: GgufHeader, config: ModelConfig, path: Path) -> dict[str, SourceTensor]:
+    heads = {"attn.q_geo.weight": config.attention.n_heads, "attn.k_geo.weight": config.attention.n_kv_heads}
+    weights: dict[str, SourceTensor] = {}
+    for name, tensor in header.tensors.items():
+        ours = from_gguf(name)
+        if ours is None:
+            continue
+        if ours in weights:
+            raise CheckpointError(
+                f"{path} holds {printable(name)} under another name too; get the file again"
+            )
+        n_heads = next((n for part, n in heads.items() if ours.endswith(part)), None)
+        weights[ours] = SourceTensor(
+            name=printable(name),
+            where=str(path),
+            shape=tensor.shape,
+            read=functools.partial(_read, tensor),
+            arrange=as_it_is if n_heads is None else functools.partial(half_split_rows, n_heads=n_heads),
+        )
+    return weights
 
 
-def _config(fields: _Fields, tensors: Mapping[str, Any]) -> tuple[ModelConfig, Tensor | None]:
-    n_heads = fields.whole("llama.attention.head_count")
-    kv_heads = int(fields.optional("llama.attention.head_count_kv") or n_heads)
+def _config(fields: Fields, header: GgufHeader) -> tuple[ModelConfig, RopeScaling]:
+    """Resolved, and how its rotation is scaled."""
+    n_layers = fields.whole("llama.block_count")
+    each = functools.partial(_same_for_all_layers, fields, n_layers=n_layers)
+    n_heads = each("llama.attention.head_count")
+    kv_heads = each("llama.attention.head_count_kv", default=n_heads)
     width = fields.whole("llama.embedding_length")
-    head_dim = int(fields.optional("llama.attention.key_length") or width // n_heads)
-    rotated = int(fields.optional("llama.rope.dimension_count") or head_dim)
+    head_dim = fields.whole("llama.attention.key_length", default=max(1, width // n_heads))
+    rotated = fields.whole("llama.rope.dimension_count", default=head_dim)
     if rotated != head_dim:
         raise UnsupportedError(
-            f"only {rotated} of the {head_dim} channels of a head are rotated; supported: all of them"
+            f"{fields.where}: only {rotated} of the {head_dim} channels of a head are rotated; supported: "
+            "all of them"
         )
-    theta = float(fields.optional("llama.rope.freq_base") or 10000.0)
-    frequencies = per_head(_frequencies(fields, tensors, head_dim, theta), kv_heads)
-    attention = AttentionConfig(
-        mode="standard" if kv_heads == n_heads else "gqa",
-        n_heads=n_heads,
-        n_kv_heads=kv_heads,
-        geo_head_dim=head_dim,
-        v_head_dim=int(fields.optional("llama.attention.value_length") or head_dim),
-        rope_theta=theta,
-        rope_table=frequencies is not None,
-    )
-    embedding = tensors.get("token_embd.weight")
-    vocab = fields.optional("llama.vocab_size") or (
-        int(embedding.shape[1]) if embedding is not None else None
-    )
-    model = ModelConfig(
-        vocab_size=vocab,
-        context=fields.whole("llama.context_length"),
-        n_layers=fields.whole("llama.block_count"),
-        d_model=width,
-        d_ff=fields.whole("llama.feed_forward_length"),
-        norm_eps=fields.number("llama.attention.layer_norm_rms_epsilon"),
-        tie_embeddings="output.weight" not in tensors,
-        attention=attention,
-    )
-    return model.resolved(), frequencies
+    context = fields.whole("llama.context_length")
+    theta, scaling = read_gguf_rope(fields, context=context)
+    embedding = header.tensors.get("token_embd.weight")
+    try:
+        attention = AttentionConfig(
+            mode="standard" if kv_heads == n_heads else "gqa",
+            n_heads=n_heads,
+            n_kv_heads=kv_heads,
+            geo_head_dim=head_dim,
+            v_head_dim=fields.whole("llama.attention.value_length", default=head_dim),
+            rope_theta=theta,
+            rope_table=scaling.kind != "default" or "rope_freqs.weight" in header.tensors,
+        )
+        model = ModelConfig(
+            vocab_size=fields.whole(
+                "llama.vocab_size", default=embedding.shape[0] if embedding is not None else None
+            ),
+            context=context,
+            n_layers=n_layers,
+            d_model=width,
+            d_ff=each("llama.feed_forward_length"),
+            norm_eps=fields.number("llama.attention.layer_norm_rms_epsilon"),
+            tie_embeddings="output.weight" not in header.tensors,
+            attention=attention,
+        ).resolved()
+    except ConfigError as error:
+        raise CheckpointError(f"{fields.where} describes no model: {error}") from error
+    return model, scaling
 
 
-def _frequencies(fields: _Fields, tensors: Mapping[str, Any], head_dim: int, theta: float) -> Tensor | None:
-    """The factors that the file holds, or the scaling that it names."""
-    if "rope_freqs.weight" in tensors:
-        factors = torch.tensor(tensors["rope_freqs.weight"].data, dtype=torch.float64).flatten()
-        return rope_frequencies(head_dim, theta) / factors
-    kind = fields.optional("llama.rope.scaling.type")
-    if kind in (None, "none"):
-        return None
-    factor = fields.optional("llama.rope.scaling.factor")
-    return scaled_frequencies(head_dim, theta, {"rope_type": kind, "factor": factor})
+def _same_for_all_layers(fields: Fields, name: str, *, n_layers: int, default: int | None = None) -> int:
+    """One number, or an array of one for each layer, all the same."""
+    value = fields.table.get(name)
+    if not isinstance(value, np.ndarray):
+        return fields.whole(name, default=default)
+    numbers = value.tolist()
+    if len(numbers) != n_layers:
+        raise fields.wrong(name, f"a whole number, or one for each of {n_layers} layers")
+    if len(set(numbers)) > 1:
+        raise UnsupportedError(
+            f"{fields.where}: {name} differs from layer to layer ({sorted(set(numbers))[:5]}); supported: "
+            "the same for all layers"
+        )
+    return Fields({name: numbers[0]}, where=fields.where).whole(name)
 
 
-def _read(tensor: Any, permuted_heads: int | None) -> Tensor:
-    """float32; rows of q and k in half-split order. GGUF lists the axes fastest first."""
-    quants = importlib.import_module("gguf.quants")
-    array = quants.dequantize(tensor.data, tensor.tensor_type)
+def _read(tensor: GgufTensor) -> Tensor:
+    """float32, the rows of q and k as in the file."""
+    dequantize: Callable[..., Any] = importlib.import_module("gguf.quants").dequantize
+    kinds: Callable[[int], Any] = importlib.import_module("gguf.constants").GGMLQuantizationType
+    with np.errstate(all="ignore"):  # scales that are not finite: `SourceTensor.load` says so
+        array = dequantize(tensor.data, kinds(tensor.kind))
     values = torch.from_numpy(array if array.flags.writeable else array.copy()).float()
-    values = values.reshape(*(int(size) for size in reversed(tensor.shape)))
-    return values if permuted_heads is None else half_split_rows(values, permuted_heads)
+    return values.reshape(tensor.shape)
 
 
 def half_split_rows(weight: Tensor, n_heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file as a Hugging Face tokenizer.json: byte-level BPE. Called by `gguf_file`.
+"""The tokenizer of a GGUF file as a Hugging Face tokenizer.json: byte-level BPE.
 
 tokenizer.ggml.model   gpt2 (byte-level BPE); sentencepiece models are left out: no tokenizer then
 tokenizer.ggml.pre     how text is cut before merging
@@ -7,8 +7,13 @@ tokenizer.ggml.pre     how text is cut before merging
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+
+from dba_core.convert.fields import Fields
+from dba_core.errors import CheckpointError
+from dba_core.printable import printable
 
 _CONTROL = 3  # llama.cpp's token type of special tokens
 _USER_DEFINED = 4
@@ -30,13 +35,22 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def tokenizer_json(fields: Mapping[str, Any]) -> str | None:
-    """The text of a tokenizer.json; None for a kind of tokenizer that is not rebuilt here."""
-    pre = fields.get("tokenizer.ggml.pre", "gpt-2")
-    if fields.get("tokenizer.ggml.model") != "gpt2" or pre not in _PRE_TOKENIZERS:
+def tokenizer_json(fields: Fields) -> str | None:
+    """The text of a tokenizer.json; None for a kind of tokenizer that is not rebuilt here. Raises
+    CheckpointError for fields that are of another type or do not fit each other.
+    """
+    pre = fields.text("tokenizer.ggml.pre", default="gpt-2")
+    if fields.table.get("tokenizer.ggml.model") != "gpt2" or pre not in _PRE_TOKENIZERS:
         return None
-    tokens = fields["tokenizer.ggml.tokens"]
-    kinds = fields.get("tokenizer.ggml.token_type", [])
+    tokens, merges = (_texts(fields, f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+    kinds = _kinds(fields, len(tokens))
+    numbers = {token: number for number, token in enumerate(tokens)}
+    if len(numbers) < len(tokens):
+        twice = next(token for number, token in enumerate(tokens) if numbers[token] != number)
+        raise CheckpointError(
+            f"{fields.where}: the token {printable(twice)!r} is in tokenizer.ggml.tokens twice; get the file "
+            "again, or give another of the same model"
+        )
     document = {
         "version": "1.0",
         "truncation": None,
@@ -59,11 +73,30 @@ def tokenizer_json(fields: Mapping[str, Any]) -> str | None:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": pre == "llama-bpe",
-            "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": fields["tokenizer.ggml.merges"],
+            "vocab": numbers,
+            "merges": merges,
         },
     }
     return json.dumps(document, ensure_ascii=False)
+
+
+def _texts(fields: Fields, name: str) -> list[str]:
+    value = fields.raw(name)
+    if not isinstance(value, list):  # the format's lists hold texts
+        raise fields.wrong(name, "an array of texts")
+    return value
+
+
+def _kinds(fields: Fields, n_tokens: int) -> list[int]:
+    """The type of each token; none where the file does not say."""
+    name = "tokenizer.ggml.token_type"
+    value = fields.table.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, np.ndarray) or len(value) != n_tokens:
+        raise fields.wrong(name, f"an array of {n_tokens} numbers, one for each token")
+    kinds: list[int] = value.tolist()
+    return kinds
 
 
 def _added(number: int, token: str, *, special: bool) -> dict[str, Any]:

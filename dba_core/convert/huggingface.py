@@ -1,24 +1,30 @@
 """Load the folder of a Hugging Face Llama-family model: config.json, *.safetensors, tokenizer.json.
 
-Tensors are memory-mapped and read one by one; nothing is unpickled. Called by `load_source`.
+Tensors are memory-mapped and read one by one; nothing is unpickled. Which tensors are the model's:
+
+tie_word_embeddings   true: a head that is stored too and differs from the embedding is the model's head, and
+                      where only the head is stored it is the embedding; false: both are stored
+names                 with `model.` before them, or all of them without
 """
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import attrs
+import torch
 
+from dba_core.config.model import ModelConfig
 from dba_core.convert.llama_config import read_llama_config
 from dba_core.convert.llama_names import from_huggingface
-from dba_core.convert.source import SourceModel
+from dba_core.convert.rope_scaling import per_head
+from dba_core.convert.safetensors_folder import StoredTensor, read_folder
+from dba_core.convert.source import PLAIN, SourceModel, SourceTensor, with_attention_factor
+from dba_core.documents import read_text
 from dba_core.errors import CheckpointError
+from dba_core.printable import printable
 
-_INDEX = "model.safetensors.index.json"
+_EMBEDDING, _HEAD = "tok_emb.weight", "lm_head.weight"
 
 
 def load_huggingface(folder: Path) -> SourceModel:
@@ -26,66 +32,64 @@ def load_huggingface(folder: Path) -> SourceModel:
     together, UnsupportedError for a model of another family.
     """
     config = read_llama_config(folder / "config.json")
-    weights: dict[str, Callable[[], Tensor]] = {}
-    for file in _tensor_files(folder):
-        for theirs in _names(file):
-            ours = from_huggingface(theirs)
-            if ours is not None:
-                weights[ours] = functools.partial(_read, file, theirs)
-    if config.model.tie_embeddings:
-        weights.pop("lm_head.weight", None)  # some files hold the tied head a second time
+    stored = read_folder(folder)
+    model, tensors, notes = _tied(config.model, _ours(stored.tensors, folder))
+    weights = {
+        name: SourceTensor(name=tensor.name, where=str(tensor.file), shape=tensor.shape, read=tensor.read)
+        for name, tensor in tensors.items()
+    }
     tokenizer = folder / "tokenizer.json"
-    return SourceModel(
+    source = SourceModel(
         name=folder.resolve().name,
         family=config.family,
         path=folder,
-        config=config.model,
-        weights=weights,
-        frequencies=config.frequencies,
-        tokenizer_json=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
-    )
+        config=model,
+        weights=with_attention_factor(weights, config.scaling.attention_factor),
+        plugins=PLAIN,
+        tokenizer_json=(
+            read_text(tokenizer, error=CheckpointError, advice="Download the model again")
+            if tokenizer.is_file()
+            else None
+        ),
+        files=("config.json", *stored.files),
+        notes=(*stored.notes, *notes),
+    ).checked()
+    attention = model.attention.shape
+    frequencies = config.scaling.frequencies(attention.geo_head_dim, model.attention.rope_theta)
+    return attrs.evolve(source, frequencies=per_head(frequencies, attention.n_kv_heads))
 
 
-def _tensor_files(folder: Path) -> list[Path]:
-    """The files that the index names, or all there are."""
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+def _ours(stored: dict[str, StoredTensor], folder: Path) -> dict[str, StoredTensor]:
+    """By our names. Raises CheckpointError where two of theirs mean the same weight."""
+    found: dict[str, tuple[str, StoredTensor]] = {}
+    for theirs, tensor in stored.items():
+        ours = from_huggingface(theirs)
+        if ours is None:
+            continue
+        if ours in found:
             raise CheckpointError(
-                f"{index} is no index of tensor files ({error}); download it again"
-            ) from None
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{folder} lacks {', '.join(missing)}, which {_INDEX} names; download the rest of the model"
+                f"{folder} holds both {printable(found[ours][0])} and {printable(theirs)}, which are the "
+                "same weight; keep the file that is the model, or download it again"
             )
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = [path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
-        hint = (
-            f"; it has {', '.join(pickled[:3])}, which are pickles and can run code when they are read. Save "
-            "the model with `save_pretrained(..., safe_serialization=True)`"
-            if pickled
-            else ""
-        )
-        raise CheckpointError(f"{folder} has no *.safetensors file{hint or '; download the whole model'}")
-    return files
+        found[ours] = theirs, tensor
+    return {ours: tensor for ours, (_, tensor) in found.items()}
 
 
-def _names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}); it is cut off or no safetensors file. Download it again"
-        ) from error
-
-
-def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as opened:
-        tensor: Tensor = opened.get_tensor(name)
-    return tensor.float()
+def _tied(
+    model: ModelConfig, tensors: dict[str, StoredTensor]
+) -> tuple[ModelConfig, dict[str, StoredTensor], tuple[str, ...]]:
+    """Whether embedding and head are one weight, and the tensors of which none is stored twice."""
+    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
+    if not model.tie_embeddings or head is None:
+        return model, tensors, ()
+    rest = {name: tensor for name, tensor in tensors.items() if name != _HEAD}
+    if embedding is None:
+        note = "only lm_head is stored: it is the embedding too, as tie_word_embeddings says"
+        return model, {**rest, _EMBEDDING: head}, (note,)
+    if head.shape == embedding.shape and torch.equal(head.read(), embedding.read()):
+        return model, rest, ()
+    note = (
+        "tie_word_embeddings is true, and the stored lm_head differs from the embedding: both are kept, as "
+        "transformers does"
+    )
+    return attrs.evolve(model, tie_embeddings=False), tensors, (note,)

@@ -273,7 +273,7 @@ class _Conversion:
             return [(variant, self._losses(variant, evaluation)) for variant in found]
 
     def _losses(self, variant: Variant, evaluation: tuple[Corpus, ...]) -> dict[str, TextLoss]:
-        return {
+        losses = {
             corpus.name: text_loss(
                 variant.model,
                 corpus.tokens,
@@ -284,6 +284,14 @@ class _Conversion:
             )
             for corpus in evaluation
         }
+        for name, loss in losses.items():
+            if not math.isfinite(loss.nll):
+                raise CheckpointError(
+                    f"the loss of {variant.name!r} on {name!r} is {loss.nll}: its numbers overflow. The "
+                    f"weights of {self.source.path} are finite, but too large to compute with; get the model "
+                    "again"
+                )
+        return losses
 
     def _report(
         self,
@@ -296,6 +304,8 @@ class _Conversion:
         return ConversionReport(
             source=self.source.name,
             family=self.source.family,
+            files=self.source.files,
+            notes=self.source.notes,
             parameters=model.n_parameters,
             recipe=self.recipe,
             search=None if made is None or made.search is None else SearchReport.of(made.search),

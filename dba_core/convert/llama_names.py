@@ -1,6 +1,6 @@
 """The names of a Llama model's tensors in two kinds of files, and ours.
 
-    Hugging Face   model.layers.3.self_attn.q_proj.weight
+    Hugging Face   model.layers.3.self_attn.q_proj.weight, or without `model.`: a model saved without its head
     GGUF           blk.3.attn_q.weight
     ours           blocks.3.attn.q_geo.weight
 
@@ -33,17 +33,22 @@ _TOP_OF_HF = {hf: ours for ours, (hf, _) in _TOP_PARTS.items()}
 _TOP_OF_GGUF = {gguf: ours for ours, (_, gguf) in _TOP_PARTS.items()}
 
 #: Buffers that older files hold and that follow from the configuration.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
+_DERIVED = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+#: A layer's number, written in one way only.
+_NUMBER = r"(0|[1-9][0-9]{0,8})"
 
 
 def from_huggingface(name: str) -> str | None:
     """Our name; None for a buffer that is not needed; the name itself where it is not known."""
-    if _DERIVED.fullmatch(name):
+    inner = name.removeprefix("model.")
+    if _DERIVED.fullmatch(inner):
         return None
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+    match = re.fullmatch(rf"layers\.{_NUMBER}\.(.+)", inner)
     if match and match[2] in _OURS_OF_HF:
         return f"blocks.{match[1]}.{_OURS_OF_HF[match[2]]}"
-    return _TOP_OF_HF.get(name, name)
+    if name in _TOP_OF_HF:
+        return _TOP_OF_HF[name]
+    return _TOP_OF_HF.get(f"model.{name}", name)
 
 
 def to_huggingface(name: str) -> str:
@@ -58,7 +63,7 @@ def from_gguf(name: str) -> str | None:
     """Our name; None for what is read elsewhere; the name itself where it is not known."""
     if name == "rope_freqs.weight":
         return None
-    match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+    match = re.fullmatch(rf"blk\.{_NUMBER}\.(.+)", name)
     if match and match[2] in _OURS_OF_GGUF:
         return f"blocks.{match[1]}.{_OURS_OF_GGUF[match[2]]}"
     return _TOP_OF_GGUF.get(name, name)

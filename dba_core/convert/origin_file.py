@@ -1,7 +1,7 @@
 """Load a checkpoint of the system that this library succeeds: one file of `torch.save`.
 
-Its keys are `config` (a flat table) and `model` (names and tensors). Only tensors and plain data are
-unpickled (`weights_only`), memory-mapped. What differs from a model of today, said here as configuration:
+Its keys are `config` (a flat table) and `model` (names and tensors). What differs from a model of today, said
+here as configuration:
 
 - its "swiglu" compared module instances and so never had a gate branch: `silu`, or `gelu` as named;
 - layernorm with bias, everything else without;
@@ -10,18 +10,16 @@ unpickled (`weights_only`), memory-mapped. What differs from a model of today, s
 - older files lack `decoupled_gate_proj`: the gate is then static;
 - weights of its long-sequence path (`long_seq_mem_*`) stay out: exact attention does not read them, and what
   they meant there is not what a summarizer is here.
-
-Called by `load_source`.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -29,14 +27,16 @@ from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoice, PluginChoices
-from dba_core.convert.source import SourceModel
+from dba_core.convert.fields import Fields, told
+from dba_core.convert.origin_pickle import read_tables
+from dba_core.convert.source import SourceModel, SourceTensor, as_it_is
 from dba_core.errors import CheckpointError, ConfigError, UnsupportedError, unknown
+from dba_core.printable import printable
 
 SUFFIXES = (".pt", ".pth", ".bin")
 FAMILY = "origin"
 _MODES = {name: name for name in ("standard", "gqa", "bottleneck", "decoupled")} | {"baseline": "standard"}
 _MLPS = {"swiglu": "silu", "gelu": "gelu"}
-_T = TypeVar("_T")
 
 _ATTENTION = {
     "q_proj.weight": "q_geo.weight",
@@ -55,55 +55,34 @@ def load_origin(path: Path) -> SourceModel:
     """The model in one file. Raises CheckpointError for a file that is damaged or is none of that system's,
     UnsupportedError for what its architecture has and ours does not.
     """
-    config, tensors = _read(path)
+    config, tensors = read_tables(path)
     model = _model_config(config, path)
     tied = model.attention.tie_qk
-    weights: dict[str, Callable[[], Tensor]] = {}
+    weights: dict[str, SourceTensor] = {}
     dropped = set()
     for theirs, tensor in tensors.items():
         ours = _our_name(theirs)
         if ours is None:
             dropped.add(theirs.rpartition(".attn.")[2])
         elif not (tied and re.search(r"attn\.k_(sem|geo)\.weight$", ours)):
-            weights[ours] = _reader(tensor, model.attention, ours)
+            weights[ours] = _source_tensor(tensor, model.attention, ours, theirs, path)
     names = set(weights)
     null = any(".null_token." in name for name in names)
     left_out = ", ".join(sorted(dropped))
-    return SourceModel(
+    source = SourceModel(
         name=path.stem,
         family=FAMILY,
         path=path,
         config=model,
         weights=weights,
-        frequencies=_no_rotation(model.attention) if model.attention.rope_table else None,
         plugins=PluginChoices(
             gate=PluginChoice(_gate(names)), null_token=PluginChoice("learned" if null else "none")
         ),
+        files=(path.name,),
         notes=(f"left out, exact attention does not read them: {left_out}",) if dropped else (),
-    )
-
-
-def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint of tensors and plain data ({reason}); it is cut off, no "
-            "file of torch.save, or holds Python objects, which are not unpickled because that runs code"
-        ) from None
-    table = data if isinstance(data, Mapping) else {}
-    config, tensors = table.get("config"), table.get("model")
-    if not isinstance(config, Mapping) or not isinstance(tensors, Mapping):
-        found = ", ".join(map(str, table)) or type(data).__name__
-        raise CheckpointError(
-            f"{path} holds {found}, and a checkpoint of the origin system has the tables 'config' and "
-            "'model'. A Hugging Face model: give its folder, with *.safetensors"
-        )
-    bad = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
-    if bad:
-        raise CheckpointError(f"{path}: {bad[0]!r} in 'model' is no tensor; the file is not a checkpoint")
-    return config, tensors
+    ).checked()
+    frequencies = _no_rotation(model.attention) if model.attention.rope_table else None
+    return attrs.evolve(source, frequencies=frequencies)
 
 
 def _our_name(name: str) -> str | None:
@@ -119,11 +98,20 @@ def _our_name(name: str) -> str | None:
     return f"{block}attn.{_ATTENTION.get(rest, rest)}"
 
 
-def _reader(tensor: Tensor, attention: AttentionConfig, ours: str) -> Callable[[], Tensor]:
+def _source_tensor(
+    tensor: Tensor, attention: AttentionConfig, ours: str, theirs: str, path: Path
+) -> SourceTensor:
     """float32. A null token is stored there as one row of all heads [1,1,G*D], here as [G,D]."""
-    if ".null_token." in ours and tensor.dim() == 3:
-        return lambda: tensor.float().reshape(attention.n_kv_heads or 1, -1)
-    return tensor.float
+    shape, heads = tuple(tensor.shape), attention.n_kv_heads or 1
+    if ".null_token." in ours and len(shape) == 3 and shape[:2] == (1, 1) and not shape[2] % heads:
+        shape = (heads, shape[2] // heads)
+    return SourceTensor(
+        name=printable(theirs),
+        where=str(path),
+        shape=shape,
+        read=tensor.detach().float,
+        arrange=as_it_is if shape == tuple(tensor.shape) else lambda stored: stored.reshape(shape),
+    )
 
 
 def _gate(names: set[str]) -> str:
@@ -139,30 +127,31 @@ def _no_rotation(attention: AttentionConfig) -> Tensor:
 
 def _model_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
     """Our configuration; fields that only concerned training or the machine are not read."""
-    read = _Fields(config, path)
-    if read.optional("diffusion_head", bool, default=False):
+    given = {name: value for name, value in config.items() if value is not None}
+    read = Fields(given, where=f"{path}: 'config'")
+    if read.flag("diffusion_head", default=False):
         raise UnsupportedError(f"{path} has a diffusion head, which this library does not have")
-    mode = read.choice("attn_mode", _MODES)
-    width, n_heads = read.required("d_model", int), read.required("n_head", int)
-    kv_heads = read.optional("kv_head", int, default=n_heads) if mode == "gqa" else n_heads
-    total = width if mode == "standard" else read.required("attn_dim", int)
-    geo = read.required("geo_dim", int) if mode == "decoupled" else total
-    sem = read.required("sem_dim", int) if mode == "decoupled" else 0
+    mode = _choice(read, "attn_mode", _MODES)
+    width, n_heads = read.whole("d_model"), read.whole("n_head")
+    kv_heads = read.whole("kv_head", default=n_heads) if mode == "gqa" else n_heads
+    total = width if mode == "standard" else read.whole("attn_dim")
+    geo = read.whole("geo_dim") if mode == "decoupled" else total
+    sem = read.whole("sem_dim") if mode == "decoupled" else 0
     for name, value in (("geo_dim", geo), ("attn_dim", total), ("sem_dim", sem)):
-        if n_heads < 1 or value % n_heads:
+        if value % n_heads:
             raise CheckpointError(f"{path}: {name}={value} does not divide into n_head={n_heads} heads")
     try:
         return ModelConfig(
-            vocab_size=read.required("vocab_size", int),
-            context=read.required("block_size", int),
-            n_layers=read.required("n_layer", int),
+            vocab_size=read.whole("vocab_size"),
+            context=read.whole("block_size"),
+            n_layers=read.whole("n_layer"),
             d_model=width,
-            d_ff=read.required("d_ff", int),
-            embed_dim=read.optional("embed_dim", int, default=width) or width,
+            d_ff=read.whole("d_ff"),
+            embed_dim=read.whole("embed_dim", default=width, least=0) or width,
             norm="layernorm",
             norm_bias=True,
-            mlp=read.choice("mlp", _MLPS),
-            dropout=read.optional("dropout", float, default=0.0),
+            mlp=_choice(read, "mlp", _MLPS),
+            dropout=read.number("dropout", default=0.0, zero=True),
             attention=AttentionConfig(
                 mode="standard" if mode == "gqa" and kv_heads == n_heads else mode,
                 n_heads=n_heads,
@@ -170,10 +159,10 @@ def _model_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
                 sem_head_dim=sem // n_heads,
                 geo_head_dim=geo // n_heads,
                 v_head_dim=total // n_heads,
-                rope_theta=read.optional("rope_base", float, default=10000.0),
-                rope_table=not read.optional("rope", bool, default=True),
-                tie_qk=read.optional("tie_qk", bool, default=False),
-                learned_temperature=read.optional("learned_temp", bool, default=True),
+                rope_theta=read.number("rope_base", default=10000.0),
+                rope_table=not read.flag("rope", default=True),
+                tie_qk=read.flag("tie_qk", default=False),
+                learned_temperature=read.flag("learned_temp", default=True),
             ),
             train_long_seq=LongSequenceConfig(enabled=False),
         ).resolved()
@@ -181,35 +170,8 @@ def _model_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
         raise CheckpointError(f"{path}: its 'config' describes no model: {error}") from error
 
 
-class _Fields:
-    """Typed reads of the flat table."""
-
-    def __init__(self, config: Mapping[str, Any], path: Path) -> None:
-        self._config, self._path = config, path
-
-    def required(self, name: str, kind: type[_T]) -> _T:
-        if self._config.get(name) is None:
-            raise CheckpointError(
-                f"{self._path}: 'config' has no {name!r}; it does not describe a whole model"
-            )
-        return self._typed(name, kind)
-
-    def optional(self, name: str, kind: type[_T], *, default: _T) -> _T:
-        return default if self._config.get(name) is None else self._typed(name, kind)
-
-    def choice(self, name: str, allowed: Mapping[str, str]) -> str:
-        given = self.required(name, str)
-        if given not in allowed:
-            raise UnsupportedError(f"{self._path}: {unknown(name, given, allowed)}")
-        return allowed[given]
-
-    def _typed(self, name: str, kind: type[_T]) -> _T:
-        value = self._config[name]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise CheckpointError(
-                f"{self._path}: {name} in 'config' is {value!r}, and should be of type {kind.__name__}"
-            )
-        typed: _T = value
-        return typed
+def _choice(read: Fields, name: str, allowed: Mapping[str, str]) -> str:
+    given = read.text(name)
+    if given not in allowed:
+        raise UnsupportedError(f"{read.where}: {unknown(name, told(given), allowed)}")
+    return allowed[given]

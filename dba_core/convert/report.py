@@ -101,13 +101,16 @@ def _search_row(each: Tried[Choice], chosen: Tried[Choice] | None) -> SearchRow:
 
 @attrs.frozen(kw_only=True)
 class ConversionReport:
-    """context: tokens that were measured at once; target_context: that the budget was for. recipe: None where
-    the model was kept as it is; calibration is then None too. search: where recipe and policy were searched
-    for. pairs: the semantic channel pairs of each layer and KV head. seconds: by phase.
+    """files: names of the source's files that were read. notes: what a user should know of that. context:
+    tokens that were measured at once; target_context: that the budget was for. recipe: None where the model was kept
+    as it is; calibration is then None too. search: where recipe and policy were searched for. pairs: the
+    semantic channel pairs of each layer and KV head. seconds: by phase.
     """
 
     source: str
     family: str
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
     parameters: int
     recipe: Recipe | None
     search: SearchReport | None
@@ -168,6 +171,9 @@ def markdown(report: ConversionReport) -> str:
         "",
         _what_was_done(report),
         "",
+        prose(files_read(report)),
+        *(f"\n{prose(note)}" for note in report.notes),
+        "",
         *table(header(report), rows(report)),
         "",
         "NLL in nats per token. The first row is the reference, the others are differences to it, with the "
@@ -195,6 +201,11 @@ def markdown(report: ConversionReport) -> str:
     return "\n".join(
         [*lines, "", f"Time: {seconds}. Peak memory {report.peak_memory_bytes / 2**20:,.0f} MiB.", ""]
     )
+
+
+def files_read(report: ConversionReport) -> str:
+    """One line: which of the source's files the model is."""
+    return f"Read: {', '.join(report.files)}."
 
 
 def _what_was_done(report: ConversionReport) -> str:

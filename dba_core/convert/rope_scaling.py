@@ -1,62 +1,130 @@
-"""Rotation frequencies of pretrained models that stretch RoPE over longer contexts.
+"""Rotation frequencies of pretrained models that stretch RoPE over longer contexts, D channels to a head:
 
     default, linear     f_i = theta^(-2i/D) / factor
     llama3              long wavelengths divided by factor, short ones kept, a blend between (Llama 3.1)
+    yarn                by the number of rotations over the original length: above beta_fast kept, below
+                        beta_slow divided by factor, between them a ramp over i (Peng et al. 2023,
+                        arXiv:2309.00071)
 
-Called by the loaders. Other variants are refused by name.
+YaRN also multiplies cos and sin by an attention factor m, which is the same as scores times m^2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
 from dba_core.attention.rope import rope_frequencies
-from dba_core.errors import UnsupportedError
+from dba_core.errors import CheckpointError, UnsupportedError, unknown
 
-SUPPORTED = ("default", "linear", "llama3")
+SUPPORTED = ("default", "linear", "llama3", "yarn")
+#: What is refused, and why it cannot be had.
+REFUSED = {
+    "dynamic": "its frequencies depend on the length of the text, and a cache holds keys that are rotated",
+    "longrope": "it changes from one table of frequencies to another at the original length, and a cache "
+    "holds keys that are rotated",
+}
+REFUSED["su"] = REFUSED["longrope"]  # its name of before
 
 
-def scaled_frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None) -> Tensor | None:
-    """Radians per token of each pair, float64 [head_dim/2]; None where the series of theta is meant.
-
-    scaling: `rope_scaling` or `rope_parameters` of a config.json. Raises UnsupportedError for a variant that
-    is not one of SUPPORTED, and for one whose numbers are missing.
+@attrs.frozen(kw_only=True)
+class RopeScaling:
+    """kind: one of SUPPORTED. original: tokens that the model was trained on before it was stretched.
+    attention_factor: m, of every kind.
     """
-    kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type", "default"))
-    if scaling is None or kind == "default":
-        return None
-    if kind == "linear":
-        return rope_frequencies(head_dim, theta) / _number(scaling, "factor", kind)
-    if kind == "llama3":
-        return _llama3(rope_frequencies(head_dim, theta), scaling)
-    raise UnsupportedError(
-        f"RoPE scaling {kind!r} is not supported; supported: {', '.join(SUPPORTED)}. Its frequencies depend "
-        "on the length of the text, which a cache of rotated keys cannot follow. Give a model without it"
-    )
 
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
-def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    factor, low, high, original = (
-        _number(scaling, key, "llama3")
-        for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    )
-    wavelength = 2 * math.pi / frequencies
-    blend = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0)  # 0: long, 1: short
-    return (1 - blend) * frequencies / factor + blend * frequencies
+    def frequencies(self, head_dim: int, theta: float, *, divisors: Tensor | None = None) -> Tensor | None:
+        """Radians per token of each pair, float64 [head_dim/2]; None where the series of theta is meant.
 
+        divisors [head_dim/2]: what the frequencies are divided by before they are scaled.
+        """
+        if self.kind == "default" and divisors is None:
+            return None
+        series = rope_frequencies(head_dim, theta)
+        given = series if divisors is None else series / divisors
+        if self.kind == "llama3":
+            return self._llama3(given)
+        if self.kind == "yarn":
+            kept = self._kept(head_dim, theta)
+            return given / self.factor * (1 - kept) + given * kept
+        return given / self.factor
 
-def _number(scaling: Mapping[str, Any], key: str, kind: str) -> float:
-    value = scaling.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise UnsupportedError(
-            f"RoPE scaling {kind!r} needs {key} > 0, got {value!r}; the model's configuration is incomplete"
+    def _llama3(self, frequencies: Tensor) -> Tensor:
+        wavelength = 2 * math.pi / frequencies
+        blend = (self.original / wavelength - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
         )
-    return float(value)
+        blend = blend.clamp(0.0, 1.0)  # 0: long, 1: short
+        return (1 - blend) * frequencies / self.factor + blend * frequencies
+
+    def _kept(self, head_dim: int, theta: float) -> Tensor:
+        """How much of each pair's frequency is kept, 1 to 0 along the pairs."""
+
+        def pair_that_turns(rotations: float) -> float:
+            """The pair, as a real number, that turns so often over the original length."""
+            return head_dim * math.log(self.original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+        low, high = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        if low == high:
+            high += 0.001  # a step, not a division by zero
+        ramp = (torch.arange(head_dim // 2, dtype=torch.float64) - low) / (high - low)
+        return 1 - ramp.clamp(0.0, 1.0)
+
+
+def yarn_attention_factor(factor: float, *, mscale: float = 0.0, mscale_all_dim: float = 0.0) -> float:
+    """m where the file does not say it: 0.1 ln(factor) + 1, or a ratio of two such where both are given."""
+
+    def of(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    return of(mscale) / of(mscale_all_dim) if mscale and mscale_all_dim else of(1.0)
+
+
+def check_kind(kind: str, *, where: str) -> None:
+    """Raise UnsupportedError for a kind of scaling that is not SUPPORTED, with the reason."""
+    if kind in SUPPORTED:
+        return
+    if kind in REFUSED:
+        raise UnsupportedError(
+            f"{where}: RoPE scaling {kind!r} is not supported: {REFUSED[kind]}. Supported: "
+            f"{', '.join(SUPPORTED)}. Give a model with one of these"
+        )
+    raise UnsupportedError(f"{where}: {unknown('RoPE scaling', kind, SUPPORTED)}")
+
+
+def check_scaling(scaling: RopeScaling, *, theta: float, where: str) -> None:
+    """Raise CheckpointError for numbers that the formulas have no answer for."""
+    wrong = None
+    if scaling.kind == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
+        wrong = (
+            f"low_freq_factor={scaling.low_freq_factor:g} is not below high_freq_factor="
+            f"{scaling.high_freq_factor:g}"
+        )
+    if scaling.kind == "yarn" and not scaling.beta_slow < scaling.beta_fast:
+        wrong = f"beta_slow={scaling.beta_slow:g} is not below beta_fast={scaling.beta_fast:g}"
+    if scaling.kind == "yarn" and theta <= 1:
+        wrong = f"rope_theta={theta:g} is not above 1, and the wavelengths do not grow along the pairs"
+    if wrong:
+        raise CheckpointError(
+            f"{where}: RoPE scaling {scaling.kind!r}: {wrong}. The file is damaged or was changed; get it "
+            "again"
+        )
 
 
 def per_head(frequencies: Tensor | None, n_kv_heads: int) -> Tensor | None:

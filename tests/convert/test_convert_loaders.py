@@ -11,12 +11,12 @@ import pytest
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
+from gguf_files import write_gguf  # noqa: E402
 from llama_oracle import CONFIG, llama_logits, random_weights, write_folder  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from dba_core.attention.rope import rope_frequencies  # noqa: E402
 from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.convert.rope_scaling import scaled_frequencies  # noqa: E402
 from dba_core.errors import CheckpointError, UnsupportedError  # noqa: E402
 
 LLAMA3 = {
@@ -89,11 +89,11 @@ def test_a_model_in_several_files(tmp_path: Path) -> None:
 
 
 def test_a_gguf_file_has_its_rows_put_back(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     config = {**CONFIG, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     weights = random_weights(config)
     path = tmp_path / "tiny.gguf"
-    write_gguf(gguf, path, config, weights)
+    write_gguf(path, config, weights)
     source = load_source(path)
     expected = llama_logits(config, weights, tokens(), rope_frequencies(8, 500.0))
     logits = source.build()(tokens())
@@ -102,45 +102,6 @@ def test_a_gguf_file_has_its_rows_put_back(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(CheckpointError, match="cannot be read as GGUF"):
         load_source(path)
-
-
-def write_gguf(gguf, path: Path, config, weights) -> None:
-    """As llama.cpp's converter does: neighbouring rows of q and k are a pair."""
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_vocab_size(config["vocab_size"])
-    names = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "input_layernorm.weight": "attn_norm.weight",
-        "self_attn.q_proj.weight": "attn_q.weight",
-        "self_attn.k_proj.weight": "attn_k.weight",
-        "self_attn.v_proj.weight": "attn_v.weight",
-        "self_attn.o_proj.weight": "attn_output.weight",
-        "post_attention_layernorm.weight": "ffn_norm.weight",
-        "mlp.gate_proj.weight": "ffn_gate.weight",
-        "mlp.up_proj.weight": "ffn_up.weight",
-        "mlp.down_proj.weight": "ffn_down.weight",
-    }
-    for name, tensor in weights.items():
-        parts = name.split(".", 3)
-        theirs = names[name] if name in names else f"blk.{parts[2]}.{names[parts[3]]}"
-        for part, key in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-            if part in name:
-                rows = tensor.view(config[key], 2, -1, tensor.shape[-1])  # halves
-                tensor = rows.transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(theirs, tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize(
@@ -152,8 +113,7 @@ def write_gguf(gguf, path: Path, config, weights) -> None:
         ({"sliding_window": 4096}, UnsupportedError, "sliding_window=4096"),
         ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act='gelu'"),
         ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantization_config"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, UnsupportedError, "RoPE scaling 'yarn'"),
-        ({"rope_scaling": {"type": "linear"}}, UnsupportedError, "needs factor > 0"),
+        ({"attention_bias": 1}, CheckpointError, "attention_bias is 1; allowed: true or false"),
         ({"hidden_size": "24"}, CheckpointError, "hidden_size is '24'"),
         ({"num_hidden_layers": 3}, CheckpointError, r"blocks\.2\..* is missing"),
         ({"num_hidden_layers": 1}, CheckpointError, r"blocks\.1\..* is not part of this architecture"),
@@ -185,10 +145,5 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, which are pickles"):
         load_source(folder)
     (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="is no JSON file"):
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
         load_source(folder)
-
-
-def test_no_scaling_is_the_series_itself() -> None:
-    assert scaled_frequencies(8, 100.0, None) is None
-    assert scaled_frequencies(8, 100.0, {"rope_type": "default"}) is None

@@ -87,7 +87,7 @@ def test_what_stays_out_is_named(tmp_path: Path) -> None:
         ({"attn_mode": "sparse"}, UnsupportedError, "sparse"),
         ({"diffusion_head": True}, UnsupportedError, "diffusion head"),
         ({"n_layer": None}, CheckpointError, "has no 'n_layer'"),
-        ({"d_model": "wide"}, CheckpointError, "d_model in 'config' is 'wide'"),
+        ({"d_model": "wide"}, CheckpointError, "'config': d_model is 'wide'"),
         ({"sem_dim": 13}, CheckpointError, "sem_dim=13 does not divide into n_head=4 heads"),
         ({"geo_dim": 12}, CheckpointError, "describes no model.*odd"),
     ],
@@ -104,9 +104,9 @@ def test_weights_that_are_missing_or_too_many_are_named(tmp_path: Path) -> None:
     state = origin.random_state(origin.CONFIG)
     del state["blocks.1.attn.q_geo.weight"]
     state["blocks.0.ff.fc2.weight"] = torch.ones(3)
-    source = load_source(origin.write(tmp_path / "old.pt", origin.CONFIG, state))
+    path = origin.write(tmp_path / "old.pt", origin.CONFIG, state)
     with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.q_geo\.weight is missing.*fc2\.weight"):
-        source.build()
+        load_source(path)
 
 
 class Surprise:
