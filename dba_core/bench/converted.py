@@ -30,7 +30,7 @@ from dba_core.errors import DataError, UsageError
 from dba_core.generation.inference import inference
 from dba_core.generation.loop import generate, prefill
 from dba_core.model.language_model import LanguageModel
-from dba_core.runs.evaluate import tokens_of
+from dba_core.runs.evaluate import text_of
 from dba_core.runs.load import Run
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def measure_converted(
             f"{source} has {loaded.config.vocab_size} tokens and {run.folder.path} "
             f"{run.model.config.vocab_size}: the one was not converted from the other"
         )
-    text = np.asarray(tokens_of(run.config, None)).astype(np.int64)
+    text = np.asarray(text_of(run, None)[1]).astype(np.int64)
     if len(text) < max(settings.prompts):
         raise DataError(f"the run's text has {len(text)} tokens; give a --prompt of at most that")
     llama, original = llama_of(loaded), loaded.build()

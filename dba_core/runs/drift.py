@@ -12,13 +12,13 @@ import attrs
 
 from dba_core.attention.long_sequence_path import plan_of
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.data.corpus import Corpus, load_corpus
-from dba_core.data.tokenizers import Tokens
+from dba_core.data.corpus import Corpus
 from dba_core.evaluation.drift import measure_drift, resolved_setting
 from dba_core.evaluation.drift_text import Stretches, choose_stretches
 from dba_core.runs.drift_figures import setting_report
 from dba_core.runs.drift_report import DriftReport, SettingReport
 from dba_core.runs.drift_thresholds import Threshold
+from dba_core.runs.evaluate import text_of
 from dba_core.runs.load import Run
 from dba_core.runs.long_sequence import numbers_of
 
@@ -53,7 +53,7 @@ def drift_of_run(
     DataError for a text that is too short or cannot be read with the run's tokenizer.
     """
     settings = [resolved_setting(run.model, setting) for setting in sweep(run, request)]
-    corpus, tokens = _text(run, request.data)
+    corpus, tokens = text_of(run, request.data)
     stretches = choose_stretches(
         len(tokens),
         length=request.length,
@@ -98,16 +98,6 @@ def preferred_length(settings: Sequence[LongSequenceConfig], *, context: int) ->
     """
     first = max(plan_of(setting, _ENDLESS).exact_stop for setting in settings)
     return context if 4 * first <= 3 * context else 2 * first
-
-
-def _text(run: Run, data: str | None) -> tuple[Corpus, Tokens]:
-    """The run's held-out part, or all of the corpus at `data`."""
-    config = run.config
-    if data is None:
-        corpus = load_corpus(config.data, context=config.model.context)
-        return corpus, corpus.held_out
-    corpus = load_corpus(attrs.evolve(config.data, source=data), context=1)
-    return corpus, corpus.tokens
 
 
 def _report(

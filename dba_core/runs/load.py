@@ -14,7 +14,8 @@ import attrs
 from dba_core.config.plugins import PluginChoice
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
-from dba_core.data.tokenizers import Tokenizer, load_tokenizer
+from dba_core.data.special_tokens import SPECIAL_FILE, read_special_document
+from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
 from dba_core.errors import CheckpointError, ConfigError
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
@@ -60,7 +61,7 @@ def load_run(
         choices = choices.in_all_layers(kind, choice)
     config = attrs.evolve(config, device=resolve_device(device or config.device), plugins=choices)
     warnings = check_records(config.plugins, registry, allow_drift)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = _tokenizer(config, folder)
     model = LanguageModel(
         config.model,
         plugins=model_choices(config.plugins),
@@ -78,6 +79,18 @@ def load_run(
         step=stored.state["step"],
         warnings=tuple(warnings),
     )
+
+
+def _tokenizer(config: RunConfig, folder: RunFolder) -> Tokenizer:
+    """With the special tokens that the folder of a converted model names."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    document = read_special_document(folder.path)
+    if document is None:
+        return tokenizer
+    where = str(folder.path / SPECIAL_FILE)
+    special = special_of(document, tokenizer, source=where)
+    special.check(vocab_size=config.model.resolved().vocab_size or 0, where=where)
+    return with_special(tokenizer, special)
 
 
 def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:

@@ -21,7 +21,7 @@ from dba_core.evaluation.policy_search import PolicySearch, policies_to_measure,
 from dba_core.evaluation.reference import Divergence, Reference
 from dba_core.evaluation.search import MOST_TRIES, Goal, Tried
 from dba_core.model.language_model import LanguageModel
-from dba_core.runs.evaluate import tokens_of
+from dba_core.runs.evaluate import text_of
 from dba_core.runs.load import Run
 from dba_core.runs.summary import as_plain
 
@@ -88,7 +88,7 @@ def tune_run(
     """
     model, context = run.model, request.context or run.config.model.context
     reference = Reference(
-        model, tokens_of(run.config, request.data), context=context, limit_tokens=request.tokens
+        model, text_of(run, request.data)[1], context=context, limit_tokens=request.tokens
     )
     shape, layers = model.attentions[0].shape, len(model.attentions)
     own_policy = run.config.kv_policy

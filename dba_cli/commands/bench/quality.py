@@ -40,12 +40,12 @@ def quality(
     """
     from dba_core.bench.quality import POLICIES, measure_quality
     from dba_core.bench.quality_chart import quality_chart
-    from dba_core.runs.evaluate import tokens_of
+    from dba_core.runs.evaluate import text_of
 
     run = run_flags.load()
     report = measure_quality(
         run.model,
-        tokens_of(run.config, data),
+        text_of(run, data)[1],
         policies=policies or POLICIES,
         context=context or run.config.model.context,
         limit_tokens=tokens,
