@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dba_cli.run_options import KV_POLICY_HELP
+from dba_cli.run_options import KV_POLICY_HELP, special_options
 
 if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy
@@ -113,6 +113,7 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
     help="Tokens of a sequence. Without it: 2048, or the model's where that is less.",
 )
 @click.option("--tokenizer", metavar="FILE", help="A tokenizer.json, where the model has none of its own.")
+@special_options
 @click.option(
     "--comparators/--no-comparators",
     default=True,

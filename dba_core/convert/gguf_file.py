@@ -22,7 +22,7 @@ from torch import Tensor
 from dba_core.attention.rope import rope_frequencies
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
-from dba_core.convert.gguf_tokenizer import tokenizer_json
+from dba_core.convert.gguf_tokenizer import tokenizer_config, tokenizer_json
 from dba_core.convert.llama_names import from_gguf
 from dba_core.convert.rope_scaling import per_head, scaled_frequencies
 from dba_core.convert.source import SourceModel
@@ -57,6 +57,7 @@ def load_gguf(path: Path) -> SourceModel:
         weights=weights,
         frequencies=frequencies,
         tokenizer_json=tokenizer_json(fields.all()),
+        tokenizer_config=tokenizer_config(fields.all()),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from dba_core.convert.llama_config import read_llama_config
 from dba_core.convert.llama_names import from_huggingface
 from dba_core.convert.source import SourceModel
+from dba_core.convert.tokenizer_files import read_tokenizer_config
 from dba_core.errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
@@ -43,6 +44,7 @@ def load_huggingface(folder: Path) -> SourceModel:
         weights=weights,
         frequencies=config.frequencies,
         tokenizer_json=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
+        tokenizer_config=read_tokenizer_config(folder),
     )
 
 

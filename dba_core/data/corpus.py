@@ -87,7 +87,8 @@ def load_corpus(config: DataConfig, *, context: int, tokenizer: Tokenizer | None
     """Read the source, encode it, and split off the held-out tail.
 
     context: tokens of one training sequence; either part must hold one more (inputs and shifted targets).
-    tokenizer: that of a loaded model, instead of loading the one that the configuration names. Raises DataError with the file, what is wrong with it and what to do.
+    tokenizer: that of a loaded model, instead of loading the one that the configuration names. Raises
+    DataError with the file, what is wrong with it and what to do.
     """
     tokenizer = load_tokenizer(config.tokenizer) if tokenizer is None else tokenizer
     if config.source in INSTALLED:
@@ -125,9 +126,14 @@ def _text_corpus(source: TextSource, tokenizer: Tokenizer, held_out: float) -> C
         )
     check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
     kept = tokenizer.n_bytes(tokens)
-    lost = "" if kept == source.n_bytes else (
-        f"tokenizer {tokenizer.name}: its tokens decode to {kept:,} bytes, the text has {source.n_bytes:,}; it "
-        "changes the text or has no token for a part of it, and bits per byte are not given"
+    lost = (
+        ""
+        if kept == source.n_bytes
+        else (
+            f"tokenizer {tokenizer.name}: its tokens decode to {kept:,} bytes, the text has "
+            f"{source.n_bytes:,}; it changes the text or has no token for a part of it, and bits per byte are "
+            "not given"
+        )
     )
     return Corpus(
         name=source.name,

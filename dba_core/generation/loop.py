@@ -49,11 +49,12 @@ def generate(
     kv_policy: formats of the cache. cache, instead of it: the prompts continue what it holds, one row each,
     and it then also holds them and the new tokens but the last. tokenizer: needed when `config.stop` names
     texts. stop_tokens: tokens that end a sequence, () for none; None takes the end-of-text tokens that
-    `tokenizer` knows of its model. seed: used where `config.seed` is None (0 if both are). on_token(row, token) is called in order for
-    every token of the result as soon as it is certain that it belongs there. A sequence depends on its own
-    prompt and the seed, not on the batch around it, except for the rounding of batched matrix products.
-    Raises DataError for an empty prompt or a token out of the vocabulary, ConfigError for stop texts without
-    tokenizer and unless either kv_policy or cache is given, CacheError for too small a cache.
+    `tokenizer` knows of its model. seed: used where `config.seed` is None (0 if both are).
+    on_token(row, token) is called in order for every token of the result as soon as it is certain that it
+    belongs there. A sequence depends on its own prompt and the seed, not on the batch around it, except for
+    the rounding of batched matrix products. Raises DataError for an empty prompt or a token out of the
+    vocabulary, ConfigError for stop texts without tokenizer and unless either kv_policy or cache is given,
+    CacheError for too small a cache.
     """
     if (kv_policy is None) == (cache is None):
         raise ConfigError("generate takes either kv_policy=, for a new cache, or cache=; give one of them")

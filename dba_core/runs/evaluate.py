@@ -16,6 +16,7 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit, with_special
+from dba_core.errors import UsageError
 from dba_core.evaluation.fidelity import PolicyFidelity, policy_fidelity
 from dba_core.evaluation.held_out import HeldOut, held_out_loss
 from dba_core.model.language_model import LanguageModel
@@ -123,12 +124,15 @@ def evaluate_run(
     """Evaluate a run on its held-out text or on all of the corpus at `data`, under its policy or `policy`.
 
     long_seq: take the held-out loss with the long-sequence path and the run's numbers. bos, eos: whether the
-    text begins and ends with the model's special tokens; None is as its tokenizer has it. Raises DataError for a
-    corpus that cannot be read with the run's tokenizer, UnsupportedError for a path that the run has not.
+    text begins and ends with the model's special tokens; None is as its tokenizer has it. Raises DataError for
+    a corpus that cannot be read with the run's tokenizer, UsageError for a special token that the model or the
+    data has not, UnsupportedError for a path that the run has not.
     """
     config = run.config if policy is None else attrs.evolve(run.config, kv_policy=policy)
     special = run.tokenizer.special.chosen(bos=bos, eos=eos)
     corpus, tokens = text_of(run, data, tokenizer=with_special(run.tokenizer, special))
+    if not corpus.is_text and (bos, eos) != (None, None):
+        raise UsageError(f"{corpus.name!r} is a token array, taken as it is; leave --bos and --eos out")
     model = run.model
     cache = model.new_cache(batch=1, capacity=config.model.context, policy=config.kv_policy)
     with _attention(run, long_seq=long_seq) as long_sequence:
@@ -148,8 +152,8 @@ def evaluate_run(
 
 
 def text_of(run: Run, data: str | None, *, tokenizer: Tokenizer | None = None) -> tuple[Corpus, Tokens]:
-    """What a run is evaluated on, as its model reads it: the held-out part of its corpus, or all of the corpus
-    at `data`. tokenizer: the run's with other special tokens.
+    """What a run is evaluated on, as its model reads it: the held-out part of its corpus, or all of the
+    corpus at `data`. tokenizer: the run's with other special tokens.
 
     Raises DataError for a corpus that cannot be read, or holds tokens that the model does not have.
     """

@@ -89,7 +89,8 @@ def _tokenizer(config: RunConfig, folder: RunFolder) -> Tokenizer:
         return tokenizer
     where = str(folder.path / SPECIAL_FILE)
     special = special_of(document, tokenizer, source=where)
-    special.check(vocab_size=config.model.resolved().vocab_size or 0, where=where)
+    if config.model.vocab_size is not None:
+        special.check(vocab_size=config.model.vocab_size, where=where)
     return with_special(tokenizer, special)
 
 

@@ -87,9 +87,7 @@ def tune_run(
     Raises DataError for a text that is too short or cannot be read with the run's tokenizer.
     """
     model, context = run.model, request.context or run.config.model.context
-    reference = Reference(
-        model, text_of(run, request.data)[1], context=context, limit_tokens=request.tokens
-    )
+    reference = Reference(model, text_of(run, request.data)[1], context=context, limit_tokens=request.tokens)
     shape, layers = model.attentions[0].shape, len(model.attentions)
     own_policy = run.config.kv_policy
     singles = sum(fmt.format != "fp16" for _, fmt, _ in policies_to_measure(shape, layers))
