@@ -42,7 +42,7 @@ _SPECIAL = (
 
 
 def special_options(command: Command) -> Command:
-    """Add the options of a command that reads texts; it gets them as `bos` and `eos`, None where not given."""
+    """Add the options of a command that reads texts; it gets them as `bos` and `eos`, None if not given."""
     for option in reversed(_SPECIAL):
         command = option(command)
     return command

@@ -7,7 +7,7 @@ Called by training, evaluation and the summary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -126,15 +126,6 @@ def _text_corpus(source: TextSource, tokenizer: Tokenizer, held_out: float) -> C
         )
     check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
     kept = tokenizer.n_bytes(tokens)
-    lost = (
-        ""
-        if kept == source.n_bytes
-        else (
-            f"tokenizer {tokenizer.name}: its tokens decode to {kept:,} bytes, the text has "
-            f"{source.n_bytes:,}; it changes the text or has no token for a part of it, and bits per byte are "
-            "not given"
-        )
-    )
     return Corpus(
         name=source.name,
         tokens=tokens,
@@ -144,10 +135,19 @@ def _text_corpus(source: TextSource, tokenizer: Tokenizer, held_out: float) -> C
         n_bytes=source.n_bytes,
         sha256=source.sha256,
         version=source.version,
-        left_out=(*source.left_out, *([lost] if lost else [])),
+        left_out=(*source.left_out, *_lost(tokenizer.name, kept, source.n_bytes)),
         is_text=True,
-        keeps_text=not lost,
+        keeps_text=kept == source.n_bytes,
     )
+
+
+def _lost(tokenizer: str, kept: int | None, n_bytes: int) -> Iterator[str]:
+    """What a reader of the figures must know of a tokenizer that does not give the text back."""
+    if kept is not None and kept != n_bytes:
+        yield (
+            f"tokenizer {tokenizer}: its tokens decode to {kept:,} bytes and the text has {n_bytes:,}; it "
+            "changes the text, or has no token for a part of it, and bits per byte are not given"
+        )
 
 
 def _array_corpus(path: Path, tokens: Tokens, tokenizer: Tokenizer, held_out: float) -> Corpus:

@@ -124,9 +124,9 @@ def evaluate_run(
     """Evaluate a run on its held-out text or on all of the corpus at `data`, under its policy or `policy`.
 
     long_seq: take the held-out loss with the long-sequence path and the run's numbers. bos, eos: whether the
-    text begins and ends with the model's special tokens; None is as its tokenizer has it. Raises DataError for
-    a corpus that cannot be read with the run's tokenizer, UsageError for a special token that the model or the
-    data has not, UnsupportedError for a path that the run has not.
+    text begins and ends with the model's special tokens; None is as its tokenizer has it. Raises DataError
+    for a corpus that cannot be read with the run's tokenizer, UsageError for a special token that the model
+    or the data has not, UnsupportedError for a path that the run has not.
     """
     config = run.config if policy is None else attrs.evolve(run.config, kv_policy=policy)
     special = run.tokenizer.special.chosen(bos=bos, eos=eos)

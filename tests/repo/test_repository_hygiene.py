@@ -12,8 +12,8 @@ SOURCE = python_files(*PACKAGES)
 TESTS = python_files("tests")
 # A plugin is foreign code: whatever loading it raises is contained here and shown by `dba plugins list`.
 CONTAINS_FOREIGN_ERRORS = "dba_core/registry/"
-# The Rust extension `tokenizers` raises bare Exception and panics with a BaseException of its own for a damaged
-# file, and a chat template raises what its expressions do; interrupts and our own errors pass through.
+# The Rust extension `tokenizers` raises bare Exception for a damaged file and panics with a BaseException of
+# its own, a chat template raises what its expressions do; interrupts and our own errors pass through.
 CONTAINS_FOREIGN_DATA = "dba_core/data/foreign.py"
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".ini", ".yml", ".txt", ".css"}
 TEXTS = [
