@@ -31,5 +31,5 @@ def guarded(action: Callable[[], T], failed: Callable[[str], DBAError]) -> T:
 
 
 def _described(error: BaseException) -> str:
-    text = printable(" ".join(str(error).split())) or type(error).__name__
+    text = printable(" ".join(str(error).split())).rstrip(".") or type(error).__name__
     return text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}..."
