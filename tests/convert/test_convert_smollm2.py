@@ -80,9 +80,11 @@ def test_it_answers_in_a_chat_and_stops(model: LanguageModel, tokenizer: Tokeniz
     """Its file says: <|im_start|> is 1 and not added, <|im_end|> is 2 and ends a text."""
     special = tokenizer.special
     assert (special.bos, special.eos, special.add_bos) == (1, (2,), False)
-    prompt = encode_chat(tokenizer, chat_of("What is the capital of France?", "Answer shortly.")).tolist()
+    prompt = encode_chat(
+        tokenizer, chat_of("What is the capital of France?", "Answer in one short sentence.")
+    ).tolist()
     assert tokenizer.decode(prompt) == (
-        "<|im_start|>system\nAnswer shortly.<|im_end|>\n"
+        "<|im_start|>system\nAnswer in one short sentence.<|im_end|>\n"
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert [token for token in prompt if token < 3] == [1, 2, 1, 2, 1]
