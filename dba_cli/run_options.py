@@ -27,6 +27,29 @@ KV_POLICY_HELP = (
 )
 
 
+SPECIAL_HELP = "Without it: as the model's own tokenizer does."
+
+_SPECIAL = (
+    click.option(
+        "--bos/--no-bos",
+        default=None,
+        help=f"Begin a text with the model's BOS token, or do not. {SPECIAL_HELP}",
+    ),
+    click.option(
+        "--eos/--no-eos",
+        default=None,
+        help=f"End a text with the model's EOS token, or do not. {SPECIAL_HELP}",
+    ),
+)
+
+
+def special_options(command: Command) -> Command:
+    """Add the options of a command that reads texts; it gets them as `bos` and `eos`, None if not given."""
+    for option in reversed(_SPECIAL):
+        command = option(command)
+    return command
+
+
 @attrs.frozen(kw_only=True)
 class RunFlags:
     """Which run, as typed."""

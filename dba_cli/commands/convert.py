@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from dba_cli import completing
-from dba_cli.run_options import KV_POLICY_HELP
+from dba_cli.run_options import KV_POLICY_HELP, special_options
 from dba_cli.source_argument import input_errors
 from dba_cli.terminal import echo, warn
 
@@ -124,6 +124,7 @@ def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | No
     "--context.",
 )
 @click.option("--tokenizer", metavar="FILE", help="A tokenizer.json, where the model has none of its own.")
+@special_options
 @click.option(
     "--comparators/--no-comparators",
     default=True,

@@ -7,7 +7,7 @@ import click
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.preflight import check_data
-from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
+from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options, special_options
 
 
 @refuse_legacy_flags
@@ -25,12 +25,19 @@ from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
     shell_complete=completing.kv_policy,
     help=f"{KV_POLICY_HELP} Without it: the run's own.",
 )
+@special_options
 @click.option(
     "--long-seq", is_flag=True, help="Held-out loss with the long-sequence path and the run's own numbers."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def evaluate(
-    run_flags: RunFlags, data: str | None, kv_policy: str | None, long_seq: bool, as_json: bool
+    run_flags: RunFlags,
+    data: str | None,
+    kv_policy: str | None,
+    bos: bool | None,
+    eos: bool | None,
+    long_seq: bool,
+    as_json: bool,
 ) -> None:
     """Held-out loss, perplexity, bits per byte and KV-cache fidelity of RUN.
 
@@ -52,7 +59,7 @@ def evaluate(
     from dba_core.runs.evaluate import evaluate_run
     from dba_core.runs.summary_text import evaluation_sections
 
-    result = evaluate_run(run, data=data, policy=policy, long_seq=long_seq)
+    result = evaluate_run(run, data=data, policy=policy, long_seq=long_seq, bos=bos, eos=eos)
     if as_json:
         echo_json(result.to_dict())
         return

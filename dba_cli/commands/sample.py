@@ -9,7 +9,7 @@ import click
 
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
-from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options
+from dba_cli.run_options import KV_POLICY_HELP, SPECIAL_HELP, RunFlags, run_options
 from dba_cli.terminal import GrowingText, echo, terminal_input
 from dba_core.errors import UsageError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dba_core.config.generation import GenerationConfig
     from dba_core.config.kv_policy import KVCachePolicy
     from dba_core.runs.load import Run
-    from dba_core.runs.sample import Continuation
+    from dba_core.runs.sample import Continuation, Reading
 
 
 @refuse_legacy_flags
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="A UTF-8 file that is one prompt; '-' is standard input.",
+)
+@click.option("--chat", is_flag=True, help="Put each prompt to the model as a chat's first message.")
+@click.option("--system", metavar="TEXT", help="With --chat: the system message before it.")
+@click.option(
+    "--bos/--no-bos",
+    default=None,
+    help=f"Begin a prompt with the model's BOS token, or do not. {SPECIAL_HELP}",
+)
+@click.option(
+    "--eos/--no-eos",
+    default=None,
+    help="End at the model's end-of-text tokens, or go on. Without it: end, where the model names any.",
 )
 @click.option("--max-new-tokens", type=int, help="Tokens to add to each prompt.")
 @click.option("--temperature", type=float, help="0 takes the likeliest token.")
@@ -47,6 +59,10 @@ def sample(
     run_flags: RunFlags,
     prompts: tuple[str, ...],
     prompt_file: Path | None,
+    chat: bool,
+    system: str | None,
+    bos: bool | None,
+    eos: bool | None,
     kv_policy: str | None,
     as_json: bool,
     **settings: Any,
@@ -59,22 +75,26 @@ def sample(
     Examples:
       dba sample latest --prompt "The "
       dba sample latest --prompt "The " --prompt "A function is" --temperature 0 --max-new-tokens 80
+      dba sample runs/smol --chat --prompt "What is a cache?" --system "Answer in one sentence."
       dba sample latest --prompt "def " --kv-policy "ksem=fp16,kgeo=fp16,v=fp16"
     """
-    from dba_core.config.kv_policy import KVCachePolicy
-
     texts = _all_prompts(prompts, prompt_file)
+    from dba_core.config.kv_policy import KVCachePolicy
+    from dba_core.runs.sample import Reading
+
+    reading = Reading(chat=chat, system=system, bos=bos, eos=eos)
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
     loaded = run_flags.load()
     generation = _generation(loaded.config.generation, settings)
     chosen = policy or loaded.kv_policy
     streamed = len(texts) == 1 and not as_json
-    results = _continued(loaded, texts, generation, chosen, streamed=streamed)
+    results = _continued(loaded, texts, generation, reading, chosen, streamed=streamed)
     if as_json:
         _echo_document(loaded, texts, results, generation, chosen.short)
     elif not streamed:
+        between = "\n" if chat else ""  # an answer is on a line of its own
         for number, (text, result) in enumerate(zip(texts, results, strict=True), 1):
-            echo(f"--- {number}\n{text}{result.text}")
+            echo(f"--- {number}\n{text}{between}{result.text}")
 
 
 def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:
@@ -110,10 +130,16 @@ def _generation(recorded: GenerationConfig, settings: dict[str, Any]) -> Generat
 
 
 def _continued(
-    run: Run, texts: list[str], generation: GenerationConfig, policy: KVCachePolicy, *, streamed: bool
+    run: Run,
+    texts: list[str],
+    generation: GenerationConfig,
+    reading: Reading,
+    policy: KVCachePolicy,
+    *,
+    streamed: bool,
 ) -> list[Continuation]:
-    """One prompt is written to stdout while it grows."""
-    shown, started = GrowingText(), False
+    """One prompt is written to stdout while it grows; of a chat, the answer alone."""
+    shown, started = GrowingText(), reading.chat
 
     def write(_row: int, piece: str) -> None:
         nonlocal started
@@ -121,8 +147,8 @@ def _continued(
         started = True
 
     if not streamed:
-        return run.continuations(texts, generation, kv_policy=policy)
-    continued = run.continuations(texts, generation, kv_policy=policy, on_text=write)
+        return run.continuations(texts, generation, reading=reading, kv_policy=policy)
+    continued = run.continuations(texts, generation, reading=reading, kv_policy=policy, on_text=write)
     shown.end()
     return continued
 
@@ -140,7 +166,12 @@ def _echo_document(
             "kv_policy": policy,
             "generation": {**generation.to_dict(), "prompt": None},
             "samples": [
-                {"prompt": text, "text": result.text, "tokens": result.tokens}
+                {
+                    "prompt": text,
+                    "prompt_tokens": result.prompt_tokens,
+                    "text": result.text,
+                    "tokens": result.tokens,
+                }
                 for text, result in zip(texts, results, strict=True)
             ],
         }

@@ -26,7 +26,7 @@ from dba_core.config.model import ModelConfig
 from dba_core.convert.fields import Fields, told
 from dba_core.convert.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from dba_core.convert.gguf_rope import divisors, read_gguf_rope
-from dba_core.convert.gguf_tokenizer import tokenizer_json
+from dba_core.convert.gguf_tokenizer import tokenizer_config, tokenizer_json
 from dba_core.convert.llama_names import from_gguf
 from dba_core.convert.rope_scaling import RopeScaling, per_head
 from dba_core.convert.source import SourceModel, SourceTensor, as_it_is, with_attention_factor
@@ -60,6 +60,7 @@ def load_gguf(path: Path) -> SourceModel:
         config=config,
         weights=with_attention_factor(_weights(header, config, path), scaling.attention_factor),
         tokenizer_json=tokenizer_json(fields),
+        tokenizer_config=tokenizer_config(fields),
         files=(path.name,),
     ).checked()
     attention = config.attention.shape

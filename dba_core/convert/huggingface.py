@@ -20,6 +20,7 @@ from dba_core.convert.llama_names import from_huggingface
 from dba_core.convert.rope_scaling import per_head
 from dba_core.convert.safetensors_folder import StoredTensor, read_folder
 from dba_core.convert.source import PLAIN, SourceModel, SourceTensor, with_attention_factor
+from dba_core.convert.tokenizer_files import read_tokenizer_config
 from dba_core.documents import read_text
 from dba_core.errors import CheckpointError
 from dba_core.printable import printable
@@ -51,6 +52,7 @@ def load_huggingface(folder: Path) -> SourceModel:
             if tokenizer.is_file()
             else None
         ),
+        tokenizer_config=read_tokenizer_config(folder),
         files=("config.json", *stored.files),
         notes=(*stored.notes, *notes),
     ).checked()

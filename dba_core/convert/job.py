@@ -38,6 +38,7 @@ from dba_core.convert.selection import select_pairs
 from dba_core.convert.source import PLAIN, SourceModel
 from dba_core.convert.texts import CalibrationText, read_calibration, read_evaluation
 from dba_core.data.corpus import Corpus
+from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
 from dba_core.errors import CheckpointError, UsageError
 from dba_core.evaluation.cached_loss import TextLoss, text_loss
 from dba_core.evaluation.reference import Reference
@@ -167,20 +168,37 @@ class _Conversion:
         self._write(folder, made.model, report, tokenizer)
         return report
 
-    def _tokenizer(self, folder: RunFolder) -> str:
-        """The path of the tokenizer.json that the folder holds, or what the user named instead."""
-        if self.request.tokenizer is not None:
-            return self.request.tokenizer
+    def _tokenizer(self, folder: RunFolder) -> Tokenizer:
+        """The source's, whose tokenizer.json the folder then holds, or what the user named instead; with the
+        source's special tokens.
+        """
+        source = str(self.source.path)
+        tokenizer = load_tokenizer(self._tokenizer_name(folder))
+        special = special_of(self.source.tokenizer_config, tokenizer, source=source)
+        special = special.chosen(bos=self.request.bos, eos=self.request.eos)
+        special.check(vocab_size=self.vocab_size, where=source)
+        return with_special(tokenizer, special)
+
+    def _tokenizer_name(self, folder: RunFolder) -> str:
+        path = folder.path / TOKENIZER_FILE
+        given = self.request.tokenizer
+        if given is not None:
+            if not Path(given).is_file():
+                return given
+            load_tokenizer(given)  # an error names the file that was given
+            shutil.copyfile(given, path)
+            return str(path)
         if self.source.tokenizer_json is None:
             raise CheckpointError(
                 f"{self.source.path} has no tokenizer that can be read; give its tokenizer.json with "
                 "--tokenizer"
             )
-        path = folder.path / TOKENIZER_FILE
         path.write_text(self.source.tokenizer_json, encoding="utf-8")
         return str(path)
 
-    def _calibration_text(self, tokenizer: str, evaluation: tuple[Corpus, ...]) -> CalibrationText | None:
+    def _calibration_text(
+        self, tokenizer: Tokenizer, evaluation: tuple[Corpus, ...]
+    ) -> CalibrationText | None:
         if self.recipe is None:
             return None
         return read_calibration(
@@ -323,7 +341,7 @@ class _Conversion:
         )
 
     def _write(
-        self, folder: RunFolder, model: LanguageModel, report: ConversionReport, tokenizer: str
+        self, folder: RunFolder, model: LanguageModel, report: ConversionReport, tokenizer: Tokenizer
     ) -> None:
         write_output(
             folder,

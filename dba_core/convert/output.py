@@ -17,6 +17,8 @@ from dba_core.config.run import RunConfig
 from dba_core.config.training import EvaluationConfig, TrainingConfig
 from dba_core.convert.plots import Point, pair_map, pareto
 from dba_core.convert.report import ConversionReport, markdown
+from dba_core.data.special_tokens import SPECIAL_FILE
+from dba_core.data.tokenizers import Tokenizer
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.folder import RunFolder, write_json, write_whole
 from dba_core.training.checkpoint_files import write_checkpoint
@@ -32,21 +34,21 @@ def write_output(
     *,
     policy: KVCachePolicy,
     plugins: PluginChoices,
-    tokenizer: str,
+    tokenizer: Tokenizer,
     evaluate: str,
     eval_tokens: int,
 ) -> None:
     """Checkpoint, report, pictures, and last the configuration, with which the folder is a run.
 
-    tokenizer: what `data.tokenizer` takes; a TOKENIZER_FILE in the folder goes before it. evaluate,
-    eval_tokens: the text that `dba eval` takes, and how much of it.
+    tokenizer: its special tokens are written too; a TOKENIZER_FILE in the folder goes before its name.
+    evaluate, eval_tokens: the text that `dba eval` takes, and how much of it.
     """
     own = folder.path / TOKENIZER_FILE
     config = RunConfig(
         name=report.source,
         device="cpu",
         model=_for_runs(model.config, report.context),
-        data=DataConfig(source=evaluate, tokenizer=own.name if own.exists() else tokenizer),
+        data=DataConfig(source=evaluate, tokenizer=own.name if own.exists() else tokenizer.name),
         training=TrainingConfig(steps=0, batch_size=1),
         evaluation=EvaluationConfig(tokens=eval_tokens, fidelity_tokens=256),
         kv_policy=policy,
@@ -59,6 +61,7 @@ def write_output(
         state={"step": 0, "converted_from": report.source, "fingerprint": _fingerprint(model, config)},
         pointers=("best", "last"),
     )
+    write_json(folder.path / SPECIAL_FILE, tokenizer.special.to_document())
     write_json(folder.path / "conversion.json", report.to_dict())
     write_whole(folder.path / "conversion.md", markdown(report))
     _draw(folder, report)

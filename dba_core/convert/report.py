@@ -102,9 +102,9 @@ def _search_row(each: Tried[Choice], chosen: Tried[Choice] | None) -> SearchRow:
 @attrs.frozen(kw_only=True)
 class ConversionReport:
     """files: names of the source's files that were read. notes: what a user should know of that. context:
-    tokens that were measured at once; target_context: that the budget was for. recipe: None where the model was kept
-    as it is; calibration is then None too. search: where recipe and policy were searched for. pairs: the
-    semantic channel pairs of each layer and KV head. seconds: by phase.
+    tokens that were measured at once; target_context: that the budget was for. recipe: None where the model
+    was kept as it is; calibration is then None too. search: where recipe and policy were searched for. pairs:
+    the semantic channel pairs of each layer and KV head. seconds: by phase.
     """
 
     source: str

@@ -29,7 +29,8 @@ class ConvertRequest:
     """recipe: None makes a run's folder of the model as it is. search: finds recipe and policy instead of
     those given. context: tokens of a calibration sequence and of an evaluation window (None: the source's,
     2048 at most). target_context: tokens of the sequence that a budget is for (None: `context`). calibrate,
-    evaluate: what `data.source` takes. tokenizer: None is the source's own.
+    evaluate: what `data.source` takes. tokenizer: None is the source's own. bos, eos: whether texts begin and
+    end with the model's special tokens; None is as its tokenizer has it.
     """
 
     model: Path
@@ -44,6 +45,8 @@ class ConvertRequest:
     context: int | None = None
     target_context: int | None = None
     tokenizer: str | None = None
+    bos: bool | None = None
+    eos: bool | None = None
     comparators: bool = True
     heal_steps: int = 0
 

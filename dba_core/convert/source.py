@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -83,8 +84,9 @@ class SourceModel:
     """name: for reports. family: `llama` and so on. config: resolved. frequencies: radians per token of the
     rotated pairs, float64 [G, head_dim/2] or None for the series of rope_theta. weights: by our parameter
     names. tokenizer_json: the text of a Hugging Face tokenizer.json, None where the source has none.
-    plugins: what the weights need. files: names of the files that were read. notes: what a user should know
-    of the loading.
+    tokenizer_config: what the source says of its special tokens, in the names of a tokenizer_config.json
+    (`SpecialTokens.from_document`). plugins: what the weights need. files: names of the files that were read.
+    notes: what a user should know of the loading.
     """
 
     name: str
@@ -95,6 +97,7 @@ class SourceModel:
     files: tuple[str, ...]
     frequencies: Tensor | None = None
     tokenizer_json: str | None = None
+    tokenizer_config: Mapping[str, Any] = attrs.field(factory=dict)
     plugins: PluginChoices = PLAIN
     notes: tuple[str, ...] = ()
 

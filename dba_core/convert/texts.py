@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dba_core.config.data import DataConfig
 from dba_core.data.corpus import Corpus, load_corpus
-from dba_core.data.tokenizers import Tokens
-from dba_core.errors import CheckpointError, DataError
+from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit
+from dba_core.errors import DataError
 
 #: What is calibrated on, and evaluated on, when nothing else is given: texts that every CPython has.
 CALIBRATION = "docstrings"
@@ -29,13 +29,13 @@ class CalibrationText:
     between: Tokens
 
 
-def read_evaluation(names: tuple[str, ...], *, tokenizer: str, vocab_size: int) -> tuple[Corpus, ...]:
-    """Read and encode the texts to evaluate on. Raises CheckpointError for a tokenizer of another model."""
+def read_evaluation(names: tuple[str, ...], *, tokenizer: Tokenizer, vocab_size: int) -> tuple[Corpus, ...]:
+    """Read and encode the texts to evaluate on. Raises DataError for a tokenizer of another model."""
     return tuple(_corpus(name, tokenizer, vocab_size) for name in dict.fromkeys(names))
 
 
 def read_calibration(
-    name: str, *, unlike: tuple[Corpus, ...], tokens: int, tokenizer: str, vocab_size: int, context: int
+    name: str, *, unlike: tuple[Corpus, ...], tokens: int, tokenizer: Tokenizer, vocab_size: int, context: int
 ) -> CalibrationText:
     """Read and encode the text to calibrate on, `tokens` of it in sequences of `context`.
 
@@ -66,13 +66,9 @@ def read_calibration(
     )
 
 
-def _corpus(name: str, tokenizer: str, vocab_size: int) -> Corpus:
-    corpus = load_corpus(DataConfig(source=name, tokenizer=tokenizer), context=1)
-    largest = int(corpus.tokens.max())
-    if largest >= vocab_size:
-        raise CheckpointError(
-            f"the tokenizer gives token {largest} on {corpus.name!r}, and the model knows 0 to "
-            f"{vocab_size - 1}: they do not belong together. Give the model's own tokenizer.json with "
-            "--tokenizer"
-        )
+def _corpus(name: str, tokenizer: Tokenizer, vocab_size: int) -> Corpus:
+    """`tokens` as the model reads the text: between its special tokens, where its tokenizer adds them."""
+    corpus = load_corpus(DataConfig(source=name, tokenizer=tokenizer.name), context=1, tokenizer=tokenizer)
+    corpus = attrs.evolve(corpus, tokens=corpus.as_read(corpus.tokens))
+    check_fit(corpus.tokens, tokenizer=tokenizer, vocab_size=vocab_size)
     return corpus

@@ -7,7 +7,7 @@ Called by training, evaluation and the summary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class Corpus:
     """Tokens and where they are from. `train` and `held_out` are views of `tokens`, without overlap.
 
     n_bytes: UTF-8 bytes of the text; of a token array its stored bytes. sha256: of the same bytes.
-    version: that the text depends on. left_out: what was found and not used, and why.
+    version: that the text depends on. left_out: what was found and not used, and why. is_text: the tokens are
+    of a text that was encoded here. keeps_text: they decode to as many bytes as the text has.
     """
 
     name: str
@@ -43,6 +44,19 @@ class Corpus:
     sha256: str
     version: str | None = None
     left_out: tuple[str, ...] = attrs.field(default=(), repr=False)
+    is_text: bool = False
+    keeps_text: bool = False
+
+    @property
+    def byte_counter(self) -> Tokenizer | None:
+        """What counts the bytes of these tokens; None where its count would not be that of the text."""
+        return self.tokenizer if self.keeps_text else None
+
+    def as_read(self, tokens: Tokens) -> Tokens:
+        """A part of the tokens as a text of its own, with the special tokens of the model that is to read it;
+        a token array is taken as it is.
+        """
+        return self.tokenizer.special.around(tokens) if self.is_text else tokens
 
     @property
     def train(self) -> Tokens:
@@ -69,13 +83,14 @@ class Corpus:
         }
 
 
-def load_corpus(config: DataConfig, *, context: int) -> Corpus:
+def load_corpus(config: DataConfig, *, context: int, tokenizer: Tokenizer | None = None) -> Corpus:
     """Read the source, encode it, and split off the held-out tail.
 
     context: tokens of one training sequence; either part must hold one more (inputs and shifted targets).
-    Raises DataError with the file, what is wrong with it and what to do.
+    tokenizer: that of a loaded model, instead of loading the one that the configuration names. Raises
+    DataError with the file, what is wrong with it and what to do.
     """
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer) if tokenizer is None else tokenizer
     if config.source in INSTALLED:
         corpus = _text_corpus(INSTALLED[config.source](), tokenizer, config.held_out)
     else:
@@ -116,6 +131,7 @@ def _text_corpus(source: TextSource, tokenizer: Tokenizer, held_out: float) -> C
             path="data.tokenizer",
         )
     check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
+    kept = tokenizer.n_bytes(tokens)
     return Corpus(
         name=source.name,
         tokens=tokens,
@@ -125,8 +141,19 @@ def _text_corpus(source: TextSource, tokenizer: Tokenizer, held_out: float) -> C
         n_bytes=source.n_bytes,
         sha256=source.sha256,
         version=source.version,
-        left_out=source.left_out,
+        left_out=(*source.left_out, *_lost(tokenizer.name, kept, source.n_bytes)),
+        is_text=True,
+        keeps_text=kept == source.n_bytes,
     )
+
+
+def _lost(tokenizer: str, kept: int | None, n_bytes: int) -> Iterator[str]:
+    """What a reader of the figures must know of a tokenizer that does not give the text back."""
+    if kept is not None and kept != n_bytes:
+        yield (
+            f"tokenizer {tokenizer}: its tokens decode to {kept:,} bytes and the text has {n_bytes:,}; it "
+            "changes the text, or has no token for a part of it, and bits per byte are not given"
+        )
 
 
 def _array_corpus(path: Path, tokens: Tokens, tokenizer: Tokenizer, held_out: float) -> Corpus:

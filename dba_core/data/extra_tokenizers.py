@@ -5,21 +5,28 @@ Neither package is imported before a tokenizer of it is asked for.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from dba_core.data.foreign import guarded
+from dba_core.data.special_tokens import SpecialTokens
 from dba_core.data.text_stream import REPLACEMENT, ByteTextStream, TextStream, WindowTextStream
-from dba_core.data.tokenizers import Tokens, real_text, token_dtype
+from dba_core.data.tokenizers import MAX_VOCABULARY, Tokens, real_text, token_dtype
 from dba_core.distribution import install_command
+from dba_core.documents import parse_object, read_text
 from dba_core.errors import DataError, unknown
 
+T = TypeVar("T")
 _KEY = "data.tokenizer"
+_ADVICE = "Give a Hugging Face tokenizer.json, whole and unchanged"
 
 
 def _extra(name: str) -> Any:
@@ -34,7 +41,12 @@ def _extra(name: str) -> Any:
 
 
 class JsonTokenizer:
-    """A Hugging Face `tokenizer.json`. Special tokens are neither added nor hidden."""
+    """A Hugging Face `tokenizer.json`. `encode` adds no special tokens; those in a text are tokens of their
+    own, and `decode` shows them. What the file says of truncation, padding and random encoding (`dropout`,
+    and `nbest_size` with `alpha`) belongs to the training that wrote it and is left out.
+    """
+
+    special = SpecialTokens()
 
     def __init__(self, tokenizer: Any, *, name: str) -> None:
         self.name = name
@@ -42,12 +54,14 @@ class JsonTokenizer:
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> Tokens:
-        ids = self._tokenizer.encode(real_text(text), add_special_tokens=False).ids
+        encode = functools.partial(self._tokenizer.encode, real_text(text), add_special_tokens=False)
+        ids = self._guarded(lambda: encode().ids, "encode a text")
         return np.array(ids, dtype=token_dtype(self.vocab_size))
 
     def decode(self, ids: Sequence[int] | Tokens) -> str:
         known = [int(token) for token in ids if 0 <= token < self.vocab_size]
-        return str(self._tokenizer.decode(known, skip_special_tokens=False))
+        decode = functools.partial(self._tokenizer.decode, known, skip_special_tokens=False)
+        return str(self._guarded(decode, "decode tokens"))
 
     def n_bytes(self, ids: Sequence[int] | Tokens) -> int:
         """Bytes of the decoded text; a tokenizer that loses text on the way counts what is left."""
@@ -56,29 +70,100 @@ class JsonTokenizer:
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         return WindowTextStream(self.decode, context=context)
 
+    def token_id(self, text: str) -> int | None:
+        """The token whose text this is, as a whole."""
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
+    def template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that the file's post-processor puts before and after a text."""
+        made = self._guarded(
+            lambda: self._tokenizer.encode("a", add_special_tokens=True), "apply its post-processor"
+        )
+        marked = list(zip(made.ids, made.special_tokens_mask, strict=True))
+        before = tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], marked))
+        rest = marked[len(before) :][::-1]
+        after = tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], rest))
+        return before, after[::-1]
+
+    def _guarded(self, action: Callable[[], T], what: str) -> T:
+        return guarded(
+            action,
+            lambda reason: DataError(
+                f"the tokenizer {self.name!r} cannot {what}: {reason}. Take the file from the model again",
+                path=_KEY,
+            ),
+        )
+
 
 def load_tokenizer_json(path: Path) -> JsonTokenizer:
-    """Read `tokenizer.json` (the fast tokenizers' file, not `vocab.json` or `tokenizer_config.json`)."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    """Read `tokenizer.json` (the fast tokenizers' file, not `vocab.json` or `tokenizer_config.json`).
+
+    Raises DataError that names the file for everything that is wrong with it.
+    """
+    where = str(path)
+    content = parse_object(
+        read_text(path, error=DataError, advice=_ADVICE), source=where, error=DataError, advice=_ADVICE
+    )
+    if not isinstance(content.get("model"), dict):
         raise DataError(
-            f"{str(path)!r} is no JSON file ({error}); give a Hugging Face tokenizer.json", path=_KEY
-        ) from None
-    if not (isinstance(content, dict) and isinstance(content.get("model"), dict)):
-        raise DataError(
-            f"{str(path)!r} is JSON but no tokenizer: it has no 'model' object. Give the tokenizer.json that "
+            f"{where!r} is JSON but no tokenizer: it has no 'model' object. Give the tokenizer.json that "
             "`tokenizer.save()` or `save_pretrained()` writes, not vocab.json or tokenizer_config.json",
             path=_KEY,
         )
-    tokenizer = JsonTokenizer(_extra("tokenizers").Tokenizer.from_file(str(path)), name=str(path))
-    if tokenizer.vocab_size == 0:
-        raise DataError(f"the tokenizer {str(path)!r} has an empty vocabulary; train it first", path=_KEY)
-    return tokenizer
+    for problem in _vocabulary_problems(content):
+        raise DataError(f"{where!r} is no tokenizer that can be used: {problem}. {_ADVICE}", path=_KEY)
+    package = _extra("tokenizers")
+    made = guarded(
+        lambda: JsonTokenizer(package.Tokenizer.from_str(json.dumps(_plain(content))), name=where),
+        lambda reason: DataError(
+            f"{where!r} is damaged, or of a version of the package 'tokenizers' that is not the installed "
+            f"one: {reason}. {_ADVICE}, or: python -m pip install --upgrade tokenizers",
+            path=_KEY,
+        ),
+    )
+    if made.vocab_size == 0:
+        raise DataError(f"the tokenizer {where!r} has an empty vocabulary; train it first", path=_KEY)
+    if made.vocab_size > MAX_VOCABULARY:
+        raise DataError(
+            f"the tokenizer {where!r} has {made.vocab_size:,} tokens; allowed: {MAX_VOCABULARY:,}. {_ADVICE}",
+            path=_KEY,
+        )
+    return made
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Without what cuts, pads or randomly varies the tokens of a text."""
+    random = ("dropout", "alpha", "nbest_size")
+    model = {key: value for key, value in content["model"].items() if key not in random}
+    return {**content, "model": model, "truncation": None, "padding": None}
+
+
+def _vocabulary_problems(content: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the numbers of the tokens; the package would take some of it, or panic."""
+    vocab = content["model"].get("vocab")
+    numbers = list(vocab.items()) if isinstance(vocab, dict) else []
+    added = content.get("added_tokens")
+    extra = [
+        (str(each.get("content")), each.get("id"))
+        for each in (added if isinstance(added, list) else [])
+        if isinstance(each, dict)
+    ]
+    for text, number in [*numbers, *extra]:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < MAX_VOCABULARY:
+            return [f"token {text!r:.60} has number {number!r:.60}; allowed: 0 to {MAX_VOCABULARY - 1}"]
+    seen: dict[int, str] = {}
+    for text, number in numbers:
+        if number in seen:
+            return [f"tokens {seen[number]!r:.60} and {text!r:.60} have the same number {number}"]
+        seen[number] = text
+    return []
 
 
 class TiktokenTokenizer:
     """An encoding of `tiktoken`: tokens are byte strings. Special tokens in a text are plain text."""
+
+    special = SpecialTokens()
 
     def __init__(self, encoding: Any, *, name: str) -> None:
         self.name = name

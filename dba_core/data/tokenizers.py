@@ -6,23 +6,34 @@ text is unknown. The extras `tokenizers` and `tiktoken` are in `extra_tokenizers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from dba_core.data.special_tokens import SpecialTokens
 from dba_core.data.text_stream import REPLACEMENT, ByteTextStream, TextStream, WindowTextStream
 from dba_core.errors import DataError, nearest
 from dba_core.printable import no_text
 
 Tokens = npt.NDArray[np.integer[Any]]
+#: More tokens than any vocabulary in use has, and few enough that an embedding of them can be allocated.
+MAX_VOCABULARY = 1 << 24
 _FORMS = "allowed: bytes, ids:VOCABULARY, tiktoken:NAME, or the path of a Hugging Face tokenizer.json"
 
 
 class Tokenizer(Protocol):
-    """`name` is the text that `load_tokenizer` reads back; tokens are 0 .. vocab_size-1."""
+    """`name` is the text that `load_tokenizer` reads back; tokens are 0 .. vocab_size-1.
+
+    special: what begins and ends the texts of the model that this tokenizer was loaded for, which `encode`
+    never adds: `special.start(ids)` is a prompt, `special.around(ids)` a whole text. A tokenizer alone has
+    none.
+    """
+
+    special: SpecialTokens
 
     @property
     def name(self) -> str: ...
@@ -68,6 +79,7 @@ class ByteTokenizer:
 
     name = "bytes"
     vocab_size = 256
+    special = SpecialTokens()
 
     def encode(self, text: str) -> Tokens:
         return np.frombuffer(real_text(text).encode("utf-8"), dtype=np.uint8)
@@ -90,6 +102,8 @@ def _byte(token: int) -> bytes:
 class IdTokenizer:
     """Tokens without text, for token arrays: the text form is the numbers themselves, separated by spaces."""
 
+    special = SpecialTokens()
+
     def __init__(self, vocab_size: int) -> None:
         self.name = f"ids:{vocab_size}"
         self.vocab_size = vocab_size
@@ -97,9 +111,9 @@ class IdTokenizer:
     def encode(self, text: str) -> Tokens:
         words = text.split()
         for position, word in enumerate(words):
-            if not (word.isascii() and word.isdigit() and int(word) < self.vocab_size):
+            if not (_is_number(word) and int(word) < self.vocab_size):
                 raise DataError(
-                    f"tokenizer {self.name!r} reads token numbers, got {word!r} at word {position}; "
+                    f"tokenizer {self.name!r} reads token numbers, got {word!r:.60} at word {position}; "
                     f"allowed: numbers from 0 to {self.vocab_size - 1}, separated by spaces",
                     path="data.tokenizer",
                 )
@@ -135,6 +149,37 @@ def load_tokenizer(text: str) -> Tokenizer:
     return load_tokenizer_json(path)
 
 
+def special_of(document: Mapping[str, Any], tokenizer: Tokenizer, *, source: str) -> SpecialTokens:
+    """The special tokens that `document` (the fields of a tokenizer_config.json) names, as tokens of
+    `tokenizer`. Raises DataError, which names `source`, for a value that makes no sense.
+    """
+    from dba_core.data.extra_tokenizers import JsonTokenizer
+
+    if not isinstance(tokenizer, JsonTokenizer):
+        return SpecialTokens.from_document(document, source=source)
+    return SpecialTokens.from_document(
+        document, source=source, token_id=tokenizer.token_id, template=tokenizer.template()
+    )
+
+
+def with_special(tokenizer: Tokenizer, special: SpecialTokens) -> Tokenizer:
+    """The same tokenizer for a model with these special tokens."""
+    made = copy.copy(tokenizer)
+    made.special = special
+    return made
+
+
+def check_fit(tokens: Tokens, *, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise DataError for tokens that a model of `vocab_size` does not have: the tokenizer is of another."""
+    largest = int(tokens.max()) if len(tokens) else -1
+    if largest >= vocab_size:
+        raise DataError(
+            f"the tokenizer {tokenizer.name!r} gives token {largest}, and the model knows 0 to "
+            f"{vocab_size - 1}: they do not belong together. Give the model's own tokenizer.json",
+            path="data.tokenizer",
+        )
+
+
 def _not_found(path: Path) -> str:
     names = ["bytes", "ids:", "tiktoken:"]
     if path.parent.is_dir():
@@ -145,12 +190,18 @@ def _not_found(path: Path) -> str:
 
 
 def _id_tokenizer(vocabulary: str) -> Tokenizer:
-    if not (vocabulary.isascii() and vocabulary.isdigit() and 1 <= int(vocabulary) <= 1 << 32):
+    if not (_is_number(vocabulary) and 1 <= int(vocabulary) <= MAX_VOCABULARY):
         raise DataError(
-            f"'ids:{vocabulary}': {vocabulary!r} is no vocabulary size; write ids:50257, say",
+            f"'ids:...': {vocabulary!r:.60} is no vocabulary size; allowed: 1 to {MAX_VOCABULARY}. Write "
+            "ids:50257, say",
             path="data.tokenizer",
         )
     return IdTokenizer(int(vocabulary))
+
+
+def _is_number(text: str) -> bool:
+    """A whole number of no more digits than a token can have; Python refuses to convert very long ones."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
 
 
 def _tiktoken(name: str) -> Tokenizer:

@@ -46,7 +46,8 @@ def held_out_loss(
 ) -> HeldOut:
     """The loss of the model on `tokens`, in windows of `context`, `batch_size` windows at a time.
 
-    limit_tokens: only the first so many targets. tokenizer: gives the bytes for bits per byte.
+    limit_tokens: only the first so many targets. tokenizer: gives the bytes for bits per byte; an
+    end-of-text token that it adds has none.
     """
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     seen = 0
@@ -58,10 +59,17 @@ def held_out_loss(
             seen += y.numel()
     nats = float(total)
     loss = nats / seen
-    n_bytes = tokenizer.n_bytes(tokens[1 : seen + 1]) if tokenizer is not None else None
+    n_bytes = tokenizer.n_bytes(_text(tokens[: seen + 1], tokenizer)) if tokenizer is not None else None
     return HeldOut(
         loss=loss,
         perplexity=exp_or_inf(loss),
         bits_per_byte=nats / math.log(2) / n_bytes if n_bytes else None,
         tokens=seen,
     )
+
+
+def _text(tokens: Tokens, tokenizer: Tokenizer) -> Tokens:
+    """The targets, without the token that ends the text where the tokenizer adds one."""
+    special = tokenizer.special
+    ended = special.add_eos and int(tokens[-1]) == special.eos[0]
+    return tokens[1:-1] if ended else tokens[1:]

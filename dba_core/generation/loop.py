@@ -7,7 +7,7 @@ after it is outside of what the model has learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,25 +42,33 @@ def generate(
     cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
     seed: int | None = None,
+    stop_tokens: Collection[int] | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[int]]:
     """The new tokens of every prompt (token lists or integer tensors of any lengths >= 1), without the stop
-    text. `generate(model, [[72, 105]])` is enough; for texts there is `run.generate`.
+    text or token. `generate(model, [[72, 105]])` is enough; for texts there is `run.generate`.
 
     config: None is `GenerationConfig()`: 200 new tokens, temperature 0.8, top_p 0.95; its `prompt` is not
     read. kv_policy: formats of the cache, None is fp16. cache, instead of it: the prompts continue what it
     holds, one row each, and it then also holds them and the new tokens but the last. tokenizer: needed when
-    `config.stop` names texts. seed: used where `config.seed` is None (0 if both are). on_token(row, token) is
-    called in order for every token of the result as soon as it is certain that it belongs there. A sequence
-    depends on its own prompt and the seed, not on the batch around it, except for the rounding of batched
-    matrix products.
+    `config.stop` names texts. stop_tokens: tokens that end a sequence, () for none; None takes the
+    end-of-text tokens that `tokenizer` knows of its model. seed: used where `config.seed` is None (0 if both
+    are). on_token(row, token) is called in order for every token of the result as soon as it is certain that
+    it belongs there. A sequence depends on its own prompt and the seed, not on the batch around it, except
+    for the rounding of batched matrix products.
     Raises DataError for prompts that are no tokens, an empty one, or a token out of the vocabulary,
     ConfigError for stop texts without tokenizer, other wrong arguments, and for both kv_policy and cache,
     CacheError for too small a cache. Warns (LongPromptWarning) of a prompt that exceeds the model's context.
     """
     config = _checked_settings(model, config, kv_policy, cache)
     lists = checked_prompts(prompts, model.config)
-    rows = [_Row(row, _stop_watch(config.stop, tokenizer, lists[row]), on_token) for row in range(len(lists))]
+    if stop_tokens is None:
+        stop_tokens = tokenizer.special.eos if tokenizer is not None else ()
+    ends = frozenset(stop_tokens)
+    rows = [
+        _Row(row, _stop_watch(config.stop, tokenizer, prompt), ends, on_token)
+        for row, prompt in enumerate(lists)
+    ]
     if not lists or config.max_new_tokens == 0:
         return [row.tokens for row in rows]
     chosen = config.seed if config.seed is not None else seed
@@ -109,13 +117,19 @@ def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCac
 class _Row:
     """The result of one sequence as it grows."""
 
-    def __init__(self, row: int, watch: StopWatch | None, on_token: OnToken | None) -> None:
+    def __init__(
+        self, row: int, watch: StopWatch | None, ends: frozenset[int], on_token: OnToken | None
+    ) -> None:
         self.tokens: list[int] = []
         self.stopped = False
-        self._row, self._watch, self._on_token = row, watch, on_token
+        self._row, self._watch, self._ends, self._on_token = row, watch, ends, on_token
 
     def push(self, token: int) -> None:
         if self.stopped:
+            return
+        if token in self._ends:
+            self.finish()
+            self.stopped = True
             return
         if self._watch is None:
             self._take([token])
@@ -124,7 +138,7 @@ class _Row:
         self.stopped = self._watch.stopped
 
     def finish(self) -> None:
-        if self._watch is not None:
+        if self._watch is not None and not self.stopped:
             self._take(self._watch.finish())
 
     def _take(self, tokens: list[int]) -> None:

@@ -15,7 +15,8 @@ from dba_core.attention.long_sequence_path import plan_of
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
-from dba_core.data.tokenizers import Tokenizer, Tokens
+from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit, with_special
+from dba_core.errors import UsageError
 from dba_core.evaluation.fidelity import PolicyFidelity, policy_fidelity
 from dba_core.evaluation.held_out import HeldOut, held_out_loss
 from dba_core.model.language_model import LanguageModel
@@ -29,8 +30,12 @@ from dba_core.training.step import autocast
 INACTIVE, UNFUSED, FUSED = "Inactive", "Active (Unfused)", "Active (Fused)"
 
 
-def evaluate_loss(model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer, config: RunConfig) -> HeldOut:
-    """The loss over `evaluation.tokens` of the held-out tokens (all of them where that is None)."""
+def evaluate_loss(
+    model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer | None, config: RunConfig
+) -> HeldOut:
+    """The loss over `evaluation.tokens` of the held-out tokens (all of them where that is None). tokenizer:
+    counts the bytes for bits per byte, None for none.
+    """
     with autocast(model.device, config.dtype):
         return held_out_loss(
             model,
@@ -43,7 +48,7 @@ def evaluate_loss(model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer, co
 
 
 def evaluate_loss_as_trained(
-    model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer, config: RunConfig
+    model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer | None, config: RunConfig
 ) -> HeldOut | None:
     """The same with the long-sequence path; None where training at this context is exact throughout."""
     if model.attentions[0].summarizer is None:
@@ -108,20 +113,31 @@ class RunEvaluation:
 
 
 def evaluate_run(
-    run: Run, *, data: str | None = None, policy: KVCachePolicy | None = None, long_seq: bool = False
+    run: Run,
+    *,
+    data: str | None = None,
+    policy: KVCachePolicy | None = None,
+    long_seq: bool = False,
+    bos: bool | None = None,
+    eos: bool | None = None,
 ) -> RunEvaluation:
     """Evaluate a run on its held-out text or on all of the corpus at `data`, under its policy or `policy`.
 
-    long_seq: take the held-out loss with the long-sequence path and the run's numbers. Raises DataError for a
-    corpus that cannot be read with the run's tokenizer, UnsupportedError for a path that the run has not.
+    long_seq: take the held-out loss with the long-sequence path and the run's numbers. bos, eos: whether the
+    text begins and ends with the model's special tokens; None is as its tokenizer has it. Raises DataError
+    for a corpus that cannot be read with the run's tokenizer, UsageError for a special token that the model
+    or the data has not, UnsupportedError for a path that the run has not.
     """
     config = run.config
     policy = run.kv_policy if policy is None else policy
-    corpus, tokens = text_of(run, data)
+    special = run.tokenizer.special.chosen(bos=bos, eos=eos)
+    corpus, tokens = text_of(run, data, tokenizer=with_special(run.tokenizer, special))
+    if not corpus.is_text and (bos, eos) != (None, None):
+        raise UsageError(f"{corpus.name!r} is a token array, taken as it is; leave --bos and --eos out")
     model = run.model
     cache = model.new_cache(batch=1, capacity=config.model.context, policy=policy)
     with _attention(run, long_seq=long_seq) as long_sequence:
-        held_out = evaluate_loss(model, tokens, run.tokenizer, config)
+        held_out = evaluate_loss(model, tokens, corpus.byte_counter, config)
     return RunEvaluation(
         run=str(run.folder.path),
         checkpoint=run.which,
@@ -138,18 +154,24 @@ def evaluate_run(
     )
 
 
-def text_of(run: Run, data: str | None) -> tuple[Corpus, Tokens]:
-    """What a run is evaluated on: the held-out part of its corpus, or all of the corpus at `data`.
+def text_of(run: Run, data: str | None, *, tokenizer: Tokenizer | None = None) -> tuple[Corpus, Tokens]:
+    """What a run is evaluated on, as its model reads it: the held-out part of its corpus, or all of the
+    corpus at `data`. tokenizer: the run's with other special tokens.
 
-    Raises RecordMismatchError for a corpus of the run's own that is another one by now.
+    Raises DataError for a corpus that cannot be read, or holds tokens that the model does not have,
+    RecordMismatchError for a corpus of the run's own that is another one by now.
     """
-    config = run.config
+    config, tokenizer = run.config, tokenizer or run.tokenizer
     if data is None:
-        corpus = load_corpus(config.data, context=config.model.context)
+        corpus = load_corpus(config.data, context=config.model.context, tokenizer=tokenizer)
         run.check_corpus(corpus)
-        return corpus, corpus.held_out
-    corpus = load_corpus(attrs.evolve(config.data, source=data), context=1)
-    return corpus, corpus.tokens
+        part = corpus.held_out
+    else:
+        corpus = load_corpus(attrs.evolve(config.data, source=data), context=1, tokenizer=tokenizer)
+        part = corpus.tokens
+    tokens = corpus.as_read(part)
+    check_fit(tokens, tokenizer=tokenizer, vocab_size=run.model.tok_emb.num_embeddings)
+    return corpus, tokens
 
 
 @contextlib.contextmanager

@@ -203,8 +203,8 @@ class _Job:
         restore_weights(model, stored)
         step = stored.step
         with self.phase("evaluate", f"Evaluating the best weights (step {step}) on held-out text ..."):
-            held_out = evaluate_loss(model, corpus.held_out, corpus.tokenizer, config)
-            as_trained = evaluate_loss_as_trained(model, corpus.held_out, corpus.tokenizer, config)
+            held_out = evaluate_loss(model, corpus.held_out, corpus.byte_counter, config)
+            as_trained = evaluate_loss_as_trained(model, corpus.held_out, corpus.byte_counter, config)
         with self.phase(
             "fidelity", f"Comparing the KV policy {prepared.kv_policy.short} with an fp32 cache ..."
         ):

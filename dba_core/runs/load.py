@@ -17,7 +17,8 @@ from dba_core.config.plugins import PluginChoice
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus
-from dba_core.data.tokenizers import Tokenizer, load_tokenizer
+from dba_core.data.special_tokens import SPECIAL_FILE, read_special_document
+from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
 from dba_core.errors import ConfigError, RecordMismatchError
 from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
@@ -26,7 +27,7 @@ from dba_core.runs.device import resolve_device
 from dba_core.runs.folder import RunFolder, find_run, read_resolved
 from dba_core.runs.kv_memory import policy_of
 from dba_core.runs.memory_need import least_parameters
-from dba_core.runs.sample import Continuation, OnText, continue_prompts, encode_texts, with_settings
+from dba_core.runs.sample import Continuation, OnText, Reading, continue_prompts, settings_of
 from dba_core.runs.selection import model_choices
 from dba_core.training.checkpoint import restore_weights
 from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
@@ -114,30 +115,33 @@ class Run:
         """The text that continues a text, without it; a list of texts gives a list, made as one batch.
 
         settings: `max_new_tokens`, `temperature`, `top_k` (0 is off), `top_p` (1 is off), `seed` and `stop`
-        (texts); what is left out is as in the run's configuration. kv_policy: None is the run's. `dba sample`
-        does the same. Raises DataError for an empty prompt or one that is no text, ConfigError for wrong
-        settings.
+        (texts); what is left out is as in the run's configuration. `chat=True`, `system`, `bos`, `eos`: see
+        `dba_core.runs.sample.Reading`. kv_policy: None is the run's. `dba sample` does the same. Raises
+        DataError for an empty prompt or one that is no text, ConfigError and UsageError for wrong settings.
         """
-        generation = with_settings(self.config.generation, **settings)
+        generation, reading = settings_of(self.config.generation, **settings)
         policy = KVCachePolicy.parse(kv_policy) if isinstance(kv_policy, str) else kv_policy
-        if isinstance(prompts, str):
-            return self.continuations([prompts], generation, kv_policy=policy)[0].text
-        return [each.text for each in self.continuations(prompts, generation, kv_policy=policy)]
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        made = self.continuations(texts, generation, reading=reading, kv_policy=policy)
+        return made[0].text if isinstance(prompts, str) else [each.text for each in made]
 
     def continuations(
         self,
         texts: Sequence[str],
         generation: GenerationConfig,
         *,
+        reading: Reading | None = None,
         kv_policy: KVCachePolicy | None = None,
         on_text: OnText = lambda row, text: None,
     ) -> list[Continuation]:
         """The same with whole settings, with the tokens, and with `on_text(row, piece)` as text is made."""
+        reading = Reading() if reading is None else reading
         return continue_prompts(
             self.model,
             self.tokenizer,
-            encode_texts(self.tokenizer, texts),
+            reading.tokens(self.tokenizer, texts),
             generation,
+            stop_tokens=reading.stop_tokens(self.tokenizer),
             kv_policy=self.kv_policy if kv_policy is None else kv_policy,
             seed=self.config.seed,
             on_text=on_text,
@@ -169,7 +173,7 @@ def load_run(
         choices = choices.in_all_layers(kind, choice)
     config = attrs.evolve(config, device=resolve_device(device or config.device), plugins=choices)
     warnings = check_records(config.plugins, registry, allow_drift)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = _tokenizer(config, folder)
     _check_memory(config, folder, vocab_size=tokenizer.vocab_size)
     model = LanguageModel(
         config.model,
@@ -241,6 +245,19 @@ def _check_fingerprint(
     drifted = list(unlike(before, {"plugins": now.pop("plugins", {})})) if allow_drift else []
     check_written_by(stored.path, before, now)
     return drifted
+
+
+def _tokenizer(config: RunConfig, folder: RunFolder) -> Tokenizer:
+    """With the special tokens that the folder of a converted model names."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    document = read_special_document(folder.path)
+    if document is None:
+        return tokenizer
+    where = str(folder.path / SPECIAL_FILE)
+    special = special_of(document, tokenizer, source=where)
+    if config.model.vocab_size is not None:
+        special.check(vocab_size=config.model.vocab_size, where=where)
+    return with_special(tokenizer, special)
 
 
 def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:

@@ -9,8 +9,9 @@ import attrs
 
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.data.chat import chat_of, encode_chat
 from dba_core.data.tokenizers import Tokenizer
-from dba_core.errors import ConfigError, DataError, unknown
+from dba_core.errors import ConfigError, DataError, UsageError, unknown
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.prepare import Prepared
@@ -27,14 +28,15 @@ OnText = Callable[[int, str], None]
 
 @attrs.frozen
 class Continuation:
-    """What was added to one prompt: the new tokens, and the text that they add."""
+    """What was added to one prompt: the new tokens, and the text that they add; the prompt's own tokens."""
 
     text: str
     tokens: list[int]
+    prompt_tokens: list[int]
 
 
 class Settings(TypedDict, total=False):
-    """What of a run's generation settings can be given anew; None and () leave one as it is."""
+    """Generation settings that can be given anew (None and () leave one as it is), and those of `Reading`."""
 
     max_new_tokens: int | None
     temperature: float | None
@@ -42,6 +44,52 @@ class Settings(TypedDict, total=False):
     top_p: float | None
     seed: int | None
     stop: Sequence[str]
+    chat: bool
+    system: str | None
+    bos: bool | None
+    eos: bool | None
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """How a model reads prompts. chat: each is a chat's first message, after `system`. bos: it begins with
+    the model's BOS token; eos: a continuation ends at the end-of-text tokens; None is as the tokenizer has it.
+    """
+
+    chat: bool = False
+    system: str | None = None
+    bos: bool | None = None
+    eos: bool | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.system is not None and not self.chat:
+            raise UsageError("a system message is the first one of a chat; ask for the chat too (--chat)")
+        if self.chat and self.bos is not None:
+            raise UsageError("in a chat the model's template writes the special tokens; leave --bos out")
+
+    def tokens(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of every text. Raises DataError for what is no list of texts, UsageError for a BOS token
+        that the model does not have.
+        """
+        _check_texts(texts)
+        if self.chat:
+            return [encode_chat(tokenizer, chat_of(text, self.system)).tolist() for text in texts]
+        special = tokenizer.special.chosen(bos=self.bos)
+        return [special.start(tokenizer.encode(text)).tolist() for text in texts]
+
+    def stop_tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """What ends a sequence. Raises UsageError where they are asked for and the model names none."""
+        return () if self.eos is False else tokenizer.special.chosen(eos=self.eos).eos
+
+
+_READING = frozenset(field.name for field in attrs.fields(Reading))
+
+
+def settings_of(recorded: GenerationConfig, **given: Unpack[Settings]) -> tuple[GenerationConfig, Reading]:
+    """The run's generation settings with others over them, and how prompts are read."""
+    chosen: dict[str, Any] = dict(given)
+    reading = Reading(**{name: chosen.pop(name) for name in _READING if name in chosen})
+    return with_settings(recorded, **chosen), reading
 
 
 def with_settings(recorded: GenerationConfig, **given: Unpack[Settings]) -> GenerationConfig:
@@ -61,8 +109,7 @@ def with_settings(recorded: GenerationConfig, **given: Unpack[Settings]) -> Gene
     return attrs.evolve(recorded, **changes)
 
 
-def encode_texts(tokenizer: Tokenizer, texts: object) -> list[list[int]]:
-    """The tokens of every text of a list. Raises DataError for what is no list of texts."""
+def _check_texts(texts: object) -> None:
     if not isinstance(texts, (list, tuple)):
         raise DataError(
             f"prompts is a {type(texts).__name__}; give a text or a list of texts, and tokens to "
@@ -76,7 +123,6 @@ def encode_texts(tokenizer: Tokenizer, texts: object) -> list[list[int]]:
                 "dba_core.generate(run.model, ...)",
                 path="generation.prompt",
             )
-    return [tokenizer.encode(text).tolist() for text in texts]
 
 
 def continue_prompts(
@@ -87,9 +133,12 @@ def continue_prompts(
     *,
     kv_policy: KVCachePolicy,
     seed: int,
+    stop_tokens: tuple[int, ...] | None = None,
     on_text: OnText = lambda row, text: None,
 ) -> list[Continuation]:
-    """Continue every prompt (tokens). on_text(row, text) is called with each piece of text as it is made."""
+    """Continue every prompt (tokens). on_text(row, text) is called with each piece of text as it is made.
+    stop_tokens: None is the end-of-text tokens that the tokenizer knows.
+    """
     streams = [tokenizer.stream(context=prompt) for prompt in prompts]
     pieces: list[list[str]] = [[] for _ in prompts]
 
@@ -104,11 +153,15 @@ def continue_prompts(
         kv_policy=kv_policy,
         tokenizer=tokenizer,
         seed=seed,
+        stop_tokens=stop_tokens,
         on_token=lambda row, token: take(row, streams[row].push([token])),
     )
     for row, stream in enumerate(streams):
         take(row, stream.finish())
-    return [Continuation("".join(text), tokens) for text, tokens in zip(pieces, new, strict=True)]
+    return [
+        Continuation("".join(text), tokens, list(prompt))
+        for text, tokens, prompt in zip(pieces, new, prompts, strict=True)
+    ]
 
 
 def sample_run(prepared: Prepared) -> SampleFacts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-HEAVY = {"torch", "triton", "matplotlib", "safetensors", "numpy"}
+HEAVY = {"torch", "triton", "matplotlib", "safetensors", "numpy", "tokenizers", "jinja2"}
 REPORT = """
 import sys
 from dba_cli.main import main

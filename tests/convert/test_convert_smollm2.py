@@ -30,7 +30,8 @@ from dba_core.convert.load import load_source  # noqa: E402
 from dba_core.convert.selection import select_pairs  # noqa: E402
 from dba_core.convert.source import SourceModel  # noqa: E402
 from dba_core.convert.texts import read_calibration, read_evaluation  # noqa: E402
-from dba_core.data.tokenizers import Tokenizer, load_tokenizer  # noqa: E402
+from dba_core.data.chat import chat_of, encode_chat  # noqa: E402
+from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special  # noqa: E402
 from dba_core.evaluation.reference import Reference  # noqa: E402
 from dba_core.generation.loop import generate  # noqa: E402
 from dba_core.model.language_model import LanguageModel  # noqa: E402
@@ -54,16 +55,12 @@ def model(source: SourceModel) -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def tokenizer_file(source: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> str:
+def tokenizer(source: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     assert source.tokenizer_json is not None
     path = tmp_path_factory.mktemp("smollm2") / "tokenizer.json"
     path.write_text(source.tokenizer_json, encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_file: str) -> Tokenizer:
-    return load_tokenizer(tokenizer_file)
+    made = load_tokenizer(str(path))
+    return with_special(made, special_of(source.tokenizer_config, made, source=str(source.path)))
 
 
 def continued(model: LanguageModel, tokenizer: Tokenizer, policy: KVCachePolicy) -> str:
@@ -79,6 +76,27 @@ def test_it_speaks_sensible_english(model: LanguageModel, tokenizer: Tokenizer) 
     assert "Paris" in continued(model, tokenizer, KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16"))
 
 
+def test_it_answers_in_a_chat_and_stops(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    """Its file says: <|im_start|> is 1 and not added, <|im_end|> is 2 and ends a text."""
+    special = tokenizer.special
+    assert (special.bos, special.eos, special.add_bos) == (1, (2,), False)
+    prompt = encode_chat(
+        tokenizer, chat_of("What is the capital of France?", "Answer in one short sentence.")
+    ).tolist()
+    assert tokenizer.decode(prompt) == (
+        "<|im_start|>system\nAnswer in one short sentence.<|im_end|>\n"
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [token for token in prompt if token < 3] == [1, 2, 1, 2, 1]
+    settings = GenerationConfig(max_new_tokens=40, temperature=0.0)
+    (answer,) = generate(
+        model, [prompt], settings, kv_policy="ksem=fp16,kgeo=fp16,v=fp16", tokenizer=tokenizer
+    )
+    assert "Paris" in tokenizer.decode(answer)
+    assert 0 < len(answer) < 40
+    assert 2 not in answer
+
+
 def test_its_logits_are_those_of_transformers(
     source: SourceModel, model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
@@ -92,12 +110,11 @@ def test_its_logits_are_those_of_transformers(
     assert (found - expected).abs().max() / expected.abs().max() < 1e-4
 
 
-def test_decoupled_it_loses_little_and_still_knows(
-    model: LanguageModel, tokenizer: Tokenizer, tokenizer_file: str
-) -> None:
-    names = {"tokenizer": tokenizer_file, "vocab_size": 49152}
-    (pydoc,) = read_evaluation(("pydoc",), **names)  # type: ignore[arg-type]
-    text = read_calibration("docstrings", unlike=(pydoc,), tokens=1024, context=512, **names)  # type: ignore[arg-type]
+def test_decoupled_it_loses_little_and_still_knows(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    (pydoc,) = read_evaluation(("pydoc",), tokenizer=tokenizer, vocab_size=49152)
+    text = read_calibration(
+        "docstrings", unlike=(pydoc,), tokens=1024, context=512, tokenizer=tokenizer, vocab_size=49152
+    )
     measured = calibrate(model, text.sequences)
     pairs = select_pairs(measured, model.attentions[0].rope.frequencies, pairs=16, rule="kl")
     made = decouple(model, measured, pairs, Recipe(pairs=16))

@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 from generation_toy import VOCAB, ToyModel, oracle_logits  # noqa: E402
 
 from dba_core.config.generation import GenerationConfig  # noqa: E402
-from dba_core.data.tokenizers import ByteTokenizer  # noqa: E402
+from dba_core.data.special_tokens import SpecialTokens  # noqa: E402
+from dba_core.data.tokenizers import ByteTokenizer, with_special  # noqa: E402
 from dba_core.errors import ConfigError, DataError  # noqa: E402
 from dba_core.generation import loop  # noqa: E402
 from dba_core.generation.loop import generate  # noqa: E402
@@ -140,6 +141,34 @@ def test_stop_texts_end_rows_one_by_one_and_then_all() -> None:
     model.calls.clear()
     generate(model, PROMPTS[:1], config(max_new_tokens=20, stop=stops), kv_policy=POLICY, tokenizer=tokenizer)
     assert len(model.calls) == len(expected[0]) + 2  # it ends with the token that completes the stop text
+
+
+def test_end_of_text_tokens_end_rows_and_stay_out() -> None:
+    """Tokens that a stop text held back come out when the row ends; `()` goes on past the end."""
+    model = ToyModel(vocab_size=128)
+    free = generate(model, PROMPTS, config(max_new_tokens=20), kv_policy=POLICY)
+    ends = (free[0][3], free[1][7])
+    expected = [row[: next((n for n, token in enumerate(row) if token in ends), 20)] for row in free]
+    assert len(expected[0]) <= 3
+    alone = ByteTokenizer()
+    tokenizer = with_special(alone, SpecialTokens(eos=ends))
+    held = "".join(map(chr, expected[0])) + "never"
+    seen: dict[int, list[int]] = {row: [] for row in range(4)}
+    for settings, used in (
+        (config(max_new_tokens=20), {"tokenizer": tokenizer}),
+        (config(max_new_tokens=20), {"stop_tokens": ends}),
+        (config(max_new_tokens=20, stop=(held,)), {"tokenizer": tokenizer}),
+    ):
+        for row in seen.values():
+            row.clear()
+        found = generate(
+            model, PROMPTS, settings, kv_policy=POLICY,
+            on_token=lambda row, token: seen[row].append(token), **used,
+        )  # fmt: skip
+        assert found == list(seen.values()) == expected
+    settings = config(max_new_tokens=20)
+    assert generate(model, PROMPTS, settings, kv_policy=POLICY, tokenizer=tokenizer, stop_tokens=()) == free
+    assert generate(model, PROMPTS, settings, kv_policy=POLICY, tokenizer=alone) == free
 
 
 def test_modes_come_back_also_after_an_error() -> None:

@@ -1,0 +1,115 @@
+"""A chat as the text that a model was trained on: its chat template, rendered; and that text as tokens.
+
+    text   = template(messages, add_generation_prompt, bos_token, eos_token, ...)
+    tokens = encode(text)          nothing is added: the template writes the special tokens that it wants
+
+The template is code of whoever made the model, so it runs in Jinja's sandbox, with what `transformers` gives
+to it (`raise_exception`, `strftime_now`, `tojson`, loop controls, `{% generation %}`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from dba_core.data.foreign import guarded
+from dba_core.data.tokenizers import Tokenizer, Tokens
+from dba_core.errors import DataError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Message = Mapping[str, Any]
+
+
+def render_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+) -> str:
+    """The text of a chat. messages: `{"role": "user", "content": "..."}` and so on, oldest first.
+
+    add_generation_prompt: end it where the model's answer begins. Raises DataError for a model without a chat
+    template, for a template that is broken or refuses these messages, and without the package jinja2.
+    """
+    special = tokenizer.special
+    if special.chat_template is None:
+        raise DataError(
+            f"the model of tokenizer {tokenizer.name!r} has no chat template, so it is no chat model or its "
+            "tokenizer_config.json is missing; give plain prompts, without --chat"
+        )
+    template = special.chat_template
+    return guarded(
+        lambda: _compiled(template).render(
+            messages=[dict(message) for message in messages],
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **special.names,
+        ),
+        lambda reason: DataError(
+            f"the chat template of tokenizer {tokenizer.name!r} fails on these messages: {reason}. Give "
+            "other messages (some templates take no system message), or plain prompts, without --chat"
+        ),
+    )
+
+
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+) -> Tokens:
+    """The tokens of `render_chat`. A special token that the text holds becomes that token, wherever in the
+    text it stands, within a message too: as in transformers.
+    """
+    return tokenizer.encode(render_chat(tokenizer, messages, add_generation_prompt=add_generation_prompt))
+
+
+def chat_of(prompt: str, system: str | None = None) -> list[Message]:
+    """The messages of one question."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": prompt}]
+
+
+def _compiled(template: str) -> Template:
+    if importlib.util.find_spec("jinja2") is None:
+        raise DataError(
+            "chat templates need the package 'jinja2', which is not installed. Install it: "
+            "python -m pip install 'jinja2>=3.1.6'"
+        )
+    import jinja2.ext
+    from jinja2 import TemplateError, nodes, parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}` marks what the model says; for a text alone it is just its content."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: parser.Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(inside, lineno=line)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own escapes HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

@@ -1,0 +1,35 @@
+"""The wall around foreign code that reads foreign data: a Rust extension (`tokenizers`), a chat template.
+
+`tokenizers` raises bare `Exception` for a damaged file and lets a Rust panic through as a `BaseException` of
+its own; a template may raise whatever its expressions do. Here, and nowhere else in this part, both become
+one DBAError that says what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from dba_core.errors import DBAError
+from dba_core.printable import printable
+
+T = TypeVar("T")
+_TEXT_LIMIT = 300
+
+
+def guarded(action: Callable[[], T], failed: Callable[[str], DBAError]) -> T:
+    """The action's result. failed: the error to raise for what the action raised, which it gets as text.
+
+    Our own errors, KeyboardInterrupt, SystemExit and MemoryError pass through as they are.
+    """
+    try:
+        return action()
+    except (DBAError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # noqa: BLE001
+        raise failed(_described(error)) from None
+
+
+def _described(error: BaseException) -> str:
+    text = printable(" ".join(str(error).split())).rstrip(".") or type(error).__name__
+    return text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}..."

@@ -1,0 +1,206 @@
+"""The special tokens of a model: what begins and ends its texts, and the template of its chats.
+
+    text that is evaluated     [bos] tokens [eos]      as far as the model's tokenizer adds them
+    prompt that is continued   [bos] tokens
+    chat                       what the template renders; nothing is added
+
+They belong to a pretrained model, not to a vocabulary: a run that was trained here has none. A converted
+model's are in the file SPECIAL_FILE of its folder, under the names that Hugging Face has for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from dba_core.documents import read_object
+from dba_core.errors import DataError, UsageError
+
+SPECIAL_FILE = "tokenizer_config.json"
+_ADVICE = "Take the file from the model again, or leave the entry out"
+_Ids = npt.NDArray[np.integer[Any]]
+
+
+@attrs.frozen(kw_only=True)
+class SpecialTokens:
+    """bos: the token that begins a text. eos: the tokens that end one, the one that `add_eos` adds first.
+    add_bos, add_eos: whether the model's tokenizer adds them. chat_template: of Jinja. names: the texts of
+    special tokens by the names that a template has for them (`bos_token`, `eos_token`, `pad_token` ...).
+    """
+
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    add_bos: bool = False
+    add_eos: bool = False
+    chat_template: str | None = None
+    names: Mapping[str, str] = attrs.field(factory=dict)
+
+    def start(self, ids: _Ids) -> _Ids:
+        """A prompt as the model reads it: [n] -> [n] or [n + 1], `bos` before it where it is added."""
+        return _joined([self.bos] if self.add_bos and self.bos is not None else [], ids, [])
+
+    def around(self, ids: _Ids) -> _Ids:
+        """A text as the model reads it: `bos` before it and `eos` after it, where they are added."""
+        before = [self.bos] if self.add_bos and self.bos is not None else []
+        return _joined(before, ids, list(self.eos[:1]) if self.add_eos else [])
+
+    def chosen(self, *, bos: bool | None = None, eos: bool | None = None) -> SpecialTokens:
+        """The same with `add_bos` and `add_eos` as told; None leaves them. Raises UsageError for one that the
+        model does not have.
+        """
+        for wanted, there, what in ((bos, self.bos is not None, "bos"), (eos, bool(self.eos), "eos")):
+            if wanted and not there:
+                raise UsageError(f"--{what}: this model names no {what} token; leave --{what} out")
+        return attrs.evolve(
+            self,
+            add_bos=self.add_bos if bos is None else bos,
+            add_eos=self.add_eos if eos is None else eos,
+        )
+
+    def check(self, *, vocab_size: int, where: str) -> None:
+        """Raise DataError for a special token that a model of this vocabulary cannot have."""
+        for token in (*([] if self.bos is None else [self.bos]), *self.eos):
+            if token >= vocab_size:
+                raise DataError(
+                    f"{where}: special token {token} is outside of the model's vocabulary, 0 to "
+                    f"{vocab_size - 1}; the tokenizer and the model do not belong together. Give the model's "
+                    "own tokenizer files",
+                    path="data.tokenizer",
+                )
+
+    def to_document(self) -> dict[str, Any]:
+        """JSON for SPECIAL_FILE, in Hugging Face's names; `from_document` reads it back."""
+        flags = {"add_bos_token": self.add_bos, "add_eos_token": self.add_eos}
+        document: dict[str, Any] = {**self.names, **flags}
+        if self.bos is not None:
+            document["bos_token_id"] = self.bos
+        if self.eos:
+            document["eos_token_id"] = list(self.eos)
+        if self.chat_template is not None:
+            document["chat_template"] = self.chat_template
+        return document
+
+    @classmethod
+    def from_document(
+        cls,
+        document: Mapping[str, Any],
+        *,
+        source: str,
+        token_id: Callable[[str], int | None] = lambda text: None,
+        template: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
+    ) -> SpecialTokens:
+        """Read the fields `*_token`, `bos_token_id`, `eos_token_id` (one or a list), `add_bos_token`,
+        `add_eos_token`, `chat_template`; others are left alone.
+
+        token_id: of the text of a special token. template: the tokens that the tokenizer's own post-processor
+        puts before and after a text; it decides where the document says nothing of `add_*_token`, as in
+        transformers. Raises DataError, which names `source`, for a value of another type.
+        """
+        names = _names(document, source)
+        before, after = (_at_most_one(side, source) for side in template)
+        add_bos = _flag(document, "add_bos_token", source, otherwise=before is not None)
+        add_eos = _flag(document, "add_eos_token", source, otherwise=after is not None)
+        named = {name: token_id(text) for name, text in names.items()}
+        bos = _first(before, named.get("bos_token"), *_ids(document, "bos_token_id", source))
+        ends = (after, named.get("eos_token"), *_ids(document, "eos_token_id", source))
+        eos = tuple(dict.fromkeys(token for token in ends if token is not None))
+        for adds, there, name in ((add_bos, bos is not None, "bos"), (add_eos, bool(eos), "eos")):
+            if adds and not there:
+                raise DataError(
+                    f"{source} says add_{name}_token, and no {name} token is known: neither {name}_token_id, "
+                    f"nor a {name}_token that the tokenizer has. Add one, or set add_{name}_token to false"
+                )
+        return cls(
+            bos=bos,
+            eos=eos,
+            add_bos=add_bos,
+            add_eos=add_eos,
+            chat_template=_chat_template(document, source),
+            names=names,
+        )
+
+
+def read_special_document(folder: Path) -> dict[str, Any] | None:
+    """What SPECIAL_FILE of a run's folder holds; None where there is none."""
+    path = folder / SPECIAL_FILE
+    return read_object(path, error=DataError, advice=_ADVICE) if path.is_file() else None
+
+
+def _joined(before: list[int], ids: _Ids, after: list[int]) -> _Ids:
+    if not before and not after:
+        return ids
+    largest = max([*before, *after])
+    dtype = np.promote_types(ids.dtype, np.min_scalar_type(largest))
+    return np.concatenate([np.array(before, dtype), np.asarray(ids, dtype), np.array(after, dtype)])
+
+
+def _first(*candidates: int | None) -> int | None:
+    return next((token for token in candidates if token is not None), None)
+
+
+def _at_most_one(side: tuple[int, ...], source: str) -> int | None:
+    if len(side) > 1:
+        raise DataError(
+            f"{source}: the post-processor of the tokenizer puts {len(side)} tokens on one side of a text "
+            f"({', '.join(map(str, side))}); supported: one at the start and one at the end. Edit "
+            "post_processor in tokenizer.json"
+        )
+    return side[0] if side else None
+
+
+def _names(document: Mapping[str, Any], source: str) -> dict[str, str]:
+    """The texts of `*_token`, each a text or an object with `content`; null is none."""
+    names = {}
+    for name, value in document.items():
+        if not name.endswith("_token") or value is None or isinstance(value, bool):
+            continue
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if not isinstance(text, str):
+            raise DataError(f"{source}: {name} is {value!r:.80}; allowed: the text of a token. {_ADVICE}")
+        names[name] = text
+    return names
+
+
+def _flag(document: Mapping[str, Any], name: str, source: str, *, otherwise: bool) -> bool:
+    value = document.get(name)
+    if value is None:
+        return otherwise
+    if not isinstance(value, bool):
+        raise DataError(f"{source}: {name} is {value!r:.80}; allowed: true or false. {_ADVICE}")
+    return value
+
+
+def _ids(document: Mapping[str, Any], name: str, source: str) -> list[int]:
+    value = document.get(name)
+    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    for each in values:
+        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < 1 << 32:
+            raise DataError(
+                f"{source}: {name} is {value!r:.80}; allowed: a token number from 0 on, or a list of them. "
+                f"{_ADVICE}"
+            )
+    return list(values)
+
+
+def _chat_template(document: Mapping[str, Any], source: str) -> str | None:
+    """One template, or the one called `default` of several: a list of {name, template}, or an object."""
+    value = document.get("chat_template")
+    if value is None or isinstance(value, str):
+        return value
+    several: dict[Any, Any] = {}
+    if isinstance(value, Mapping):
+        several = dict(value)
+    elif isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
+        several = {str(each.get("name")): each.get("template") for each in value}
+    if not several or not all(isinstance(text, str) for text in several.values()):
+        raise DataError(
+            f"{source}: chat_template is {value!r:.80}; allowed: the text of a Jinja template, or several of "
+            f"them by name. {_ADVICE}"
+        )
+    template = several.get("default")
+    return None if template is None else str(template)
