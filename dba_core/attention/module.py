@@ -200,8 +200,11 @@ class DecoupledAttention(nn.Module):
         finally:
             self._exact_in_training = before
 
-    def check_every_call(self, wanted: bool = True) -> None:
-        """Look at the values that plugins return in every call, not in the first one alone (`--strict`)."""
+    def check_every_call(self, wanted: bool = True) -> bool:
+        """Look at the values that plugins return in every call, not in the first one alone (`--strict`).
+        Returns whether that was so before.
+        """
+        before = self._decode_entrance.every_call
         for entrance in (
             self._gate_entrance,
             self._null_entrance,
@@ -209,6 +212,7 @@ class DecoupledAttention(nn.Module):
             self._decode_entrance,
         ):
             entrance.every_call = wanted
+        return before
 
     @property
     def rope(self) -> RopeTable:

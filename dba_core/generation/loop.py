@@ -16,9 +16,10 @@ from torch import Tensor
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.data.tokenizers import Tokenizer
-from dba_core.errors import ConfigError, DataError
+from dba_core.errors import CacheError, ConfigError, DataError
+from dba_core.generation.culprit import look_for_culprit, unexplained
 from dba_core.generation.inference import inference
-from dba_core.generation.sampling import RowStreams, sample
+from dba_core.generation.sampling import LogitsError, RowStreams, sample
 from dba_core.generation.stopping import StopWatch
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def generate(
     every token of the result as soon as it is certain that it belongs there. A sequence depends on its own
     prompt and the seed, not on the batch around it, except for the rounding of batched matrix products.
     Raises DataError for an empty prompt or a token out of the vocabulary, ConfigError for stop texts without
-    tokenizer and unless either kv_policy or cache is given, CacheError for too small a cache.
+    tokenizer and unless either kv_policy or cache is given, CacheError for too small a cache. Logits that are
+    not finite are a CheckpointError for a damaged weight, a PluginError for a plugin, a DBAError otherwise.
     """
     if (kv_policy is None) == (cache is None):
         raise ConfigError("generate takes either kv_policy=, for a new cache, or cache=; give one of them")
@@ -66,18 +68,56 @@ def generate(
             capacity = max(map(len, lists)) + config.max_new_tokens
             cache = model.new_cache(batch=len(lists), capacity=capacity, policy=kv_policy, rollback=0)
         assert cache is not None
-        logits = prefill(model, lists, cache)  # [B, V]
-        for step in range(config.max_new_tokens):
-            tokens = _next_tokens(logits, streams, config)  # [B]
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                row.push(token)
-            if step + 1 == config.max_new_tokens or all(row.stopped for row in rows):
-                break
-            logits = model(tokens[:, None], cache=cache)[:, 0]  # [B, V]; stopped rows run along, unread
-        cache.check_values()
+        fed: list[Tensor] = []
+        try:
+            _decode(model, lists, rows, cache, streams, config, fed)
+        except LogitsError as error:
+            if kv_policy is None:  # what the cache held before is not known
+                raise
+            look_for_culprit(model, error, again=lambda: _again(model, lists, fed, kv_policy))
+            raise unexplained(model, error) from error
+        except CacheError as error:
+            if kv_policy is not None:
+                look_for_culprit(model, error, again=lambda: _again(model, lists, fed, kv_policy))
+            raise
     for row in rows:
         row.finish()
     return [row.tokens for row in rows]
+
+
+def _decode(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    rows: list[_Row],
+    cache: KVCache,
+    streams: RowStreams,
+    config: GenerationConfig,
+    fed: list[Tensor],
+) -> None:
+    """Prefill, then one token per row and step until every row has stopped. fed: gets the tokens [B] that
+    each step puts into the cache.
+    """
+    logits = prefill(model, prompts, cache)  # [B, V]
+    for step in range(config.max_new_tokens):
+        tokens = _next_tokens(logits, streams, config)  # [B]
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.push(token)
+        if step + 1 == config.max_new_tokens or all(row.stopped for row in rows):
+            break
+        fed.append(tokens)
+        logits = model(tokens[:, None], cache=cache)[:, 0]  # [B, V]; stopped rows run along, unread
+    cache.check_values()
+
+
+def _again(
+    model: LanguageModel, prompts: list[list[int]], fed: list[Tensor], policy: KVCachePolicy | str
+) -> None:
+    """The same tokens through a cache of its own."""
+    capacity = max(map(len, prompts)) + len(fed)
+    cache = model.new_cache(batch=len(prompts), capacity=capacity, policy=policy, rollback=0)
+    prefill(model, prompts, cache)
+    for tokens in fed:
+        model(tokens[:, None], cache=cache)
 
 
 def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:

@@ -39,7 +39,7 @@ def prepare(
     """Check the records, read the data, choose the plugins, build the model.
 
     device: where the model goes, `cuda:1` say; the configuration keeps its kind, `cuda`. strict: a choice of
-    `auto` that is not its first one is an UnsupportedError.
+    `auto` that is not its first one is an UnsupportedError, and plugins' results are looked at in every call.
     Raises RecordMismatchError, DataError, ConfigError, PluginError or UnsupportedError.
     """
     warnings = check_records(config.plugins, registry, allow_drift)
@@ -64,6 +64,9 @@ def prepare(
         seed=resolved.seed,
         device=device,
     )
+    if strict:
+        for attention in model.attentions:
+            attention.check_every_call()
     return Prepared(
         config=resolved,
         corpus=corpus,
