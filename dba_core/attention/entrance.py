@@ -34,7 +34,6 @@ from dba_core.registry import Selection
 from dba_core.registry.blame import Blame
 from dba_core.registry.contain import shown
 
-_CALLED = "failed when it was called"
 #: How far a gate may be outside of [0,1] by rounding.
 _ROUNDING = 1e-3
 
@@ -50,8 +49,8 @@ class PartEntrance:
     def gate(self, part: nn.Module, x: Tensor, *, n_heads: int) -> Tensor:
         """part(x [B,T,d_model]) -> [B,H,T,1]. Raises PluginError for anything else, and outside of [0,1]."""
         gate = self._call(part, x)
-        wanted = {"gate": (x.shape[0], n_heads, x.shape[1], 1)}
-        self._check_form(part, {"gate": gate}, wanted, device=x.device)
+        wanted = (x.shape[0], n_heads, x.shape[1], 1)
+        self._check_form(part, "gate", gate, wanted, device=x.device)
         if self._looks(part, x) and gate.numel():
             low, high = torch.stack(torch.aminmax(gate.detach())).tolist()
             if not (low >= -_ROUNDING and high <= 1 + _ROUNDING) and _finite(x):
@@ -66,8 +65,8 @@ class PartEntrance:
             raise self._wrong(part, f"returned {shown(null)}", "a NullKV")
         named = {"k_sem": null.k_sem, "k_geo": null.k_geo, "v": null.v}
         widths = shape.sem_head_dim, shape.geo_head_dim, shape.v_head_dim
-        wanted = {name: (shape.n_kv_heads, width) for name, width in zip(named, widths, strict=True)}
-        self._check_form(part, named, wanted, device=device)
+        for (name, tensor), width in zip(named.items(), widths, strict=True):
+            self._check_form(part, name, tensor, (shape.n_kv_heads, width), device=device)
         if self._looks(part, null.v):
             self._check_finite(part, named, given=())
         return null
@@ -86,12 +85,10 @@ class PartEntrance:
         if not isinstance(made, tuple) or len(made) != 2:
             raise self._wrong(part, f"returned {_kind_of(made)}", "a tuple of two tensors")
         named = {"memory keys": made[0], "memory values": made[1]}
-        wanted = {
-            "memory keys": (*k_sem.shape[:3], k_sem.shape[-1]),
-            "memory values": (*v.shape[:3], v.shape[-1]),
-        }
         dtype = None if torch.is_autocast_enabled(v.device.type) else v.dtype
-        self._check_form(part, named, wanted, device=v.device, dtype=dtype)
+        for (name, tensor), x in zip(named.items(), (k_sem, v), strict=True):
+            shape = (*x.shape[:3], x.shape[-1])
+            self._check_form(part, name, tensor, shape, device=v.device, dtype=dtype)
         if self._looks(part, v):
             self._check_finite(part, named, given=(k_sem, v))
         return made
@@ -99,26 +96,28 @@ class PartEntrance:
     def _call(self, part: nn.Module, *inputs: Tensor) -> Any:
         if torch.compiler.is_compiling():
             return part(*inputs)
-        with Blame(functools.partial(self._who, part), _CALLED):
+        with Blame(functools.partial(self._who, part)):
             return part(*inputs)
 
     def _looks(self, part: nn.Module, like: Tensor) -> bool:
-        """Whether the values are looked at in this call."""
-        return (self.every_call or self._seen is not part) and _may_wait(like)
+        """Whether the values are looked at in this call. Compiled code does not depend on what was seen."""
+        if torch.compiler.is_compiling() or (self._seen is part and not self.every_call):
+            return False
+        return _may_wait(like)
 
     def _check_form(
         self,
         part: nn.Module,
-        named: Mapping[str, Any],
-        wanted: Mapping[str, tuple[int, ...]],
+        name: str,
+        tensor: object,
+        shape: tuple[int, ...],
         *,
         device: torch.device,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, tensor in named.items():
-            problem = form_problem(tensor, wanted[name], device=device, dtype=dtype)
-            if problem is not None:
-                raise self._wrong(part, f"returned {name} {problem[0]}", problem[1])
+        problem = form_problem(tensor, shape, device=device, dtype=dtype)
+        if problem is not None:
+            raise self._wrong(part, f"returned {name} {problem[0]}", problem[1])
 
     def _check_finite(self, part: nn.Module, named: Mapping[str, Tensor], *, given: Sequence[Tensor]) -> None:
         bad = [name for name, tensor in named.items() if not _finite(tensor)]
@@ -165,7 +164,7 @@ class DecodeEntrance:
         """The backend's out [B,H,Dv]. Raises PluginError for another form, and for a NaN from finite queries.
         who: the backend as errors call it.
         """
-        with Blame(who, _CALLED):
+        with Blame(who):
             done: object = backend.decode(q_sem, q_geo, cache, null=null)
         if not isinstance(done, DecodeOutput):
             raise wrong(who(), f"returned {_kind_of(done)}", "a DecodeOutput")
@@ -182,7 +181,8 @@ class DecodeEntrance:
             problem = form_problem(done.lse, (batch, heads), device=q_geo.device, dtype=torch.float32)
             if problem is not None:
                 raise wrong(who(), f"returned lse {problem[0]}", f"{problem[1]} [B,H]")
-        if (self.every_call or cache not in self._seen) and not cache.capturing and _may_wait(q_geo):
+        looks = self.every_call or cache not in self._seen
+        if looks and not cache.capturing and _may_wait(q_geo):
             if not _finite(done.out) and _finite(q_sem) and _finite(q_geo):
                 raise wrong(
                     who(), "returned out with a NaN or an infinity from finite queries", "finite numbers"
@@ -212,7 +212,7 @@ def form_problem(
     """(what it is, what is allowed) where it is no tensor of this form. dtype None: any floating-point."""
     if not isinstance(tensor, Tensor):
         return f"that is {_kind_of(tensor)}", f"a tensor of shape {list(shape)}"
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         return f"of shape {list(tensor.shape)}", f"{list(shape)}"
     if tensor.dtype != dtype and (dtype is not None or not tensor.is_floating_point()):
         return f"in {tensor.dtype}", "a floating-point dtype" if dtype is None else f"{dtype}"
@@ -235,7 +235,7 @@ def _kind_of(value: object) -> str:
 
 def _may_wait(like: Tensor) -> bool:
     """Whether values can be read now: there are some, and they are not only being recorded."""
-    if torch.compiler.is_compiling() or like.device.type == "meta":
+    if like.device.type == "meta":
         return False
     return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
 

@@ -14,18 +14,18 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-import attrs
-
 from dba_core.errors import ConfigError, DBAError, PluginError
 from dba_core.registry.contain import Failure
 
 
-@attrs.frozen(eq=False)
 class Blame:
-    """who: asked for when something is raised; begins with the kind. Can be entered again and again."""
+    """A plain class: it is made in every call of every plugin."""
 
-    who: Callable[[], str]
-    doing: str = "failed"
+    __slots__ = ("_doing", "_who")
+
+    def __init__(self, who: Callable[[], str], doing: str = "failed when it was called") -> None:
+        """who: asked for when something is raised; begins with the kind."""
+        self._who, self._doing = who, doing
 
     def __enter__(self) -> None:
         return None
@@ -35,7 +35,7 @@ class Blame:
     ) -> None:
         if error is None or isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             return
-        told = attributed(error, self.who(), self.doing)
+        told = attributed(error, self._who(), self._doing)
         if told is not error:
             raise told from error
 

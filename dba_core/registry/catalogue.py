@@ -54,15 +54,15 @@ class Catalogue:
 
     def has(self, info: PluginInfo) -> bool:
         """Whether the distribution has a plugin of this kind and name already."""
-        return any(key_of(other) == key_of(info) for other in self._all())
+        return any(key_of(other) == key_of(info) for other in self.everything)
 
     def infos(self, kind: Kind) -> list[PluginInfo]:
         """Those of one kind, by name. Raises PluginError for an unknown kind, and where the allow or block
         list names what is not there.
         """
         self.check_kind(kind)
-        self.access.check(self._all())
-        mine = [info for info in self._all() if info.kind == kind]
+        self.access.check(self.everything)
+        mine = [info for info in self.everything if info.kind == kind]
         return sorted(mine, key=lambda info: (info.name, info.distribution))
 
     def check_kind(self, kind: Kind) -> None:
@@ -109,7 +109,9 @@ class Catalogue:
         names = {info.qualified for info in known} if colon else {info.name for info in known}
         raise PluginError(unknown(kind, name, names | {"auto"}))
 
-    def _all(self) -> list[PluginInfo]:
+    @property
+    def everything(self) -> list[PluginInfo]:
+        """Every plugin of every kind, whatever the lists say."""
         return [*self._discovery.plugins, *self._added.values()]
 
     def _may_import(self, distribution: str) -> bool:

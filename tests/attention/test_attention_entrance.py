@@ -47,10 +47,8 @@ class Part(torch.nn.Module):
     def __init__(self, answer):
         super().__init__()
         self.answer = answer
-        self.calls = 0
 
     def forward(self, *inputs):
-        self.calls += 1
         return self.answer(*inputs)
 
 

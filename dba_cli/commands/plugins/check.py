@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dba_cli.commands.plugins.common import KIND, json_option, kinds_with
+from dba_cli.commands.plugins.common import KIND, json_option, kinds_with, table
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.contracts import Kind
+from dba_core.printable import printable
 
 if TYPE_CHECKING:
     from dba_core.testing import CheckResult, Report
@@ -52,17 +53,16 @@ def check(
 
 
 def _show(report: Report) -> None:
-    from dba_cli.rendering import columns
-
     rows = [(result.name, _state(result), result.proves) for result in report.results]
-    columns(f"{report.kind} {report.name} on {report.device}", ["check", "state", "what it proves"], rows)
+    table(f"{report.kind} {report.name} on {report.device}", ["check", "state", "what it proves"], rows)
     for violation in report.violations:
         click.echo(
-            f"{violation.check}\n  case      {violation.case}\n  expected  {violation.expected}\n"
-            f"  got       {violation.got}\n  hint      {violation.hint}\n"
+            f"{violation.check}\n  case      {printable(violation.case)}\n"
+            f"  expected  {printable(violation.expected)}\n  got       {printable(violation.got)}\n"
+            f"  hint      {printable(violation.hint)}\n"
         )
     for reason, count in _declined(report).items():
-        click.echo(f"Declined {count} times: {reason}")
+        click.echo(f"Declined {count} times: {printable(reason)}")
     broken = sum(not result.ok for result in report.results)
     click.echo(
         f"{broken} of {len(report.results)} checks failed."

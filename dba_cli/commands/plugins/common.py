@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dba_core.contracts import KINDS, Kind
+from dba_core.printable import printable
 
 if TYPE_CHECKING:
     from dba_core.registry import PluginInfo, Registry
@@ -35,6 +37,19 @@ def kinds_with(registry: Registry, name: str, kind: Kind | None) -> list[Kind]:
     return [each for each in KINDS if each in found]
 
 
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of what plugins and their metadata say, made fit for a terminal."""
+    from dba_cli.rendering import columns
+
+    columns(title, header, [[printable(cell) for cell in row] for row in rows])
+
+
+def needs_text(info: PluginInfo) -> str:
+    """`llvmlite (not installed), numba`."""
+    missing = info.missing
+    return ", ".join(f"{name} (not installed)" if name in missing else name for name in info.needs)
+
+
 def info_document(info: PluginInfo) -> dict[str, Any]:
     """What the metadata says, for JSON."""
     return {
@@ -44,4 +59,6 @@ def info_document(info: PluginInfo) -> dict[str, Any]:
         "version": info.version,
         "module": info.module,
         "problem": info.problem,
+        "needs": list(info.needs),
+        "missing": list(info.missing),
     }

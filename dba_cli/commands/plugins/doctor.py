@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import click
 
-from dba_cli.commands.plugins.common import json_option
+from dba_cli.commands.plugins.common import json_option, table
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.errors import PluginError
 
@@ -23,7 +23,7 @@ def doctor(plugin_flags: PluginFlags, as_json: bool) -> int:
       dba plugins doctor
       dba plugins doctor --json
     """
-    from dba_cli.rendering import columns, echo_json
+    from dba_cli.rendering import echo_json
     from dba_core.registry.doctor import diagnose
 
     found = diagnose(plugin_flags.registry())
@@ -31,6 +31,6 @@ def doctor(plugin_flags: PluginFlags, as_json: bool) -> int:
     if as_json:
         echo_json({"sound": not wrong, "diagnoses": [attrs.asdict(each) for each in found]})
     else:
-        columns("Plugins", ["what", "state", "found"], [(d.subject, d.status, d.text) for d in found])
+        table("Plugins", ["what", "state", "found"], [(d.subject, d.status, d.text) for d in found])
         click.echo(f"{len(wrong)} of {len(found)} are wrong." if wrong else "Nothing is wrong.")
     return PluginError.exit_code if wrong else 0

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with
+from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text, table
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.contracts import Kind
+from dba_core.printable import printable
 
 if TYPE_CHECKING:
     from dba_core.registry import LoadedPlugin
@@ -40,24 +41,25 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginFlags, as_json: bool)
 
 
 def _show(loaded: LoadedPlugin) -> None:
-    from dba_cli.rendering import columns, two_columns
+    from dba_cli.rendering import two_columns
     from dba_core.registry.options import describe_options
 
     info, plugin = loaded.info, loaded.plugin
     two_columns(
         f"{info.kind} {info.name}",
         [
-            ("What", plugin.summary),
-            ("Distribution", f"{info.distribution} {info.version}"),
+            ("What", printable(plugin.summary)),
+            ("Distribution", printable(f"{info.distribution} {info.version}")),
             ("Module", info.module),
             ("Contract", str(plugin.contract)),
+            *([("Needs", needs_text(info))] if info.needs else []),
             ("Choose it with", f"--plugin {info.kind}={info.name}"),
             *([("Warning", loaded.deprecation)] if loaded.deprecation else []),
         ],
     )
     options = [(name, kind, repr(default)) for name, kind, default in describe_options(plugin.options_class)]
     if options:
-        columns("Options", ["name", "type", "default"], options)
+        table("Options", ["name", "type", "default"], options)
 
 
 def _document(loaded: LoadedPlugin) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dba_cli.commands.plugins.common import KIND, json_option
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
 from dba_core.contracts import Kind
+from dba_core.printable import printable
 
 if TYPE_CHECKING:
     from dba_core.registry.explain import Other
@@ -55,13 +56,14 @@ def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool,
 def _show(placed: PlacedSelection, others: list[Other], *, of_several: bool) -> None:
     selection, where = placed.selection, f"@layers.{placed.where}" if of_several else ""
     chosen = f"{selection.name} of {selection.info.distribution} {selection.info.version}"
-    click.echo(f"{selection.kind}{where}: {chosen} ({selection.why})")
+    click.echo(printable(f"{selection.kind}{where}: {chosen} ({selection.why})"))
     for other in others:
-        click.echo(f"  {other.state}: {other.info.name} of {other.info.distribution}: {other.why}")
+        told = f"{other.state}: {other.info.name} of {other.info.distribution}: {other.why}"
+        click.echo(f"  {printable(told)}")
     known = {other.info.name for other in others}
     for passed in selection.passed_over:
         if passed.name not in known:
-            click.echo(f"  passed over: {passed}")
+            click.echo(f"  passed over: {printable(str(passed))}")
 
 
 def _document(placed: PlacedSelection, others: list[Other]) -> dict[str, Any]:
