@@ -6,10 +6,9 @@ a null token, and the queries' dtype: the `DecodeRequest`. Called by attention.m
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 
+from dba_core.attention.parts import built_backend
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.plugins import PluginChoice
@@ -88,6 +87,12 @@ class DecodeBackends:
         """The backend that decodes over this cache."""
         return self._fixed if self._fixed is not None else self._select(cache, dtype)[1]
 
+    def who(self, cache: LayerCache, dtype: torch.dtype) -> str:
+        """The backend of this cache as errors call it."""
+        if self._choice is None:
+            return f"decode_backend {type(self._fixed).__name__}, given as an object,"
+        return self._select(cache, dtype)[0].who
+
     def _select(
         self, cache: LayerCache, dtype: torch.dtype, device: torch.device | None = None
     ) -> tuple[Selection, DecodeBackend]:
@@ -102,5 +107,5 @@ class DecodeBackends:
             registry = self._registry if self._registry is not None else Registry.default()
             request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype, device=place)
             selection = registry.select("decode_backend", self._choice, request)
-            self._selected[key] = selection, cast("DecodeBackend", selection.build())
+            self._selected[key] = selection, built_backend(selection)
         return self._selected[key]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from dba_core.attention.long_sequence_plan import LongSequencePlan
+from dba_core.attention.parts import built_module
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, Reason, SummarizerRequest
@@ -26,10 +27,13 @@ WITHOUT_WEIGHTS = "mean"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LongSequencePath:
-    """config: resolved; `enabled` plays no part. A dataclass for torch.compile's sake, as `NullKV` is."""
+    """config: resolved; `enabled` plays no part. selection: how the summarizer was chosen; None: it is the
+    layer's own. A dataclass for torch.compile's sake, as `NullKV` is.
+    """
 
     config: LongSequenceConfig
     summarizer: nn.Module
+    selection: Selection | None = None
 
     def applies(self, length: int) -> bool:
         """Whether a sequence of `length` tokens takes the path: from the threshold on, and where some query
@@ -105,12 +109,12 @@ def evaluation_path(
     if own.module is not None and wanted == own.name:
         if own.selection is None or own.mem_block == config.mem_block:
             return LongSequencePath(config, own.module)
-        made = _built(own.selection.choice(), config, shape, device, registry)
-        return LongSequencePath(config, _with_weights(made, own, config))
-    made = _built(PluginChoice(wanted), config, shape, device, registry)
+        made, selection = _built(own.selection.choice(), config, shape, device, registry)
+        return LongSequencePath(config, _with_weights(made, own, config), selection)
+    made, selection = _built(PluginChoice(wanted), config, shape, device, registry)
     if made.state_dict():
         raise _untrained(wanted, own)
-    return LongSequencePath(config, made)
+    return LongSequencePath(config, made, selection)
 
 
 def _built(
@@ -119,14 +123,15 @@ def _built(
     shape: AttentionShape,
     device: torch.device,
     registry: Registry | None,
-) -> nn.Module:
-    """A fresh summarizer for `config.mem_block`."""
+) -> tuple[nn.Module, Selection]:
+    """A fresh summarizer for `config.mem_block`, and how it was chosen."""
     assert config.mem_block is not None
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device.type)
     selection = (registry or Registry.default()).select("summarizer", choice, request)
     with torch.random.fork_rng(devices=[]):  # whatever it draws is replaced or refused
-        made: nn.Module = selection.build()
-    return made.to(device).eval()
+        made = built_module(selection)
+    assert made is not None
+    return made.to(device).eval(), selection
 
 
 def _with_weights(made: nn.Module, own: OwnSummarizer, config: LongSequenceConfig) -> nn.Module:

@@ -10,14 +10,15 @@ without the rest of the library.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import cast
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dba_core.attention.checks import check_inputs
 from dba_core.attention.decode import DecodeBackends
+from dba_core.attention.entrance import DecodeEntrance, NamedWriter, PartEntrance
 from dba_core.attention.fused import fused_attention
 from dba_core.attention.long_sequence import long_sequence_attention
 from dba_core.attention.long_sequence_path import LongSequencePath, OwnSummarizer, evaluation_path
@@ -32,13 +33,10 @@ from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import (
     DecodeBackend,
-    Gate,
     GateRequest,
     Kind,
     NullKV,
-    NullToken,
     NullTokenRequest,
-    Summarizer,
 )
 from dba_core.registry import Registry, Selection
 
@@ -85,6 +83,8 @@ class DecoupledAttention(nn.Module):
         self.gate, self.null_token = gate_part.module, null_part.module
         self._note("gate", gate_part.selection)
         self._note("null_token", null_part.selection)
+        self._gate_entrance = PartEntrance("gate", self.gate, gate_part.selection)
+        self._null_entrance = PartEntrance("null_token", self.null_token, null_part.selection)
 
         self.summarizer: nn.Module | None = None
         self.long_sequence: LongSequenceConfig | None = None
@@ -95,6 +95,10 @@ class DecoupledAttention(nn.Module):
             )
             self.summarizer = part.module
             self._note("summarizer", part.selection)
+        self._summarizer_entrance = PartEntrance(
+            "summarizer", self.summarizer, self.selections.get("summarizer")
+        )
+        self._decode_entrance = DecodeEntrance()
         self._at_evaluation: LongSequencePath | None = None
         self._exact_in_training = False
 
@@ -206,6 +210,20 @@ class DecoupledAttention(nn.Module):
         finally:
             self._exact_in_training = before
 
+    def check_every_call(self, wanted: bool = True) -> bool:
+        """Look at the values that plugins return in every call, not in the first one alone (`--strict`).
+        Returns whether that was so before.
+        """
+        before = self._decode_entrance.every_call
+        for entrance in (
+            self._gate_entrance,
+            self._null_entrance,
+            self._summarizer_entrance,
+            self._decode_entrance,
+        ):
+            entrance.every_call = wanted
+        return before
+
     @property
     def rope(self) -> RopeTable:
         """The rotation angles of this layer."""
@@ -250,8 +268,7 @@ class DecoupledAttention(nn.Module):
     def _uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The whole sequence at once, fused: [B, T, H, Dv]."""
         cos, sin = self.rope.span(0, x.shape[1], x)
-        gate = None if self.gate is None else cast("Gate", self.gate)(x)
-        heads = project_packed(x, self._weights(), cos, sin, gate=gate)
+        heads = project_packed(x, self._weights(), cos, sin, gate=self._gate_of(x))
         null = self._null()
         out = fused_attention(
             heads,
@@ -290,7 +307,7 @@ class DecoupledAttention(nn.Module):
             heads.k_sem,
             heads.k_geo,
             heads.v,
-            summarizer=cast("Summarizer", path.summarizer),
+            summarizer=self._summarizer_entrance.summarizer(path.summarizer, path.selection),
             null=self._null(),
             mem_block=plan.mem_block,
             local_window=plan.local_window,
@@ -307,19 +324,27 @@ class DecoupledAttention(nn.Module):
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
         heads = self._heads(x, *self._positions(cache, q_len, x))
         backend = self.decode_backend(cache, heads.q_geo.dtype)
+        who = functools.partial(self._backends.who, cache, heads.q_geo.dtype)
+        writer = None if backend.writer is None else NamedWriter(backend.writer, who)
         with torch.autocast(x.device.type, enabled=False):
             if q_len > 1:
                 return prefill_attention(
-                    heads, cache, null=self._null(), counts=counts, writer=backend.writer
+                    heads, cache, null=self._null(), counts=counts, writer=writer
                 ).transpose(1, 2)
-            return self._decode(heads, cache, counts, backend).unsqueeze(1)
+            cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=writer)
+            return self._decode(heads, cache, counts, backend, who).unsqueeze(1)
 
     def _decode(
-        self, heads: Heads, cache: LayerCache, counts: Sequence[int] | None, backend: DecodeBackend
+        self,
+        heads: Heads,
+        cache: LayerCache,
+        counts: Sequence[int] | None,
+        backend: DecodeBackend,
+        who: Callable[[], str],
     ) -> Tensor:
-        """One token per row: [B, H, Dv]."""
-        cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=backend.writer)
-        out = backend.decode(heads.q_sem[:, :, 0], heads.q_geo[:, :, 0], cache, null=self._null()).out
+        """One token per row, which the cache holds: [B, H, Dv]."""
+        q_sem, q_geo = heads.q_sem[:, :, 0], heads.q_geo[:, :, 0]
+        out = self._decode_entrance.decode(backend, q_sem, q_geo, cache, null=self._null(), who=who)
         if counts is None or all(counts):
             return out
         took = torch.tensor(list(counts), device=out.device, dtype=torch.bool)
@@ -327,7 +352,14 @@ class DecoupledAttention(nn.Module):
 
     def _heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
         heads = project(x, self._weights(), cos, sin)
-        return heads if self.gate is None else heads.gated(cast("Gate", self.gate)(x))
+        gate = self._gate_of(x)
+        return heads if gate is None else heads.gated(gate)
+
+    def _gate_of(self, x: Tensor) -> Tensor | None:
+        """[B, H, T, 1]; None without a gate."""
+        if self.gate is None:
+            return None
+        return self._gate_entrance.gate(self.gate, x, n_heads=self.shape.n_heads)
 
     def _positions(self, cache: LayerCache, q_len: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards."""
@@ -341,7 +373,10 @@ class DecoupledAttention(nn.Module):
         return self.rope.at(positions.clamp_max_(cache.capacity - 1), cache.capacity, x)
 
     def _null(self) -> NullKV | None:
-        return None if self.null_token is None else cast("NullToken", self.null_token)()
+        if self.null_token is None:
+            return None
+        device = self.out_proj.weight.device
+        return self._null_entrance.null(self.null_token, shape=self.shape, device=device)
 
     @property
     def _dropout_p(self) -> float:

@@ -10,11 +10,13 @@ import attrs
 import torch
 from torch import nn
 
+from dba_core.attention.entrance import wrong
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.plugins import PluginChoice
-from dba_core.contracts import AttentionShape, Kind, Request, SummarizerRequest
+from dba_core.contracts import AttentionShape, DecodeBackend, Kind, Request, SummarizerRequest, TokenWriter
 from dba_core.errors import ConfigError
 from dba_core.registry import Registry, Selection
+from dba_core.registry.contain import shown
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -32,7 +34,7 @@ def build_part(
     if isinstance(given, nn.Module):
         return Part(module=given)
     selection = _registry(registry).select(kind, given, request)
-    return Part(module=_built(selection), selection=selection)
+    return Part(module=_built(selection, optional=True), selection=selection)
 
 
 def build_summarizer(
@@ -60,13 +62,38 @@ def build_summarizer(
     return Part(module=_built(selection) if reached else None, selection=selection)
 
 
-def _built(selection: Selection) -> nn.Module | None:
+def built_module(selection: Selection, *, optional: bool = False) -> nn.Module | None:
+    """What the plugin builds. Raises PluginError for what is no module. optional: None adds nothing."""
+    built: object = selection.build()
+    if isinstance(built, nn.Module) or (optional and built is None):
+        return built
+    allowed = "a torch.nn.Module" + (", or None to add nothing" if optional else "")
+    raise wrong(selection.who, f"built {shown(built)}", allowed)
+
+
+def built_backend(selection: Selection) -> DecodeBackend:
+    """What the plugin builds. Raises PluginError for what is no decode backend."""
+    built: object = selection.build()
+    if not isinstance(built, DecodeBackend) or not callable(built.decode):
+        raise wrong(
+            selection.who,
+            f"built {shown(built)}",
+            "a DecodeBackend, with name, fused_null, writer and decode()",
+        )
+    writer: object = built.writer
+    if writer is not None and not isinstance(writer, TokenWriter):
+        raise wrong(
+            selection.who, f"built a backend whose writer is {shown(writer)}", "a TokenWriter or None"
+        )
+    return built
+
+
+def _built(selection: Selection, *, optional: bool = False) -> nn.Module | None:
     """Built on a random stream of its own, so that what one plugin draws changes nothing for the next one."""
     seed = int(torch.randint(2**62, (), device="cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module: nn.Module | None = selection.build()
-    return module
+        return built_module(selection, optional=optional)
 
 
 def _with_config(choice: PluginChoice, config: LongSequenceConfig) -> PluginChoice:

@@ -26,13 +26,19 @@ class PluginRecord(Serializable):
     why: str
 
 
-@attrs.frozen(field_transformer=exact_types)
+@attrs.frozen(field_transformer=exact_types, repr=False)
 class PluginChoice(Serializable):
     """A plugin by name (`auto`: the registry chooses) and its options; `record` only in a resolved config."""
 
     name: str = attrs.field(default="auto", validator=not_empty)
     options: dict[str, Any] = attrs.field(factory=dict, kw_only=True)
     record: PluginRecord | None = attrs.field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        record = self.record
+        recorded = "" if record is None else f", recorded with {record.distribution} {record.version}"
+        return f"<PluginChoice: {self.name}{options}{recorded}>"
 
     @classmethod
     def prepare(cls, data: Any) -> Any:

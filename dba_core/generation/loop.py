@@ -7,6 +7,7 @@ after it is outside of what the model has learned.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.data.tokenizers import Tokenizer
-from dba_core.errors import ConfigError
+from dba_core.errors import CacheError, ConfigError
+from dba_core.generation.culprit import look_for_culprit, unexplained
 from dba_core.generation.inference import inference
 from dba_core.generation.prompts import Prompts, checked_prompts
-from dba_core.generation.sampling import RowStreams, sample
+from dba_core.generation.sampling import LogitsError, RowStreams, sample
 from dba_core.generation.stopping import StopWatch
 
 if TYPE_CHECKING:
@@ -58,7 +60,9 @@ def generate(
     for the rounding of batched matrix products.
     Raises DataError for prompts that are no tokens, an empty one, or a token out of the vocabulary,
     ConfigError for stop texts without tokenizer, other wrong arguments, and for both kv_policy and cache,
-    CacheError for too small a cache. Warns (LongPromptWarning) of a prompt that exceeds the model's context.
+    CacheError for too small a cache. Logits that are not finite are a CheckpointError for a damaged weight, a
+    PluginError for a plugin, a DBAError otherwise. Warns (LongPromptWarning) of a prompt that exceeds the
+    model's context.
     """
     config = _checked_settings(model, config, kv_policy, cache)
     lists = checked_prompts(prompts, model.config)
@@ -73,23 +77,62 @@ def generate(
         return [row.tokens for row in rows]
     chosen = config.seed if config.seed is not None else seed
     streams = RowStreams(0 if chosen is None else chosen, lists)
+    own: KVCachePolicy | str | None = None
     with inference(model):
         if cache is None:
+            own = KVCachePolicy() if kv_policy is None else kv_policy
             capacity = max(map(len, lists)) + config.max_new_tokens
-            policy = KVCachePolicy() if kv_policy is None else kv_policy
-            cache = model.new_cache(batch=len(lists), capacity=capacity, policy=policy, rollback=0)
-        logits = prefill(model, lists, cache)  # [B, V]
-        for step in range(config.max_new_tokens):
-            tokens = _next_tokens(logits, streams, config)  # [B]
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                row.push(token)
-            if step + 1 == config.max_new_tokens or all(row.stopped for row in rows):
-                break
-            logits = model(tokens[:, None], cache=cache)[:, 0]  # [B, V]; stopped rows run along, unread
-        cache.check_values()
+            cache = model.new_cache(batch=len(lists), capacity=capacity, policy=own, rollback=0)
+        fed: list[Tensor] = []
+        try:
+            _decode(model, lists, rows, cache, streams, config, fed)
+        except LogitsError as error:
+            if own is None:  # what the cache held before is not known
+                raise
+            look_for_culprit(model, error, again=functools.partial(_again, model, lists, fed, own))
+            raise unexplained(model, error) from error
+        except CacheError as error:
+            if own is not None:
+                look_for_culprit(model, error, again=functools.partial(_again, model, lists, fed, own))
+            raise
     for row in rows:
         row.finish()
     return [row.tokens for row in rows]
+
+
+def _decode(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    rows: list[_Row],
+    cache: KVCache,
+    streams: RowStreams,
+    config: GenerationConfig,
+    fed: list[Tensor],
+) -> None:
+    """Prefill, then one token per row and step until every row has stopped. fed: gets the tokens [B] that
+    each step puts into the cache.
+    """
+    logits = prefill(model, prompts, cache)  # [B, V]
+    for step in range(config.max_new_tokens):
+        tokens = _next_tokens(logits, streams, config)  # [B]
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.push(token)
+        if step + 1 == config.max_new_tokens or all(row.stopped for row in rows):
+            break
+        fed.append(tokens)
+        logits = model(tokens[:, None], cache=cache)[:, 0]  # [B, V]; stopped rows run along, unread
+    cache.check_values()
+
+
+def _again(
+    model: LanguageModel, prompts: list[list[int]], fed: list[Tensor], policy: KVCachePolicy | str
+) -> None:
+    """The same tokens through a cache of its own."""
+    capacity = max(map(len, prompts)) + len(fed)
+    cache = model.new_cache(batch=len(prompts), capacity=capacity, policy=policy, rollback=0)
+    prefill(model, prompts, cache)
+    for tokens in fed:
+        model(tokens[:, None], cache=cache)
 
 
 def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:

@@ -18,6 +18,10 @@ from torch import Tensor
 from dba_core.errors import DBAError
 
 
+class LogitsError(DBAError):
+    """The logits are NaN or infinite."""
+
+
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """[B, V] -> [B, V] with -inf everywhere but at the k largest; of equal ones the lower index is kept."""
     order = logits.argsort(dim=-1, descending=True, stable=True)
@@ -48,12 +52,10 @@ def sample(
     """logits [B, V], uniforms [B] float64 in [0, 1) -> tokens [B] int64.
 
     temperature 0 takes the largest logit (the lowest index of equal ones) and leaves `uniforms` unread.
-    Raises DBAError when a logit is NaN or +inf.
+    Raises LogitsError when a logit is NaN or +inf.
     """
     if not bool((logits < torch.inf).all()):
-        raise DBAError(
-            "the model's logits are NaN or infinite, so no token can be chosen; its weights are damaged"
-        )
+        raise LogitsError("the model's logits are NaN or infinite, so no token can be chosen.")
     if temperature == 0:
         return logits.argmax(dim=-1)
     shifted = logits.double() - logits.double().amax(

@@ -18,6 +18,7 @@ from dba_core.contracts import KINDS, Kind
 from dba_core.distribution import NAME, canonical
 from dba_core.errors import unknown
 from dba_core.registry.contain import Failure, contain
+from dba_core.registry.surroundings import kept_surroundings
 
 #: Stands for every device that has no order of its own.
 ANY_DEVICE = "*"
@@ -63,9 +64,13 @@ def _rank(order: tuple[str, str]) -> tuple[bool, str, str]:
 
 def _read(reference: str) -> _Mapping | str:
     """The mapping that `reference` names, or why it cannot be used."""
-    mapping = contain(lambda: _import(reference))
-    if isinstance(mapping, Failure):
-        return str(mapping)
+    with kept_surroundings():
+        mapping = contain(lambda: _checked(_import(reference)))
+    return str(mapping) if isinstance(mapping, Failure) else mapping
+
+
+def _checked(mapping: Any) -> _Mapping | str:
+    """The mapping as plain data, or why it is none. A foreign one may raise anything."""
     problem = _form_problem(mapping)
     if problem is not None:
         return problem

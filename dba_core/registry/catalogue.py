@@ -55,14 +55,14 @@ class Catalogue:
 
     def has(self, info: PluginInfo) -> bool:
         """Whether the distribution has a plugin of this kind and name already."""
-        return any(key_of(other) == key_of(info) for other in self._all())
+        return any(key_of(other) == key_of(info) for other in self.everything)
 
     def infos(self, kind: Kind) -> list[PluginInfo]:
         """Those of one kind, by name. Raises PluginError for an unknown kind, and where the allow or block
         list names what is not there.
         """
         self.check_kind(kind)
-        self.access.check(self._all())
+        self.access.check(self.everything)
         return sorted(self._of(kind), key=lambda info: (info.name, info.distribution))
 
     def check_kind(self, kind: Kind) -> None:
@@ -123,9 +123,11 @@ class Catalogue:
         )
 
     def _of(self, kind: Kind) -> list[PluginInfo]:
-        return [info for info in self._all() if info.kind == kind]
+        return [info for info in self.everything if info.kind == kind]
 
-    def _all(self) -> list[PluginInfo]:
+    @property
+    def everything(self) -> list[PluginInfo]:
+        """Every plugin of every kind, whatever the lists say."""
         return [*self._discovery.plugins, *self._added.values()]
 
     def _may_import(self, distribution: str) -> bool:

@@ -1,12 +1,15 @@
 """Which plugins are installed, from entry-point metadata alone: nothing is imported.
 
-Called by `Registry`. Broken metadata of one distribution is a problem of that one alone.
+Called by `Registry`. Broken metadata of one distribution is a problem of that one alone. Which packages a
+plugin needs beside its distribution is metadata too: the group `dba.needs` has an entry point `KIND.NAME`
+(or `KIND.NAME.MODULE`, for several) whose value is a top-level module.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, EntryPoint
 
 import attrs
@@ -17,9 +20,12 @@ from dba_core.registry.contain import Failure, contain
 
 #: The entry-point group whose objects say in which order `auto` tries the plugins of each kind.
 AUTO_ORDER_GROUP = "dba.auto_order"
+#: The entry-point group that says which modules a plugin needs beside its own distribution.
+NEEDS_GROUP = "dba.needs"
 
 _KIND_OF_GROUP: dict[str, Kind] = {group: kind for kind, group in ENTRY_POINT_GROUPS.items()}
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?")
+_REINSTALL = "reinstall that distribution, or remove the folder"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -27,7 +33,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 class PluginInfo:
     """One plugin as its distribution's metadata announces it. `module` may name an object: `pkg.mod:attr`.
 
-    `problem` says why it cannot be used, where that is known; None does not promise that it loads.
+    `problem` says why it cannot be used, where that is known; None does not promise that it loads. needs: the
+    top-level modules without which it cannot run, as its distribution states them.
     """
 
     kind: Kind
@@ -36,6 +43,17 @@ class PluginInfo:
     version: str
     module: str
     problem: str | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def who(self) -> str:
+        """The plugin as errors call it."""
+        return f"{self.kind} {self.name!r} of {self.distribution} {self.version}"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Which of the modules that it needs are not installed here. Imports none."""
+        return tuple(name for name in self.needs if not _is_installed(name))
 
     @property
     def qualified(self) -> str:
@@ -57,37 +75,42 @@ def discover(distributions: Iterable[Distribution]) -> Discovery:
     plugins: list[PluginInfo] = []
     orders: list[tuple[str, str]] = []
     found, problems = _with_our_entry_points(distributions)
-    for name, distribution, points in found:
-        version = _version(distribution)
-        for point in points:
-            if point.group == AUTO_ORDER_GROUP:
-                orders.append((name, point.value))
-            else:
-                plugins.append(_info(point, name, version))
+    for distribution, points in found:
+        name, version = _name(distribution), _version(distribution)
+        if name is None:
+            plugins += _damaged(points, _path(distribution), version)
+            problems.append(
+                f"{_path(distribution)}: its metadata are damaged, they have no Name; {_REINSTALL}"
+            )
+            continue
+        orders += [(name, point.value) for point in points if point.group == AUTO_ORDER_GROUP]
+        plugins += _infos(points, name, version)
     plugins.sort(key=lambda info: (info.kind, info.name, info.distribution))
     return Discovery(plugins=_without_repeats(plugins), orders=tuple(orders), problems=tuple(problems))
 
 
 def _with_our_entry_points(
     distributions: Iterable[Distribution],
-) -> tuple[list[tuple[str, Distribution, list[EntryPoint]]], list[str]]:
-    """Name, distribution and entry points of those that have any of ours, and what could not be read.
+) -> tuple[list[tuple[Distribution, list[EntryPoint]]], list[str]]:
+    """Distribution and entry points of those that have any of ours, and what could not be read.
 
-    What an upgrade left behind of this library under its former name counts only where nothing else is.
+    One without a name stands for itself. What an upgrade left behind of this library under its former name
+    counts only where nothing else is.
     """
-    found: dict[str, tuple[str, Distribution, list[EntryPoint]]] = {}
+    found: dict[str, tuple[Distribution, list[EntryPoint]]] = {}
     problems: list[str] = []
-    for distribution in distributions:
+    for distribution in _each(distributions, problems):
         points = contain(lambda d=distribution: _our_entry_points(d))  # type: ignore[misc]
         if isinstance(points, Failure):
-            problems.append(f"{_name(distribution)}: its entry points cannot be read ({points})")
+            where = _name(distribution) or _path(distribution)
+            problems.append(f"{where}: its entry points cannot be read ({points})")
             continue
         if not points:
             continue
         name = _name(distribution)
-        first = found.get(canonical(name))
-        if first is None or (first[0] == FORMER_NAME and name != FORMER_NAME):
-            found[canonical(name)] = (name, distribution, points)
+        key = f"unnamed {len(found)}" if name is None else canonical(name)
+        if key not in found or (_name(found[key][0]) == FORMER_NAME and name != FORMER_NAME):
+            found[key] = (distribution, points)
     return list(found.values()), problems
 
 
@@ -99,18 +122,61 @@ def name_problem(name: str) -> str | None:
 
 
 def _our_entry_points(distribution: Distribution) -> list[EntryPoint]:
-    groups = {*_KIND_OF_GROUP, AUTO_ORDER_GROUP}
+    groups = {*_KIND_OF_GROUP, AUTO_ORDER_GROUP, NEEDS_GROUP}
     return [point for point in distribution.entry_points if point.group in groups]
 
 
-def _name(distribution: Distribution) -> str:
+def _each(distributions: Iterable[Distribution], problems: list[str]) -> Iterator[Distribution]:
+    """The distributions up to where looking for them fails, which is a problem."""
+    rest = iter(distributions)
+    while True:
+        found = contain(lambda: next(rest, None))
+        if isinstance(found, Failure):
+            problems.append(f"looking for distributions failed ({found}); those after it are not known")
+        if found is None or isinstance(found, Failure):
+            return
+        yield found
+
+
+def _name(distribution: Distribution) -> str | None:
+    """None: the metadata have no name that can be read."""
     name = contain(lambda: distribution.metadata["Name"])
-    return name if isinstance(name, str) and name else "unknown"
+    return name.strip() if isinstance(name, str) and name.strip() else None
+
+
+def _path(distribution: Distribution) -> str:
+    """Where the metadata lie; what stands for a distribution without a name."""
+    path = getattr(distribution, "_path", None)
+    return f"a distribution of class {type(distribution).__name__}" if path is None else str(path)
 
 
 def _version(distribution: Distribution) -> str:
     version = contain(lambda: distribution.metadata["Version"])
     return version if isinstance(version, str) and version else "unknown"
+
+
+def _infos(points: list[EntryPoint], distribution: str, version: str) -> list[PluginInfo]:
+    needs = [(point.name, point.value.strip()) for point in points if point.group == NEEDS_GROUP]
+    found = [_info(point, distribution, version) for point in points if point.group in _KIND_OF_GROUP]
+    return [attrs.evolve(info, needs=_needs_of(info, needs)) for info in found]
+
+
+def _needs_of(info: PluginInfo, needs: list[tuple[str, str]]) -> tuple[str, ...]:
+    """The modules that the entry points `KIND.NAME` and `KIND.NAME.MODULE` name."""
+    key = f"{info.kind}.{info.name}"
+    return tuple(dict.fromkeys(module for name, module in needs if name in (key, f"{key}.{module}")))
+
+
+def _damaged(points: list[EntryPoint], path: str, version: str) -> list[PluginInfo]:
+    """The plugins of a distribution without a name: shown under its path, and not to be used."""
+    problem = f"the metadata of its distribution are damaged, they have no Name ({path}); {_REINSTALL}"
+    return [attrs.evolve(info, problem=problem, needs=()) for info in _infos(points, path, version)]
+
+
+def _is_installed(module: str) -> bool:
+    """A top-level module; one whose finder fails is not there."""
+    found = contain(lambda: importlib.util.find_spec(module) if module.isidentifier() else None)
+    return found is not None and not isinstance(found, Failure)
 
 
 def _info(point: EntryPoint, distribution: str, version: str) -> PluginInfo:

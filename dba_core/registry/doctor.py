@@ -24,6 +24,7 @@ from dba_core.contracts import (
     Support,
 )
 from dba_core.errors import DBAError, PluginError
+from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.loading import LoadedPlugin
 from dba_core.registry.options import options_to_dict, structure_options
@@ -36,16 +37,26 @@ _SHAPE = AttentionShape(d_model=128, n_heads=4, n_kv_heads=4, sem_head_dim=8, ge
 
 @attrs.frozen(kw_only=True)
 class Diagnosis:
-    """What was found. subject: a plugin (`gate acme:soft`), an order of `auto`, or a distribution."""
+    """What was found. subject: a plugin (`gate acme:soft`), an order of `auto`, or a distribution. reasons:
+    a sound plugin's own against a typical request; empty where it supports that.
+    """
 
     subject: str
     status: Status
     text: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> str:
+        """`yes`, or why not, in a sentence."""
+        if self.status in ("blocked", "error"):
+            return f"no: {self.text}"
+        return f"no: {'; '.join(self.reasons)}" if self.reasons else "yes"
 
 
 def diagnose(registry: Registry, *, device: str = "cpu") -> list[Diagnosis]:
     """One diagnosis for every plugin, then one for everything else that is wrong."""
-    found = [_of_plugin(registry, info, device) for info in registry.list()]
+    found = [diagnose_plugin(registry, info, device=device) for info in registry.list()]
     return [*found, *_of_metadata(registry), *_of_orders(registry, device)]
 
 
@@ -67,10 +78,22 @@ def typical_request(kind: Kind, *, device: str) -> Request:
         capacity=1024,
         has_null=False,
         device=device,
+        device_capability=_capability(device),
     )
 
 
-def _of_plugin(registry: Registry, info: PluginInfo, device: str) -> Diagnosis:
+def _capability(device: str) -> tuple[int, int] | None:
+    """Of a CUDA device that is there."""
+    if device.partition(":")[0] != "cuda":
+        return None
+    import torch
+
+    there = contain(lambda: torch.cuda.get_device_capability(device))
+    return None if isinstance(there, Failure) else there
+
+
+def diagnose_plugin(registry: Registry, info: PluginInfo, *, device: str) -> Diagnosis:
+    """One plugin, imported and asked, where it may be used."""
     subject = f"{info.kind} {info.qualified}"
     refusal = registry.access.refusal(info)
     if refusal is not None:
@@ -86,9 +109,10 @@ def _of_plugin(registry: Registry, info: PluginInfo, device: str) -> Diagnosis:
         return Diagnosis(subject=subject, status="error", text=f"{answer}; report it to the plugin's author")
     if info.problem is not None:
         return Diagnosis(subject=subject, status="error", text=info.problem)
+    reasons = tuple(map(str, answer.reasons))
     if loaded.deprecation is not None:
-        return Diagnosis(subject=subject, status="warning", text=loaded.deprecation)
-    return Diagnosis(subject=subject, status="ok", text=_sound(loaded, answer))
+        return Diagnosis(subject=subject, status="warning", text=loaded.deprecation, reasons=reasons)
+    return Diagnosis(subject=subject, status="ok", text=_sound(loaded, answer), reasons=reasons)
 
 
 def _sound(loaded: LoadedPlugin, support: Support) -> str:

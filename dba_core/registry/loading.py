@@ -17,9 +17,10 @@ import pluggy
 from dba_core import hookspecs
 from dba_core.contracts import AnyPlugin
 from dba_core.errors import PluginError
-from dba_core.registry.contain import Failure, contain
+from dba_core.registry.contain import Failure, contain, shown
 from dba_core.registry.contract import Terms
 from dba_core.registry.discovery import PluginInfo
+from dba_core.registry.surroundings import kept_surroundings
 from dba_core.registry.trace import Trace
 
 _MEMBERS = ("name", "contract", "summary", "options_class", "supports", "build")
@@ -41,7 +42,8 @@ def load_plugin(info: PluginInfo, *, terms: Terms, trace: Trace) -> LoadedPlugin
     """Import and check one plugin. Raises PluginError with the reason; the foreign exception is its cause."""
     if info.problem is not None:
         raise PluginError(_broken(info, info.problem))
-    outcome = contain(lambda: _import_and_call(info, trace))
+    with kept_surroundings():
+        outcome = contain(lambda: _import_and_call(info, trace))
     if isinstance(outcome, Failure):
         raise PluginError(_broken(info, f"its hook cannot be loaded ({outcome})")) from outcome.error
     if isinstance(outcome, str):
@@ -51,7 +53,8 @@ def load_plugin(info: PluginInfo, *, terms: Terms, trace: Trace) -> LoadedPlugin
 
 def check_plugin(info: PluginInfo, plugin: Any, *, terms: Terms) -> LoadedPlugin:
     """A LoadedPlugin if the object keeps the form of the contract, else PluginError with what it lacks."""
-    problem = contain(lambda: _form_problem(info, plugin, terms))
+    with kept_surroundings():
+        problem = contain(lambda: _form_problem(info, plugin, terms))
     if isinstance(problem, Failure):
         raise PluginError(_broken(info, f"reading it raised {problem}")) from problem.error
     if problem is not None:
@@ -108,9 +111,9 @@ def _form_problem(info: PluginInfo, plugin: Any, terms: Terms) -> str | None:
     if problem is not None:
         return problem
     if not (isinstance(plugin.options_class, type) and attrs.has(plugin.options_class)):
-        return f"its options_class is {plugin.options_class!r}, no attrs class (NoOptions takes none)"
+        return f"its options_class is {shown(plugin.options_class)}, no attrs class (NoOptions takes none)"
     plugin.options_class()
     if not isinstance(plugin.summary, str):
-        return f"its summary is {plugin.summary!r}, no text"
+        return f"its summary is {shown(plugin.summary)}, no text"
     uncallable = [member for member in ("supports", "build") if not callable(getattr(plugin, member))]
     return f"its {' and '.join(uncallable)} cannot be called" if uncallable else None

@@ -16,6 +16,7 @@ from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, PluginError, unknown
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.loading import LoadedPlugin
+from dba_core.registry.surroundings import kept_surroundings
 
 
 def structure_options(loaded: LoadedPlugin, options: Mapping[str, Any]) -> Any:
@@ -33,7 +34,8 @@ def structure_options(loaded: LoadedPlugin, options: Mapping[str, Any]) -> Any:
             raise ConfigError(
                 unknown(f"option of {info.kind} {info.name!r}:", key, allowed), path=f"{path}.{key}"
             )
-    built = contain(lambda: structure(dict(options), options_class))
+    with kept_surroundings():
+        built = contain(lambda: structure(dict(options), options_class))
     if not isinstance(built, Failure):
         return built
     if isinstance(built.error, ConfigError):

@@ -56,6 +56,14 @@ class Registry:
         self._catalogue = Catalogue(distributions, self.access)
         self._loaded: dict[Key, LoadedPlugin | PluginError] = {}
 
+    def __repr__(self) -> str:
+        plugins = self._catalogue.everything
+        counts = ", ".join(f"{sum(info.kind == kind for info in plugins)} {kind}" for kind in KINDS)
+        lists = [f"blocked {', '.join(self.access.blocked)}"] if self.access.blocked else []
+        if self.access.allowed is not None:
+            lists.append(f"allowed {', '.join(self.access.allowed)} only")
+        return f"<Registry: {'; '.join([counts, f'{len(self._loaded)} loaded', *lists])}>"
+
     @classmethod
     @functools.cache
     def default(cls) -> Registry:

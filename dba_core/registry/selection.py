@@ -12,11 +12,12 @@ import attrs
 
 from dba_core.config.plugins import PluginChoice, PluginRecord
 from dba_core.contracts import AnyPlugin, Kind, Reason, Request, Support
-from dba_core.errors import DBAError, PluginError
-from dba_core.registry.contain import Failure, contain
+from dba_core.registry.blame import Blame, attributed
+from dba_core.registry.contain import Failure, contain, shown
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.loading import LoadedPlugin
 from dba_core.registry.options import options_to_dict
+from dba_core.registry.surroundings import kept_surroundings
 from dba_core.registry.trace import Trace
 
 
@@ -49,7 +50,7 @@ class PassedOver:
         return f"{self.name}: {self.problem or '; '.join(map(str, self.reasons))}"
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Selection:
     """A chosen plugin, ready to build what it is asked for."""
 
@@ -72,19 +73,32 @@ class Selection:
         """What `auto` would rather have taken; not what the user blocked, nor what stood back."""
         return tuple(each for each in self.passed_over if not each.blocked and not each.stood_back)
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in options_to_dict(self.options).items())
+        return f"<Selection: {self.who}{f' ({options})' if options else ''}, {self.why}>"
+
+    @property
+    def who(self) -> str:
+        """The plugin as errors call it."""
+        return self.info.who
+
     def build(self) -> Any:
-        """What the plugin builds for the request. Its own DBAErrors pass, anything else is a PluginError."""
-        with self.trace.step(self.info, "build") as step:
+        """What the plugin builds for the request. Its own DBAErrors keep their class and get its name, a
+        device without memory passes, anything else is a PluginError.
+        """
+        with self.trace.step(self.info, "build") as step, kept_surroundings():
             built = contain(lambda: self.plugin.build(self.request, self.options))
             step.what = f"raised {built}" if isinstance(built, Failure) else type(built).__name__
         if not isinstance(built, Failure):
             return built
-        if isinstance(built.error, DBAError):
-            raise built.error
-        raise PluginError(
-            f"{self.kind} {self.name!r} of {self.info.distribution} {self.info.version} supports the request "
-            f"but failed to build ({built}). Choose another {self.kind} or report it to the plugin's author."
-        ) from built.error
+        told = attributed(built.error, self.who, "supports the request but failed to build")
+        if told is built.error:
+            raise told
+        raise told from built.error
+
+    def blame(self) -> Blame:
+        """`with selection.blame():` what is raised within names the plugin."""
+        return Blame(lambda: self.who)
 
     def choice(self) -> PluginChoice:
         """This choice as a configuration records it."""
@@ -102,12 +116,23 @@ class Selection:
 
 def ask_support(loaded: LoadedPlugin, request: Request, options: Any, *, trace: Trace) -> Support | str:
     """The plugin's own answer, or the problem with its answer."""
-    with trace.step(loaded.info, "supports") as step:
+    with trace.step(loaded.info, "supports") as step, kept_surroundings():
         answer: object = contain(lambda: loaded.plugin.supports(request, options))
-        step.what = str(answer)
-        if isinstance(answer, Failure):
-            return f"its supports() raised {answer}"
-        if not isinstance(answer, Support):
-            return f"its supports() returned {answer!r}, no Support"
+        problem = answer_problem(answer)
+        if problem is not None or not isinstance(answer, Support):
+            step.what = str(answer) if isinstance(answer, Failure) else str(problem)
+            return f"its supports() {problem}"
         step.what = "yes" if answer.ok else f"no ({'; '.join(map(str, answer.reasons))})"
     return answer
+
+
+def answer_problem(answer: object) -> str | None:
+    """What `supports()` did instead of answering, None where this is an answer."""
+    if isinstance(answer, Failure):
+        return f"raised {answer}"
+    if not isinstance(answer, Support):
+        return f"returned {shown(answer)}, no Support"
+    for name, reasons in (("reasons", answer.reasons), ("next_is_better", answer.next_is_better)):
+        if not isinstance(reasons, (tuple, list)) or not all(isinstance(each, Reason) for each in reasons):
+            return f"returned a Support whose {name} are {shown(reasons)}, no tuple of Reason"
+    return None

@@ -57,10 +57,10 @@ def prepare(
     """Check the records and the options, read the data, choose the plugins, build the model.
 
     device: where the model goes, `cuda:1` say; the configuration keeps its kind, `cuda`. strict: a choice of
-    `auto` that is not its first one is an UnsupportedError. processes: that train together.
-    shapes_only: the model has shapes and no memory, and it may be too large for this machine. Raises
-    NotEnoughMemoryError for a run that cannot fit here (shapes_only: nowhere), RecordMismatchError,
-    DataError, ConfigError, PluginError or UnsupportedError.
+    `auto` that is not its first one is an UnsupportedError, and plugins' results are looked at in every call.
+    processes: that train together. shapes_only: the model has shapes and no memory, and it may be too large
+    for this machine. Raises NotEnoughMemoryError for a run that cannot fit here (shapes_only: nowhere),
+    RecordMismatchError, DataError, ConfigError, PluginError or UnsupportedError.
     """
     warnings = check_records(config.plugins, registry, allow_drift)
     check_options(model_choices(config.plugins), registry)
@@ -88,6 +88,9 @@ def prepare(
         device=device,
         shapes_only=shapes_only,
     )
+    if strict:
+        for attention in model.attentions:
+            attention.check_every_call()
     return Prepared(
         config=resolved,
         corpus=corpus,

@@ -53,7 +53,7 @@ class Settings(TypedDict, total=False):
 @attrs.frozen(kw_only=True)
 class Reading:
     """How a model reads prompts. chat: each is a chat's first message, after `system`. bos: it begins with
-    the model's BOS token; eos: a continuation ends at the end-of-text tokens; None is as the tokenizer has it.
+    the model's BOS token. eos: a continuation ends at its end-of-text tokens. None: as the tokenizer has it.
     """
 
     chat: bool = False

@@ -20,6 +20,7 @@ from dba_core.contracts import Kind
 from dba_core.errors import UsageError, unknown
 from dba_core.registry import Registry
 from dba_core.registry.contain import Failure, contain
+from dba_core.registry.surroundings import kept_surroundings
 from dba_core.testing.report import CheckResult, Report, Violation
 from dba_core.testing.subject import BreachError, Subject, Tally
 
@@ -63,9 +64,9 @@ class Suite:
 
 
 def run_check(check: Check, subject: Subject) -> CheckResult:
-    """Run one check under a fixed random state, which is restored."""
+    """Run one check under a fixed random state, which is restored. What the plugin prints goes to stderr."""
     mine = attrs.evolve(subject, tally=Tally())
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), kept_surroundings():
         torch.manual_seed(0)
         found = contain(lambda: list(islice(_violations(check, mine), MAX_VIOLATIONS)))
     if isinstance(found, Failure):

@@ -129,8 +129,10 @@ class DecodeCase:
             dtype=self.dtype,
         )
 
-    def filled(self, subject: Subject, *, poison: bool = False) -> Filled:
-        """The same numbers every time. poison: NaN and wild codes wherever no token is written."""
+    def filled(self, subject: Subject, *, poison: bool = False, values: Tensor | None = None) -> Filled:
+        """The same numbers every time. poison: NaN and wild codes wherever no token is written. values:
+        [B,G,S,Dv] float32, in place of the usual ones.
+        """
         s, batch, total = self.sizes, len(self.lengths), max(self.lengths)
         cache = self._cache(device=subject.device)
         if poison:
@@ -138,7 +140,9 @@ class DecodeCase:
                 plane.fill_(torch.nan if plane.is_floating_point() else 119)
         k_sem = subject.random(batch, s.sem_heads, total, s.sem, seed=0, dtype="float32")
         k_geo = subject.random(batch, s.kv_heads, total, s.geo, seed=1, dtype="float32")
-        v = subject.random(batch, s.v_heads, total, s.v, seed=2, dtype="float32")
+        v = values
+        if v is None:
+            v = subject.random(batch, s.v_heads, total, s.v, seed=2, dtype="float32")
         cache.append(k_sem, k_geo, v, counts=self.lengths)
         q_sem = subject.random(batch, s.heads, s.sem, seed=3) / max(1.0, s.sem**0.5)
         q_geo = subject.random(batch, s.heads, s.geo, seed=4) / max(1.0, s.geo**0.5)

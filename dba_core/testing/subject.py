@@ -21,6 +21,7 @@ from dba_core.registry.contract import current_terms
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.loading import check_plugin
 from dba_core.registry.options import structure_options
+from dba_core.registry.selection import answer_problem
 from dba_core.testing.report import Violation
 
 
@@ -98,14 +99,14 @@ class Subject:
         """What `supports()` says. Raises BreachError where it raises or answers with something else."""
         chosen = self.options if options is None else options
         said: object = contain(lambda: self.loaded.plugin.supports(request, chosen))
-        if isinstance(said, Support):
+        problem = answer_problem(said)
+        if problem is None and isinstance(said, Support):
             return said
-        got = f"it raised {said}" if isinstance(said, Failure) else f"{said!r}"
         raise BreachError(
             Violation(
                 case=describe(request),
                 expected="supports() answers with a Support",
-                got=got,
+                got=f"it {problem}",
                 hint="Return Support.yes() or Support.no(Reason(...)); never raise to say no.",
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dba_core.contracts import Kind
 from dba_core.testing.check import Suite
 from dba_core.testing.common import common_checks
-from dba_core.testing.decode_safety import DECODE
+from dba_core.testing.decode_long import DECODE
 from dba_core.testing.gate import GATE
 from dba_core.testing.null_token import NULL_TOKEN
 from dba_core.testing.summarizer import SUMMARIZER

@@ -130,6 +130,62 @@ class LosesBatchDtype(Dense):
         return attrs.evolve(done, out=done.out.float())
 
 
+class KeepsSinksAndWindow(Dense):
+    """Evicts all but the 4 first and the 64 newest tokens."""
+
+    def tokens(self, store, cache, row, length):
+        values = super().tokens(store, cache, row, length)
+        return values if length <= 68 else torch.cat((values[:, :4], values[:, length - 64 :]), dim=1)
+
+
+class ReadsWholeBlocks(Dense):
+    """Forgets what comes after the last whole block of 64 tokens."""
+
+    def length(self, cache, row):
+        return cache.lengths[row] // 64 * 64
+
+
+class WrongPast1024(Dense):
+    """A partial result of the second partition is weighted a little too much."""
+
+    def decode(self, q_sem, q_geo, cache, *, null=None, needs_lse=False):
+        done = super().decode(q_sem, q_geo, cache, null=null, needs_lse=needs_lse)
+        factor = torch.tensor([1.01 if length > 1024 else 1.0 for length in cache.lengths])
+        return attrs.evolve(done, out=(done.out * factor[:, None, None]).to(q_geo.dtype))
+
+
+class IgnoresScaleOfValues(Dense):
+    def tokens(self, store, cache, row, length):
+        if store is not cache.v or store.scales is None:
+            return super().tokens(store, cache, row, length)
+        codes = store.codes[row : row + 1, :, :length]
+        ones = torch.ones_like(store.scales[row : row + 1, :, :length])
+        return store.codec.decode(codes, ones, store._layout)[0].float()
+
+
+class MixesUpRows(Dense):
+    def decode(self, q_sem, q_geo, cache, *, null=None, needs_lse=False):
+        done = super().decode(q_sem, q_geo, cache, null=null, needs_lse=needs_lse)
+        return attrs.evolve(done, out=done.out.roll(1, 0))
+
+
+class ReadsAnotherRow(Dense):
+    def tokens(self, store, cache, row, length):
+        return super().tokens(store, cache, (row + 1) % cache.batch, length)
+
+
+class MixesUpQueries(Dense):
+    def decode(self, q_sem, q_geo, cache, *, null=None, needs_lse=False):
+        return super().decode(q_sem.roll(1, 0), q_geo.roll(1, 0), cache, null=null, needs_lse=needs_lse)
+
+
+class SwapsHeadsOfAGroup(Dense):
+    def decode(self, q_sem, q_geo, cache, *, null=None, needs_lse=False):
+        done = super().decode(q_sem, q_geo, cache, null=null, needs_lse=needs_lse)
+        groups = torch.unflatten(done.out, 1, (cache.k_geo.n_heads, -1))
+        return attrs.evolve(done, out=groups.flip(2).flatten(1, 2))
+
+
 class DensePlugin:
     """The plugin around one of them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -134,3 +135,58 @@ def test_a_plugin_of_the_previous_contract_is_warned_about_in_one_line(
     assert "it was written for gate contract 1" in dba("plugins", "info", "soft").out
     monkeypatch.delitem(contracts.PREVIOUS_CONTRACT_UNTIL, "gate")
     assert dba("plugins", "info", "soft").code == 4
+
+
+def test_the_listing_says_what_is_missing_and_imports_nothing(dba, site: FakeSite, monkeypatch) -> None:
+    source = GOOD_GATE.replace("NAME", "fast").replace('"cpu"', '"cuda"')
+    site.module("acme_fast", source)
+    entry_points = "[dba.gates]\nfast = acme_fast\n[dba.needs]\ngate.fast = no_such_package\n"
+    site.distribution("acme-fast", entry_points)
+    site.gate("fine", distribution="third")
+    monkeypatch.delenv("DBA_PLUGINS_ALLOW")
+    listed = json.loads(dba("plugins", "list", "--kind", "gate", "--json").out)["plugins"]
+    rows = {plugin["distribution"]: plugin for plugin in listed if plugin["name"] == "fast"}
+    assert (rows["acme-fast"]["needs"], rows["acme-fast"]["missing"]) == (["no_such_package"],) * 2
+    assert not {"acme_fast", "third_fine"} & set(sys.modules)
+    assert "needs no_such_package (not installed)" in dba("plugins", "list", "--kind", "gate").out
+
+
+def test_check_asks_each_plugin_whether_it_runs(dba, site: FakeSite, monkeypatch) -> None:
+    monkeypatch.setenv("DBA_PLUGINS_ALLOW", "acme:soft,third:*,panics:*")
+    site.gate("fine", distribution="third", source=GOOD_GATE.replace('"cpu"', '"cuda"'))
+    site.gate("bad", distribution="panics", source="class P(BaseException): pass\nraise P('panicked')")
+    done = dba("plugins", "list", "--kind", "gate", "--check", "--json")
+    runs = {row["name"]: row["runs"]["cpu"] for row in json.loads(done.out)["plugins"]}
+    assert done.code == 0
+    assert runs["soft"] == "yes"
+    assert runs["fine"] == "no: device: got cpu; supported: cuda. Choose --device cpu."
+    assert runs["bad"].startswith(
+        "no: gate 'bad' of panics 1.0 (panics_bad) cannot be used: its hook cannot be"
+    )
+    assert runs["twin"].startswith("no: not in the allow list")
+    assert "runs on cpu" in dba("plugins", "list", "--kind", "gate", "--check").out
+    refused = dba("plugins", "list", "--device", "cpu")
+    assert (refused.code, refused.out) == (2, "")
+
+
+def test_names_from_metadata_are_made_fit_for_the_terminal(dba, site: FakeSite, monkeypatch) -> None:
+    monkeypatch.delenv("DBA_PLUGINS_ALLOW")
+    metadata = "Metadata-Version: 2.1\nName: evil\x1b[31m\u202e\nVersion: 1\x07\n"
+    site.distribution("evil", {"gate": {"odd": "no_such_module"}}, metadata=metadata)
+    for command in ("list", "doctor"):
+        out = dba("plugins", command).out
+        assert "evil\\x1b[31m\\u202e" in out
+        assert not {"\x1b", "\u202e", "\x07"} & set(out)
+
+
+def test_a_loud_plugin_leaves_the_json_alone(dba_process, site: FakeSite) -> None:
+    loud = "import os\nprint('loud')\nos.write(1, b'louder')\n" + GOOD_GATE
+    site.gate("loud", distribution="loud-dist", source=loud)
+    done = dba_process(
+        "plugins", "doctor", "--json", PYTHONPATH=str(site.folder), DBA_PLUGINS_ALLOW="loud-dist:*"
+    )
+    assert {row["subject"]: row["status"] for row in json.loads(done.out)["diagnoses"]}[
+        "gate loud-dist:loud"
+    ] == "ok"
+    assert "loud" in done.err
+    assert "louder" in done.err

@@ -67,12 +67,58 @@ def test_unreadable_bytes_are_a_problem_that_is_told(site: FakeSite) -> None:
     assert registry.problems[0].startswith("bad-dist: its entry points cannot be read (UnicodeDecodeError: ")
 
 
-@pytest.mark.parametrize("metadata", ["", "Version: 1.0\n", "Name: half\n", "\x00\x01garbage"])
-def test_missing_name_or_version_is_unknown(site: FakeSite, metadata: str) -> None:
-    site.distribution("half", {"gate": {"g": "m"}}, metadata=metadata)
+def test_a_missing_version_is_unknown(site: FakeSite) -> None:
+    site.distribution("half", {"gate": {"g": "m"}}, metadata="Name: half\n")
     (info,) = site.registry().list()
-    assert info.name == "g"
-    assert "unknown" in (info.distribution, info.version)
+    assert (info.name, info.distribution, info.version, info.problem) == ("g", "half", "unknown", None)
+
+
+@pytest.mark.parametrize(
+    "metadata", ["", "Version: 1.0\n", "Name:  \n", "\x00\x01garbage", b"Name: \xff\xfe"]
+)
+def test_distributions_without_a_name_are_kept_apart_and_damaged(
+    site: FakeSite, metadata: str | bytes
+) -> None:
+    for folder in ("one.dist-info", "two.dist-info"):
+        site.distribution("x", {"gate": {"g": "m"}}, metadata="", folder=folder)
+        if metadata:
+            text = metadata if isinstance(metadata, bytes) else metadata.encode()
+            (site.folder / folder / "METADATA").write_bytes(text)
+    site.distribution("good-dist", {"gate": {"fine": "m"}})
+    registry = site.registry()
+    infos = {info.distribution: info for info in registry.list()}
+    assert infos.pop("good-dist").problem is None
+    paths = [str(site.folder / folder) for folder in ("one.dist-info", "two.dist-info")]
+    assert sorted(infos) == paths
+    for path, info in infos.items():
+        assert info.problem is not None
+        assert f"damaged, they have no Name ({path})" in info.problem
+        with pytest.raises(PluginError, match="damaged"):
+            registry.load("gate", info.qualified)
+    assert [problem.partition(":")[0] for problem in sorted(registry.problems)] == paths
+
+
+def test_a_search_that_fails_half_way_is_a_problem(site: FakeSite) -> None:
+    site.distribution("good-dist", {"gate": {"fine": "m"}})
+
+    def found():
+        yield from importlib.metadata.distributions(path=[str(site.folder)])
+        raise PermissionError("no entry")
+
+    registry = Registry(distributions=found())
+    assert [info.name for info in registry.list()] == ["fine"]
+    assert registry.problems == (
+        "looking for distributions failed (PermissionError: no entry); those after it are not known",
+    )
+
+
+def test_what_a_plugin_needs_is_metadata(site: FakeSite) -> None:
+    needs = "[dba.gates]\na = m\nb = m\n[dba.needs]\ngate.a = json\ngate.a.no_such = no_such\ngate.b = a.b!\n"
+    site.distribution("d", needs)
+    a, b = site.registry().list()
+    assert (a.needs, a.missing) == (("json", "no_such"), ("no_such",))
+    assert (b.needs, b.missing) == (("a.b!",), ("a.b!",))
+    assert "no_such" not in sys.modules
 
 
 @pytest.mark.parametrize(

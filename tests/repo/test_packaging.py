@@ -15,6 +15,14 @@ from dba_core.distribution import NAME
 
 SOURCE = python_files(*PACKAGES)
 
+# What our entry points name; the values of dba.needs are other people's packages.
+REFERENCES = [
+    value
+    for name, group in PYPROJECT["project"]["entry-points"].items()
+    for value in group.values()
+    if name != "dba.needs"
+]
+
 # What is imported under another name than it is installed under.
 DISTRIBUTION_OF = {"tomllib": "tomli", "mpl_toolkits": "matplotlib"}
 
@@ -23,7 +31,7 @@ DISTRIBUTION_OF = {"tomllib": "tomli", "mpl_toolkits": "matplotlib"}
     "target",
     [
         *PYPROJECT["project"]["scripts"].values(),
-        *(value for group in PYPROJECT["project"]["entry-points"].values() for value in group.values()),
+        *REFERENCES,
     ],
 )
 def test_entry_points_name_existing_modules(target: str) -> None:
@@ -35,14 +43,13 @@ def test_entry_points_name_existing_modules(target: str) -> None:
 
 
 def test_every_plugin_module_has_an_entry_point() -> None:
-    named = {value for group in PYPROJECT["project"]["entry-points"].values() for value in group.values()}
     hooked = {
         module_name(path)
         for path in python_files("dba_plugins")
         for node in ast.walk(parse(path))
         if isinstance(node, ast.FunctionDef) and "hookimpl" in map(ast.unparse, node.decorator_list)
     }
-    assert hooked == {value for value in named if ":" not in value}
+    assert hooked == {value for value in REFERENCES if ":" not in value}
 
 
 def test_package_data_covers_every_file_that_is_no_code() -> None:
@@ -128,3 +135,13 @@ def test_what_the_hint_names_is_what_pip_knows() -> None:
     }
     assert {"cpu", "triton", "gguf", "bench"} <= named
     assert named <= set(PYPROJECT["project"]["optional-dependencies"])
+
+
+def test_our_own_plugins_say_what_they_need() -> None:
+    """The group `dba.needs` agrees with the extras that install it."""
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    needs = project["entry-points"]["dba.needs"]
+    assert set(needs.values()) == {re.split(r"[^\w-]", text)[0] for text in extras["cpu"] + extras["triton"]}
+    backends = project["entry-points"]["dba.decode_backends"]
+    assert {f"decode_backend.{name}" for name in backends} - set(needs) == {"decode_backend.streaming"}

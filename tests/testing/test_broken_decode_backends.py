@@ -26,6 +26,14 @@ CASES = [
     (broken.IsRandom, "deterministic", "the same bits every time"),
     (broken.LseOfBase2, "equals_float64", "lse within 1e-05"),
     (broken.LosesBatchDtype, "output_form", "torch.float16"),
+    (broken.KeepsSinksAndWindow, "no_token_is_left_out", "none of tokens 4 to 966 of 1031"),
+    (broken.ReadsWholeBlocks, "no_token_is_left_out", "none of tokens 1024 to 1030 of 1031"),
+    (broken.WrongPast1024, "equals_when_long", "lengths [1031, 515]"),
+    (broken.IgnoresScaleOfValues, "every_format", "Only v is in q8_0: look at how its codes and scales"),
+    (broken.MixesUpRows, "rows_keep_apart", "that belongs to another row of the batch"),
+    (broken.ReadsAnotherRow, "rows_keep_apart", "over the tokens of another row of the batch"),
+    (broken.MixesUpQueries, "rows_keep_apart", "with the query of another row of the batch"),
+    (broken.SwapsHeadsOfAGroup, "grouped_heads", "with the query heads of a group in another order"),
 ]
 
 
@@ -41,9 +49,14 @@ def test_the_sound_one_that_they_are_made_from_passes() -> None:
 
 @pytest.mark.parametrize(("backend", "check", "text"), CASES, ids=[case[0].__name__ for case in CASES])
 def test_fails_for_the_right_reason(backend: type[broken.Dense], check: str, text: str) -> None:
-    found = failed(broken.DensePlugin(backend))
+    found = failed(broken.DensePlugin(backend), only=(check,))
     assert check in found, found
     assert text in found[check], found[check]
+
+
+def test_what_is_wrong_in_long_rows_only_fails_there_only() -> None:
+    assert set(failed(broken.DensePlugin(broken.WrongPast1024))) == {"equals_when_long"}
+    assert "null_token_once" not in failed(broken.DensePlugin(broken.KeepsSinksAndWindow))
 
 
 @pytest.mark.parametrize("backend", [broken.ForgetsNull, broken.CountsNullPerPartition])

@@ -35,6 +35,12 @@ def kinds_with(registry: Registry, name: str, kind: Kind | None) -> list[Kind]:
     return [each for each in KINDS if each in found]
 
 
+def needs_text(info: PluginInfo) -> str:
+    """`llvmlite (not installed), numba`."""
+    missing = info.missing
+    return ", ".join(f"{name} (not installed)" if name in missing else name for name in info.needs)
+
+
 def info_document(info: PluginInfo) -> dict[str, Any]:
     """What the metadata says, for JSON."""
     return {
@@ -44,4 +50,6 @@ def info_document(info: PluginInfo) -> dict[str, Any]:
         "version": info.version,
         "module": info.module,
         "problem": info.problem,
+        "needs": list(info.needs),
+        "missing": list(info.missing),
     }

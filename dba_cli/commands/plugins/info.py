@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dba_cli import completing
-from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with
+from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.contracts import Kind
 
@@ -52,6 +52,7 @@ def _show(loaded: LoadedPlugin) -> None:
             ("Distribution", f"{info.distribution} {info.version}"),
             ("Module", info.module),
             ("Contract", str(plugin.contract)),
+            *([("Needs", needs_text(info))] if info.needs else []),
             ("Choose it with", f"--plugin {info.kind}={info.name}"),
             *([("Warning", loaded.deprecation)] if loaded.deprecation else []),
         ],
