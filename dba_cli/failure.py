@@ -18,7 +18,7 @@ from typing import TextIO
 import click
 
 from dba_cli.legacy import LEGACY_FLAGS
-from dba_core.errors import DeprecatedContractWarning
+from dba_core.errors import DeprecatedContractWarning, KernelCacheWarning
 
 
 def wants_traceback() -> bool:
@@ -52,7 +52,7 @@ def _without_legacy_hints(error: click.ClickException) -> str:
 
 @contextlib.contextmanager
 def warnings_in_one_line() -> Iterator[None]:
-    """Within: a plugin's deprecation is said without the line of code that it came from."""
+    """Within: this library's own warnings are said without the line of code that it came from."""
     before = warnings.showwarning
 
     def show(
@@ -63,7 +63,7 @@ def warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, DeprecatedContractWarning):
+        if issubclass(category, (DeprecatedContractWarning, KernelCacheWarning)):
             click.echo(f"warning: {message}", err=True)
         else:
             before(message, category, filename, lineno, file, line)

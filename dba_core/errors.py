@@ -81,6 +81,10 @@ class DeprecatedContractWarning(FutureWarning):
     """A plugin was written for the previous contract of its kind, which is taken for now."""
 
 
+class KernelCacheWarning(UserWarning):
+    """Compiled kernels are not kept on the disk, or what is there is not trusted: they are compiled anew."""
+
+
 def nearest(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
     """The names closest to `name`, best first; empty when none is near."""
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)

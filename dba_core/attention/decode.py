@@ -1,23 +1,29 @@
-"""Which decode backend serves a cache, chosen once for each kind of cache and kept.
+"""Which decode backend serves a cache, chosen once for each cache and kept while it lives.
 
 A backend is chosen by what the cache is (formats, residual window, batch, capacity, device), whether there is
-a null token, and the queries' dtype: the `DecodeRequest`. Called by attention.module, once per decoded token.
+a null token, and the queries' dtype: the `DecodeRequest`. Caches that ask for the same have the same one, as
+long as one of them lives or the request is among the `KEPT` last ones; a process that makes caches of ever new
+sizes keeps no more than that. Called by attention.module, once per decoded token.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections import OrderedDict
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 
 from dba_core.cache.layer import LayerCache
-from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, DecodeBackend, DecodeRequest
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
 
-_Key = tuple[KVCachePolicy, int, int, torch.device, torch.dtype]
+#: Requests whose backend stays although no cache needs it any more.
+KEPT = 16
+
+_Chosen = tuple[Selection, DecodeBackend]
 
 
 def decode_request(
@@ -60,7 +66,15 @@ class DecodeBackends:
         self._shape = shape
         self._has_null = has_null
         self._registry = registry
-        self._selected: dict[_Key, tuple[Selection, DecodeBackend]] = {}
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was chosen belongs to caches that a copy or a pickle does not have: it chooses anew."""
+        return {name: value for name, value in vars(self).items() if name not in ("_served", "_newest")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     @property
     def chosen(self) -> bool:
@@ -75,16 +89,29 @@ class DecodeBackends:
         """The backend that decodes over this cache."""
         return self._fixed if self._fixed is not None else self._select(cache, dtype)[1]
 
-    def _select(self, cache: LayerCache, dtype: torch.dtype) -> tuple[Selection, DecodeBackend]:
+    def _select(self, cache: LayerCache, dtype: torch.dtype) -> _Chosen:
         if self._choice is None:
             raise UnsupportedError(
                 "the decode backend was given as an instance, so the registry chose nothing; give its name "
                 "to have it selected and explained"
             )
-        key = (cache.policy, cache.batch, cache.capacity, cache.lengths_device.device, dtype)
-        if key not in self._selected:
-            registry = self._registry if self._registry is not None else Registry.default()
+        served = self._served.setdefault(cache, {})
+        if dtype not in served:
             request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
-            selection = registry.select("decode_backend", self._choice, request)
-            self._selected[key] = selection, cast("DecodeBackend", selection.build())
-        return self._selected[key]
+            served[dtype] = self._for_request(self._choice, request)
+        return served[dtype]
+
+    def _for_request(self, choice: PluginChoice, request: DecodeRequest) -> _Chosen:
+        chosen = self._newest.pop(request, None)
+        if chosen is None:
+            registry = self._registry if self._registry is not None else Registry.default()
+            selection = registry.select("decode_backend", choice, request)
+            chosen = selection, cast("DecodeBackend", selection.build())
+        self._newest[request] = chosen
+        if len(self._newest) > KEPT:
+            self._newest.popitem(last=False)
+        return chosen
+
+    def _forget(self) -> None:
+        self._served: WeakKeyDictionary[LayerCache, dict[torch.dtype, _Chosen]] = WeakKeyDictionary()
+        self._newest: OrderedDict[DecodeRequest, _Chosen] = OrderedDict()

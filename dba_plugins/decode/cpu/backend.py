@@ -26,12 +26,16 @@ _ARRAY = ctypes.c_int64 * len(Arg)
 
 
 class CpuDecode:
-    """See the module. Thread-safe: every call has its own arguments and scratch."""
+    """See the module. Thread-safe: every call has its own arguments and scratch.
+
+    Made of `spec` alone, whatever the batch and the capacity. A copy, and what a pickle loads, is made anew of
+    the same spec and so runs the same loaded code.
+    """
 
     name = "cpu"
     fused_null = True
 
-    def __init__(self, spec: KernelSpec, *, writer: TokenWriter | None = None) -> None:
+    def __init__(self, spec: KernelSpec, writer: TokenWriter | None = None) -> None:
         self.spec = spec
         self.writer = writer
         has_permute = machine().has_permute
@@ -39,6 +43,9 @@ class CpuDecode:
         self._code = code
         self._run = code.functions["decode_work"]
         self._merge = code.functions["decode_merge"]
+
+    def __reduce__(self) -> tuple[type[CpuDecode], tuple[KernelSpec, TokenWriter | None]]:
+        return type(self), (self.spec, self.writer)
 
     @torch.no_grad()
     def decode(
