@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dba_core.attention.autocast import without_autocast
 from dba_core.attention.checks import check_inputs
 from dba_core.attention.decode import DecodeBackends
 from dba_core.attention.fused import fused_attention
@@ -297,7 +298,7 @@ class DecoupledAttention(nn.Module):
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
         heads = self._heads(x, *self._positions(cache, q_len, x))
         backend = self.decode_backend(cache, heads.q_geo.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             if q_len > 1:
                 return prefill_attention(
                     heads, cache, null=self._null(), counts=counts, writer=backend.writer

@@ -62,7 +62,7 @@ def build_summarizer(
 
 def _built(selection: Selection) -> nn.Module | None:
     """Built on a random stream of its own, so that what one plugin draws changes nothing for the next one."""
-    seed = int(torch.randint(2**62, ()))
+    seed = int(torch.randint(2**62, (), device="cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module: nn.Module | None = selection.build()

@@ -19,7 +19,7 @@ def rope_frequencies(head_dim: int, theta: float) -> Tensor:
     """The geometric series theta^(-2i/D), radians per token: float64 [D/2]. head_dim is even."""
     if head_dim % 2:
         raise ValueError(f"head_dim={head_dim} is odd; RoPE rotates pairs of channels, so give an even width")
-    return theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    return theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class RopeTable:
             torch.inference_mode(False),
             torch.no_grad(),
         ):  # a table made while sampling must serve training too
-            angles = torch.arange(rows, dtype=torch.float64)[:, None, None] * self.frequencies
+            angles = torch.arange(rows, dtype=torch.float64, device="cpu")[:, None, None] * self.frequencies
             return torch.stack([angles.cos(), angles.sin()]).to(dtype).to(device)  # not all have float64
 
 

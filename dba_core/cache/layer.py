@@ -56,7 +56,7 @@ class LayerCache:
         )
         ring_size = policy.residual + self.rollback if policy.residual else 0
         with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it
-            where = torch.device(device)
+            where = _real_device(device)
             self._rows = RowLengths(batch=batch, ring_size=ring_size, device=where)
             self.k_sem, self.k_geo, self.v = (
                 TensorStore(
@@ -274,6 +274,16 @@ def _spec(name: str, sizes: tuple[int, int], tensor_format: TensorFormat) -> Cac
         format=tensor_format.format,
         qblock=tensor_format.qblock,
     )
+
+
+def _real_device(device: torch.device | str) -> torch.device:
+    where = torch.device(device)
+    if where.type == "meta":
+        raise CacheError(
+            "device of the cache is 'meta', where tensors hold no values; give the weights a real device first "
+            "(`to_empty(device=...)` and `load_state_dict`). How many bytes a cache takes: cache.bytes"
+        )
+    return where
 
 
 def _whole(what: str, value: int, *, least: int) -> int:

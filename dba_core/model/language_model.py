@@ -50,7 +50,8 @@ class LanguageModel(nn.Module):
         `config.train_long_seq.mem_summarizer`. registry: None is the one of this process.
 
         The weights depend on `seed` alone: they are drawn on the CPU and then moved, so they are the same on
-        every device. The caller's random state is left as it was.
+        every device. The caller's random state is left as it was. Built under `torch.device("meta")` the model
+        has no numbers: `to_empty(device=...)`, then `load_state_dict`.
         """
         super().__init__()
         config = config.resolved()
@@ -77,7 +78,8 @@ class LanguageModel(nn.Module):
             tied = config.tie_embeddings
             self.lm_head = None if tied else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         initialize(self, seed=seed, n_layers=config.n_layers)
-        self.to(device)
+        if self.device.type != "meta":
+            self.to(device)
 
     def forward(
         self, tokens: Tensor, *, cache: KVCache | None = None, counts: Sequence[int] | None = None

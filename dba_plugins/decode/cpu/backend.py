@@ -63,9 +63,9 @@ class CpuDecode:
         size = _partition(cache.length, batch * spec.units, threads)
         parts = max(1, -(-cache.length // size))
         items = batch * spec.units * parts
-        scratch = torch.empty(items * spec.share * (STATE + spec.v.width))
-        out = torch.empty(batch, spec.heads, spec.v.width)
-        lse = torch.empty(batch, spec.heads) if needs_lse else None
+        scratch = _new(items * spec.share * (STATE + spec.v.width))
+        out = _new(batch, spec.heads, spec.v.width)
+        lse = _new(batch, spec.heads) if needs_lse else None
         kept = [q_sem.contiguous(), q_geo.contiguous(), scratch]
         stores = cache.k_sem, cache.k_geo, cache.v
         given = _ARRAY(
@@ -97,6 +97,11 @@ class CpuDecode:
         on_threads(self._run, address, min(threads, items))
         self._merge(address)
         return DecodeOutput(out=out, lse=lse)
+
+
+def _new(*shape: int) -> Tensor:
+    """What the kernel writes: its dtype and device, whatever the defaults of torch are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _partition(length: int, rows: int, threads: int) -> int:
