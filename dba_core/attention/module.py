@@ -26,6 +26,7 @@ from dba_core.attention.parts import build_part, build_summarizer
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
 from dba_core.attention.rope import RopeFrequencies, RopeTable, rope_frequencies, shared_rope_table
+from dba_core.attention.uncompiled import uncompiled
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
@@ -291,6 +292,7 @@ class DecoupledAttention(nn.Module):
         )
         return out.transpose(1, 2)
 
+    @uncompiled
     def _cached(self, x: Tensor, cache: LayerCache, counts: Sequence[int] | None) -> Tensor:
         """Append the tokens and attend to what the cache then holds: [B, T, H, Dv]."""
         batch, q_len, _ = x.shape

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dba_core.attention.long_sequence_path import WITHOUT_WEIGHTS, OwnSummarizer
 from dba_core.attention.module import DecoupledAttention
+from dba_core.attention.uncompiled import uncompiled
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.layer_ranges import by_layer
@@ -227,6 +228,7 @@ class LanguageModel(nn.Module):
         dropped: Tensor = self.dropout(x)
         return dropped
 
+    @uncompiled
     @torch.no_grad()
     def _cached(self, tokens: Tensor, cache: KVCache, counts: Sequence[int] | None) -> Tensor:
         """The same through every layer's cache; without gradients, since a cache holds none."""
