@@ -1,9 +1,9 @@
 """Which decode backend serves a cache, chosen once for each cache and kept while it lives.
 
 A backend is chosen by what the cache is (formats, residual window, batch, capacity, device), whether there is
-a null token, and the queries' dtype: the `DecodeRequest`. Caches that ask for the same have the same one, as
-long as one of them lives or the request is among the `KEPT` last ones; a process that makes caches of ever new
-sizes keeps no more than that. Called by attention.module, once per decoded token.
+a null token, and the queries' dtype: the `DecodeRequest`. What was chosen stays as long as its cache, and for
+the `KEPT` last requests, so that the next cache that asks for the same has it: a process that makes caches of
+ever new sizes keeps no more than that. Called by attention.module, once per decoded token.
 """
 
 from __future__ import annotations

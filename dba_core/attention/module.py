@@ -116,10 +116,12 @@ class DecoupledAttention(nn.Module):
 
         cache: the tokens continue the cached ones and are appended (no gradients). counts, with a cache only:
         row b takes its first counts[b] tokens, the attention of the others is zero. mask, without a cache
-        only: bool, broadcastable to [B,H,T,T], True may be seen, on top of causality; the null token is
-        always visible, and a token that sees nothing gets zeros. Raises CacheError as `LayerCache.append`.
+        only: bool, [T,T], [H,T,T] or [B or 1, H or 1, T or 1, T or 1], True may be seen, on top of causality;
+        the null token is always visible, and a token that sees nothing gets zeros. Padding [B,T] goes in as
+        mask[:, None, None, :]. Raises ValueError for a wrong argument, CacheError as `LayerCache.append`.
         """
-        check_inputs(x, self.shape, cache=cache, mask=mask, counts=counts)
+        weight = self.out_proj.weight
+        check_inputs(x, self.shape, weight=weight, cache=cache, mask=mask, counts=counts)
         with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
             if cache is not None:
                 out = self._cached(x, cache, counts)
@@ -202,6 +204,24 @@ class DecoupledAttention(nn.Module):
     def rope(self) -> RopeTable:
         """The rotation angles of this layer."""
         return self._shared_rope if self.rope_frequencies is None else self.rope_frequencies.table
+
+    def extra_repr(self) -> str:
+        """The layout and its sizes, in one line."""
+        shape, config = self.shape, self.config
+        sem_heads, _, v_heads = shape.cached_heads
+        own = {"sem_kv_heads": sem_heads, "v_kv_heads": v_heads}
+        sizes = {
+            "d_model": shape.d_model,
+            "n_heads": shape.n_heads,
+            "n_kv_heads": shape.n_kv_heads,
+            **{name: heads for name, heads in own.items() if heads != shape.n_kv_heads},
+            "sem_head_dim": shape.sem_head_dim,
+            "geo_head_dim": shape.geo_head_dim,
+            "v_head_dim": shape.v_head_dim,
+        }
+        return ", ".join(
+            [f"layer {self.layer}: {config.mode}", *(f"{n}={size}" for n, size in sizes.items())]
+        )
 
     def _make_rope(self) -> None:
         geo, theta = self.shape.geo_head_dim, self.config.rope_theta

@@ -53,7 +53,7 @@ def initial_std(name: str, *, fan_in: int, n_layers: int) -> float:
 
 @torch.no_grad()
 def initialize(model: nn.Module, *, seed: int, n_layers: int) -> None:
-    """Draw every matrix of the model that is not a plugin's on the CPU; on `meta` there is nothing to draw."""
+    """Draw every matrix of the model that is not a plugin's, on the CPU; on `meta` there is none to draw."""
     for name, parameter in model.named_parameters():
         if is_plugin_parameter(name) or parameter.dim() < 2 or parameter.is_meta:
             continue

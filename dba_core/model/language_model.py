@@ -34,6 +34,8 @@ from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
 from dba_core.registry import Registry, Selection
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 class LanguageModel(nn.Module):
     """A decoder-only transformer over `config.vocab_size` tokens."""
@@ -51,8 +53,8 @@ class LanguageModel(nn.Module):
         `config.train_long_seq.mem_summarizer`. registry: None is the one of this process.
 
         The weights depend on `seed` alone: they are drawn on the CPU and then moved, so they are the same on
-        every device. The caller's random state is left as it was. Built under `torch.device("meta")` the model
-        has no numbers: `to_empty(device=...)`, then `load_state_dict`.
+        every device. The caller's random state is left as it was. Built under `torch.device("meta")`
+        the model has no numbers: `to_empty(device=...)`, then `load_state_dict`.
         """
         super().__init__()
         config = config.resolved()
@@ -102,8 +104,17 @@ class LanguageModel(nn.Module):
         cache, counts: as there.
         """
         self.check_tokens(tokens)
+        if tokens.device != self.device:
+            raise DataError(
+                f"tokens are on {tokens.device}, the model on {self.device}; "
+                f"give tokens.to({str(self.device)!r})"
+            )
         if cache is not None:
             return self._cached(tokens, cache, counts)
+        if counts is not None:
+            raise CacheError(
+                f"counts={counts!r} without a cache; counts say how many tokens a cache row takes"
+            )
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
@@ -170,7 +181,12 @@ class LanguageModel(nn.Module):
         The range is only looked at where that is cheap: on the CPU and outside compiled code. Tokens on
         their way to another device are checked before they leave (training.step, generation).
         """
-        if tokens.dim() != 2 or tokens.is_floating_point():
+        if not isinstance(tokens, Tensor):
+            raise DataError(
+                f"tokens are a {type(tokens).__name__}; give a tensor of integers [batch, tokens], "
+                "torch.tensor([tokens]) say"
+            )
+        if tokens.dim() != 2 or tokens.dtype not in _INTEGERS:
             raise DataError(
                 f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; give integers [batch, tokens]"
             )
@@ -232,6 +248,8 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def _cached(self, tokens: Tensor, cache: KVCache, counts: Sequence[int] | None) -> Tensor:
         """The same through every layer's cache; without gradients, since a cache holds none."""
+        if not isinstance(cache, KVCache):
+            raise CacheError(f"cache is a {type(cache).__name__}; give what new_cache of this model makes")
         if len(cache.layers) != len(self.blocks):
             raise CacheError(
                 f"the cache has {len(cache.layers)} layers and the model {len(self.blocks)}; make it with "

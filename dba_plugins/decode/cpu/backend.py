@@ -28,8 +28,8 @@ _ARRAY = ctypes.c_int64 * len(Arg)
 class CpuDecode:
     """See the module. Thread-safe: every call has its own arguments and scratch.
 
-    Made of `spec` alone, whatever the batch and the capacity. A copy, and what a pickle loads, is made anew of
-    the same spec and so runs the same loaded code.
+    Made of `spec` alone, whatever the batch and the capacity. A copy, and what a pickle loads, is made anew
+    of the same spec and so runs the same loaded code.
     """
 
     name = "cpu"

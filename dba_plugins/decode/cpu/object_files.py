@@ -4,9 +4,9 @@
 
 Machine code is loaded only from a regular file that belongs to the process's user and that nobody else may
 write, in folders of which the same holds; a symbolic link is none. Anything else is refused with a warning,
-and the code is compiled anew, in memory. A file is written whole or not at all; one that is cut short, altered
-or another one's is not read. Without a folder that can be written every process compiles for itself, and one
-warning says so.
+and the code is compiled anew, in memory. A file is written whole or not at all; one that is cut short,
+altered or another one's is not read. Without a folder that can be written every process compiles for itself,
+and one warning says so.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def _check(path: Path, found: os.stat_result, *, directory: bool) -> None:
         raise RefusedError(f"{where} is a symbolic link; put {kind} there, or name what it points to")
     if not (stat.S_ISDIR(mode) if directory else stat.S_ISREG(mode)):
         raise RefusedError(f"{where} is not {kind}; remove it")
-    if sys.platform == "win32":  # access is not a matter of mode bits there, and the profile is the user's own
+    if (
+        sys.platform == "win32"
+    ):  # access is not a matter of mode bits there, and the profile is the user's own
         return
     if found.st_uid != os.geteuid():
         raise RefusedError(
