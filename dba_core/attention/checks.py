@@ -103,11 +103,11 @@ def _refuse_two_meanings(got: list[int], full: tuple[int, int, int, int]) -> Non
         square = batch == q_len
         raise ValueError(
             f"mask of shape {got} {'could be' if square else 'is'} a padding mask [B,T]"
-            f"{' or a mask [T,T]' if square else ''}; give padding as mask.bool()[:, None, None, :] [B,1,1,T], "
-            f"True at real tokens{', and [T,T] as mask[None, None]' if square else ''}"
+            f"{' or a mask [T,T]' if square else ''}; give padding as mask.bool()[:, None, None, :] "
+            f"[B,1,1,T], True at real tokens{', and [T,T] as mask[None, None]' if square else ''}"
         )
     if len(got) == 3 and got[0] == batch != 1:
         raise ValueError(
-            f"mask of shape {got} has one axis of {batch} in front of [T,T], where the batch is {batch} and the "
-            f"heads are {heads}; give [B,T,T] as mask[:, None] and [H,T,T] as mask[None]"
+            f"mask of shape {got} has one axis of {batch} in front of [T,T], where the batch is {batch} and "
+            f"the heads are {heads}; give [B,T,T] as mask[:, None] and [H,T,T] as mask[None]"
         )

@@ -26,6 +26,7 @@ from dba_core.attention.parts import build_part, build_summarizer
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
 from dba_core.attention.rope import RopeFrequencies, RopeTable, rope_frequencies, shared_rope_table
+from dba_core.attention.taking_part import taking_part
 from dba_core.attention.uncompiled import uncompiled
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
@@ -52,6 +53,9 @@ class DecoupledAttention(nn.Module):
     choice or a backend. train_long_seq: None is off. context: the longest training sequence, where it is
     known. device: where the layer will run, which plugins are chosen for; the weights are made on the CPU,
     move them with `.to(device)`.
+
+    In training the summarizer's parameters have a gradient in every pass, of zeros where the sequence is too
+    short to be summarized, so that DistributedDataParallel finds one; but none within `exact_in_training`.
 
     `config` is resolved; `selections` holds what the registry chose per kind (the decode backend from the
     first cache on); `long_sequence` is the resolved configuration of the long-sequence path, None where it is
@@ -129,6 +133,8 @@ class DecoupledAttention(nn.Module):
                 out = self._long(x)
             else:
                 out = self._uncached(x, mask)
+                if self.training and not self._exact_in_training:
+                    out = taking_part(out, self.summarizer)
             y: Tensor = self.out_proj(out.flatten(2))  # [B, T, H*Dv] -> [B, T, d_model]
         return y
 
