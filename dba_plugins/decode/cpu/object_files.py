@@ -102,9 +102,8 @@ def write(name: str, code: bytes) -> None:
 
 
 def _contents(path: Path) -> bytes:
-    """The bytes of a trusted file. What is checked is what is read: the file that was opened."""
-    if path.is_symlink():
-        raise RefusedError(f"{printable(str(path))} is a symbolic link; remove it")
+    """The bytes of a trusted file. What is read was checked once more: another may be there by then."""
+    _check(path, os.lstat(path), directory=False)
     handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _BINARY)
     try:
         _check(path, os.fstat(handle), directory=False)
