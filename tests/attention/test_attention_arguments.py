@@ -127,7 +127,8 @@ def test_a_layer_says_its_layout_in_one_line() -> None:
     )
     text = DecoupledAttention(config, layer=3).extra_repr()
     assert text == (
-        "layer 3: decoupled, d_model=24, n_heads=4, n_kv_heads=2, sem_head_dim=2, geo_head_dim=4, v_head_dim=5"
+        "layer 3: decoupled, d_model=24, n_heads=4, n_kv_heads=2, "
+        "sem_head_dim=2, geo_head_dim=4, v_head_dim=5"
     )
     assert text in repr(DecoupledAttention(config, layer=3))
     shared = AttentionConfig(
