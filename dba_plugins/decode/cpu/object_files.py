@@ -21,7 +21,6 @@ import warnings
 from pathlib import Path
 
 from dba_core.errors import KernelCacheWarning
-from dba_core.printable import printable
 
 #: The folder of the compiled kernels; without it, the user's cache folder.
 CACHE_VARIABLE = "DBA_CACHE_DIR"
@@ -97,7 +96,7 @@ def write(name: str, code: bytes) -> None:
         _note(str(refusal))
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        where = printable(str(folders[-1]))
+        where = repr(str(folders[-1]))
         _note(f"they cannot be written to {where} ({reason}); set {CACHE_VARIABLE} to another folder")
 
 
@@ -115,7 +114,7 @@ def _contents(path: Path) -> bytes:
 
 def _check(path: Path, found: os.stat_result, *, directory: bool) -> None:
     """Raise RefusedError unless this is a file or a folder that nobody else may write."""
-    where, mode = printable(str(path)), found.st_mode
+    where, mode = repr(str(path)), found.st_mode
     kind = "a folder" if directory else "a file"
     if stat.S_ISLNK(mode):
         raise RefusedError(f"{where} is a symbolic link; put {kind} there, or name what it points to")
@@ -144,10 +143,9 @@ def _replace(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # the name is gone where all went well
             os.unlink(name)
-        raise
 
 
 def _hash(name: str, code: bytes) -> bytes:
