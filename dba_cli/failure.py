@@ -21,7 +21,7 @@ import click
 from dba_cli.hints import hint_for
 from dba_cli.legacy import LEGACY_FLAGS
 from dba_cli.terminal import echo, echo_labelled, warn
-from dba_core.errors import DeprecatedContractWarning, LongPromptWarning
+from dba_core.errors import DeprecatedContractWarning, KernelCacheWarning, LongPromptWarning
 
 
 def wants_traceback() -> bool:
@@ -67,7 +67,7 @@ def warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, (DeprecatedContractWarning, LongPromptWarning)):
+        if issubclass(category, (DeprecatedContractWarning, KernelCacheWarning, LongPromptWarning)):
             warn(str(message))
         else:
             text = io.StringIO()

@@ -91,6 +91,10 @@ class LongPromptWarning(UserWarning):
     """A prompt is longer than the context that the model was trained with."""
 
 
+class KernelCacheWarning(UserWarning):
+    """Compiled kernels are not kept on the disk, or what is there is not trusted: they are compiled anew."""
+
+
 def nearest(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
     """The names closest to `name`, best first; empty when none is near."""
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)

@@ -1,22 +1,32 @@
-"""Which decode backend serves a cache, chosen once for each kind of cache and kept.
+"""Which decode backend serves a cache, chosen once for each cache and kept while it lives.
 
 A backend is chosen by what the cache is (formats, residual window, batch, capacity, device), whether there is
-a null token, and the queries' dtype: the `DecodeRequest`. Called by attention.module, once per decoded token.
+a null token, and the queries' dtype: the `DecodeRequest`. What was chosen stays as long as its cache, and for
+the `KEPT` last requests, so that the next cache that asks for the same has it: a process that makes caches of
+ever new sizes keeps no more than that. Called by attention.module, once per decoded token.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from dba_core.attention.parts import built_backend
 from dba_core.cache.layer import LayerCache
-from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, DecodeBackend, DecodeRequest
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
 
-_Key = tuple[KVCachePolicy, int, int, torch.device, torch.dtype]
+#: Requests whose backend stays although no cache needs it any more.
+KEPT = 16
+
+_Chosen = tuple[Selection, DecodeBackend]
+#: The dtype of the queries, and the device that is asked about where it is not the cache's.
+_Use = tuple[torch.dtype, torch.device | None]
 
 
 def decode_request(
@@ -67,7 +77,15 @@ class DecodeBackends:
         self._shape = shape
         self._has_null = has_null
         self._registry = registry
-        self._selected: dict[_Key, tuple[Selection, DecodeBackend]] = {}
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was chosen belongs to caches that a copy or a pickle does not have: it chooses anew."""
+        return {name: value for name, value in vars(self).items() if name not in ("_served", "_newest")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     @property
     def chosen(self) -> bool:
@@ -93,19 +111,29 @@ class DecodeBackends:
             return f"decode_backend {type(self._fixed).__name__}, given as an object,"
         return self._select(cache, dtype)[0].who
 
-    def _select(
-        self, cache: LayerCache, dtype: torch.dtype, device: torch.device | None = None
-    ) -> tuple[Selection, DecodeBackend]:
+    def _select(self, cache: LayerCache, dtype: torch.dtype, device: torch.device | None = None) -> _Chosen:
         if self._choice is None:
             raise UnsupportedError(
                 "the decode backend was given as an instance, so the registry chose nothing; give its name "
                 "to have it selected and explained"
             )
-        place = cache.lengths_device.device if device is None else device
-        key = (cache.policy, cache.batch, cache.capacity, place, dtype)
-        if key not in self._selected:
+        served = self._served.setdefault(cache, {})
+        if (dtype, device) not in served:
+            request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype, device=device)
+            served[dtype, device] = self._for_request(self._choice, request)
+        return served[dtype, device]
+
+    def _for_request(self, choice: PluginChoice, request: DecodeRequest) -> _Chosen:
+        chosen = self._newest.pop(request, None)
+        if chosen is None:
             registry = self._registry if self._registry is not None else Registry.default()
-            request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype, device=place)
-            selection = registry.select("decode_backend", self._choice, request)
-            self._selected[key] = selection, built_backend(selection)
-        return self._selected[key]
+            selection = registry.select("decode_backend", choice, request)
+            chosen = selection, built_backend(selection)
+        self._newest[request] = chosen
+        if len(self._newest) > KEPT:
+            self._newest.popitem(last=False)
+        return chosen
+
+    def _forget(self) -> None:
+        self._served: WeakKeyDictionary[LayerCache, dict[_Use, _Chosen]] = WeakKeyDictionary()
+        self._newest: OrderedDict[DecodeRequest, _Chosen] = OrderedDict()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dba_core.attention.autocast import autocast_enabled
 from dba_core.attention.fused import fused_attention
 from dba_core.attention.long_sequence_chunks import chunked_attention
 from dba_core.attention.long_sequence_masks import Carrier, carrier_for
@@ -104,5 +105,5 @@ def _summaries(
 
 def _compute_dtype(like: Tensor) -> torch.dtype:
     """What attention computes in: the autocast dtype where autocast is on, else the values' own."""
-    device = like.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    enabled = autocast_enabled(like.device)
+    return torch.get_autocast_dtype(like.device.type) if enabled else like.dtype

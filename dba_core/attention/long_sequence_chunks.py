@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dba_core.attention.autocast import without_autocast
 from dba_core.attention.long_sequence_masks import ChunkMasks
 from dba_core.attention.long_sequence_plan import Chunk, LongSequencePlan
 
@@ -161,7 +162,7 @@ class _ChunkedAttention(torch.autograd.Function):
         track = any(ctx.needs_input_grad)
         batch, heads, slots, width = q.shape
         out = q.new_empty(batch, slots - n_null, heads, width).transpose(1, 2)  # [B, H, T, W]
-        no_autocast = torch.autocast(q.device.type, enabled=False)  # it would round the masks
+        no_autocast = without_autocast(q.device)  # it would round the masks
         hooks = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
         with torch.set_grad_enabled(track), no_autocast, hooks:
             for chunk in plan.chunks:

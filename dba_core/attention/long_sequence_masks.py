@@ -36,7 +36,7 @@ def carrier_for(device: torch.device) -> Carrier:
 
 def columns(log_mass: float, like: Tensor) -> Tensor:
     """[2]: log(L) in `like`'s dtype and what that rounding left out."""
-    high = torch.tensor(log_mass, dtype=torch.float64).to(like.dtype)
+    high = torch.tensor(log_mass, dtype=torch.float64, device="cpu").to(like.dtype)
     low = (log_mass - high.double()).to(like.dtype)
     return torch.stack([high, low]).to(like.device)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from dba_core.attention.autocast import without_autocast
 from dba_core.attention.checks import check_inputs
 from dba_core.attention.decode import DecodeBackends
 from dba_core.attention.entrance import DecodeEntrance, NamedWriter, PartEntrance
@@ -26,6 +27,8 @@ from dba_core.attention.parts import build_part, build_summarizer
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
 from dba_core.attention.rope import RopeFrequencies, RopeTable, rope_frequencies, shared_rope_table
+from dba_core.attention.taking_part import taking_part
+from dba_core.attention.uncompiled import uncompiled
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
@@ -48,6 +51,9 @@ class DecoupledAttention(nn.Module):
     choice or a backend. train_long_seq: None is off. context: the longest training sequence, where it is
     known. device: where the layer will run, which plugins are chosen for; the weights are made on the CPU,
     move them with `.to(device)`.
+
+    In training the summarizer's parameters have a gradient in every pass, of zeros where the sequence is too
+    short to be summarized, so that DistributedDataParallel finds one; but none within `exact_in_training`.
 
     `config` is resolved; `selections` holds what the registry chose per kind (the decode backend from the
     first cache on); `long_sequence` is the resolved configuration of the long-sequence path, None where it is
@@ -118,10 +124,12 @@ class DecoupledAttention(nn.Module):
 
         cache: the tokens continue the cached ones and are appended (no gradients). counts, with a cache only:
         row b takes its first counts[b] tokens, the attention of the others is zero. mask, without a cache
-        only: bool, broadcastable to [B,H,T,T], True may be seen, on top of causality; the null token is
-        always visible, and a token that sees nothing gets zeros. Raises CacheError as `LayerCache.append`.
+        only: bool, [T,T], [H,T,T] or [B or 1, H or 1, T or 1, T or 1], True may be seen, on top of causality;
+        the null token is always visible, and a token that sees nothing gets zeros. Padding [B,T] goes in as
+        mask[:, None, None, :]. Raises ValueError for a wrong argument, CacheError as `LayerCache.append`.
         """
-        check_inputs(x, self.shape, cache=cache, mask=mask, counts=counts)
+        weight = self.out_proj.weight
+        check_inputs(x, self.shape, weight=weight, cache=cache, mask=mask, counts=counts)
         with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
             if cache is not None:
                 out = self._cached(x, cache, counts)
@@ -129,6 +137,8 @@ class DecoupledAttention(nn.Module):
                 out = self._long(x)
             else:
                 out = self._uncached(x, mask)
+                if self.training and not self._exact_in_training:
+                    out = taking_part(out, self.summarizer)
             y: Tensor = self.out_proj(out.flatten(2))  # [B, T, H*Dv] -> [B, T, d_model]
         return y
 
@@ -229,6 +239,24 @@ class DecoupledAttention(nn.Module):
         """The rotation angles of this layer."""
         return self._shared_rope if self.rope_frequencies is None else self.rope_frequencies.table
 
+    def extra_repr(self) -> str:
+        """The layout and its sizes, in one line."""
+        shape, config = self.shape, self.config
+        sem_heads, _, v_heads = shape.cached_heads
+        own = {"sem_kv_heads": sem_heads, "v_kv_heads": v_heads}
+        sizes = {
+            "d_model": shape.d_model,
+            "n_heads": shape.n_heads,
+            "n_kv_heads": shape.n_kv_heads,
+            **{name: heads for name, heads in own.items() if heads != shape.n_kv_heads},
+            "sem_head_dim": shape.sem_head_dim,
+            "geo_head_dim": shape.geo_head_dim,
+            "v_head_dim": shape.v_head_dim,
+        }
+        return ", ".join(
+            [f"layer {self.layer}: {config.mode}", *(f"{n}={size}" for n, size in sizes.items())]
+        )
+
     def _make_rope(self) -> None:
         geo, theta = self.shape.geo_head_dim, self.config.rope_theta
         self._shared_rope = shared_rope_table(geo, theta)
@@ -317,6 +345,7 @@ class DecoupledAttention(nn.Module):
         )
         return out.transpose(1, 2)
 
+    @uncompiled
     def _cached(self, x: Tensor, cache: LayerCache, counts: Sequence[int] | None) -> Tensor:
         """Append the tokens and attend to what the cache then holds: [B, T, H, Dv]."""
         batch, q_len, _ = x.shape
@@ -326,7 +355,7 @@ class DecoupledAttention(nn.Module):
         backend = self.decode_backend(cache, heads.q_geo.dtype)
         who = functools.partial(self._backends.who, cache, heads.q_geo.dtype)
         writer = None if backend.writer is None else NamedWriter(backend.writer, who)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             if q_len > 1:
                 return prefill_attention(
                     heads, cache, null=self._null(), counts=counts, writer=writer

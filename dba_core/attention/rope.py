@@ -85,7 +85,7 @@ class RopeTable:
             torch.inference_mode(False),
             torch.no_grad(),
         ):  # a table made while sampling must serve training too
-            angles = torch.arange(rows, dtype=torch.float64)[:, None, None] * self.frequencies
+            angles = torch.arange(rows, dtype=torch.float64, device="cpu")[:, None, None] * self.frequencies
             return torch.stack([angles.cos(), angles.sin()]).to(dtype).to(device)  # not all have float64
 
 

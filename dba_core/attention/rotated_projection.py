@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dba_core.attention.autocast import autocast_enabled
+
 _COMPLEX_PARTS = (torch.float32, torch.float64)
 _ThreeHeads = tuple[Tensor, Tensor, Tensor]
 
@@ -29,7 +31,7 @@ def rotated_projection(
     sizes: (H, G, G), N their sum; width: W, even. The first Dg channels of every query and key head are
     rotated by cos and sin [T, H+G or 1, Dg/2].
     """
-    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+    plain = torch.compiler.is_compiling() or autocast_enabled(x.device)
     if plain or x.dtype not in _COMPLEX_PARTS:
         return _out_of_place(F.linear(x, weight), cos, sin, sizes, width)
     apply = cast("Callable[..., _ThreeHeads]", _RotatedProjection.apply)

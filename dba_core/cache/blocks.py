@@ -32,7 +32,7 @@ class RowLayout:
         self.qblock = qblock
         self.n_blocks = -(-n_heads * head_dim // qblock) if qblock else 0
         self.unit = math.gcd(head_dim, qblock) or 1
-        first_value = torch.arange(n_heads * (head_dim // self.unit)) * self.unit  # [G*U]
+        first_value = torch.arange(n_heads * (head_dim // self.unit), device="cpu") * self.unit  # [G*U]
         self._block_of_unit = (first_value // max(qblock, 1)).to(device)
 
     @property

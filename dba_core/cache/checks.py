@@ -38,6 +38,11 @@ def check_tensor(store: TensorStore, x: Tensor, *, batch: int, q_len: int) -> No
 
 def check_counts(counts: Sequence[int], *, layer: int, batch: int, q_len: int) -> tuple[int, ...]:
     """One whole number 0..q_len per batch row."""
+    if not isinstance(counts, Sequence):
+        raise CacheError(
+            f"layer {layer}: append got counts={counts!r}; give a list of whole numbers, one for each of "
+            f"{batch} batch rows"
+        )
     if len(counts) != batch:
         raise CacheError(
             f"layer {layer}: append got {len(counts)} counts for {batch} batch rows; give one per row"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dba_core.cache.layer import LayerCache
 from dba_core.errors import CacheError
@@ -11,16 +11,31 @@ from dba_core.errors import CacheError
 class KVCache:
     """The layers' caches in order. A forward pass appends to each; between passes all have equal lengths."""
 
-    def __init__(self, layers: Sequence[LayerCache]) -> None:
+    def __init__(self, layers: Iterable[LayerCache]) -> None:
+        if isinstance(layers, LayerCache) or not isinstance(layers, Iterable):
+            raise CacheError(f"layers of a KV cache are a {type(layers).__name__}; give a list of LayerCache")
+        layers = tuple(layers)
         if not layers:
             raise CacheError("a KV cache needs at least one layer, got none")
         for number, layer in enumerate(layers):
+            if not isinstance(layer, LayerCache):
+                raise CacheError(
+                    f"layer {number} of a KV cache is a {type(layer).__name__}; give a LayerCache"
+                )
+            if any(layer is other for other in layers[:number]):
+                raise CacheError(f"layer {number} of a KV cache is that of another layer; give each its own")
             if (layer.batch, layer.capacity) != (layers[0].batch, layers[0].capacity):
                 raise CacheError(
                     f"cache of layer {number} has batch {layer.batch} and capacity {layer.capacity}, that of "
                     f"layer 0 {layers[0].batch} and {layers[0].capacity}; give all layers the same"
                 )
-        self.layers: tuple[LayerCache, ...] = tuple(layers)
+        self.layers: tuple[LayerCache, ...] = layers
+
+    def __repr__(self) -> str:
+        first = self.layers[0]
+        in_step = all(layer.lengths == first.lengths for layer in self.layers)
+        text = first.summary(lengths=first.lengths, nbytes=self.nbytes)
+        return f"KVCache(layers={len(self.layers)}, {text}{'' if in_step else ', layers out of step'})"
 
     @property
     def batch(self) -> int:

@@ -24,6 +24,9 @@ from dba_core.contracts import CachedTensor, TokenWriter
 from dba_core.errors import CacheError
 from dba_core.free_memory import many, require_memory
 
+#: Rows whose lengths a representation lists.
+_ROWS_SHOWN = 8
+
 
 class LayerCache:
     """Storage for `capacity` tokens of `batch` sequences, allocated once.
@@ -46,6 +49,10 @@ class LayerCache:
         layer: int = 0,
         rollback: int | None = None,
     ) -> None:
+        if not isinstance(policy, KVCachePolicy):
+            raise CacheError(
+                f"policy of the cache is {policy!r}; give a KVCachePolicy (new_cache takes its text as well)"
+            )
         self.policy = policy
         self.layer = layer
         #: int32 [1] on the device, not 0 after a bad value; made by a writer that does not wait for it
@@ -64,7 +71,7 @@ class LayerCache:
             smaller="the number of tokens or of sequences",
         )
         with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it
-            where = torch.device(device)
+            where = _real_device(device)
             self._rows = RowLengths(batch=batch, ring_size=ring_size, device=where)
             self.k_sem, self.k_geo, self.v = (
                 TensorStore(
@@ -87,6 +94,18 @@ class LayerCache:
             n_heads, head_dim, fmt, residual=self.policy.residual, rollback=self.rollback
         )
         return self.capacity * tensor_bytes_per_token(n_heads, head_dim, fmt) + ring
+
+    def __repr__(self) -> str:
+        return f"LayerCache(layer={self.layer}, {self.summary(lengths=self.lengths)})"
+
+    def summary(self, *, lengths: tuple[int, ...], nbytes: int | None = None) -> str:
+        """Sizes, contents, formats, bytes and device, in one line. nbytes: None is this layer's."""
+        held = f"length={lengths[0]}" if len(set(lengths)) == 1 else f"lengths={_shown(lengths)}"
+        size = self.nbytes if nbytes is None else nbytes
+        return (
+            f"batch={self.batch}, capacity={self.capacity}, {held}, policy={self.policy.short!r}, "
+            f"nbytes={size}, device={str(self.lengths_device.device)!r}"
+        )
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -155,8 +174,8 @@ class LayerCache:
         q_len = k_sem.shape[2]
         for store, x in zip(self._stores, inputs, strict=True):
             check_tensor(store, x, batch=self.batch, q_len=q_len)
-        steps = (q_len,) * self.batch if counts is None else tuple(counts)
-        steps = check_counts(steps, layer=self.layer, batch=self.batch, q_len=q_len)
+        wanted = (q_len,) * self.batch if counts is None else counts
+        steps = check_counts(wanted, layer=self.layer, batch=self.batch, q_len=q_len)
         check_room(self.lengths, steps, layer=self.layer, capacity=self.capacity)
         if not any(steps):
             return
@@ -212,6 +231,10 @@ class LayerCache:
 
     def check_truncate(self, length: int | Sequence[int]) -> tuple[int, ...]:
         """The length of every row after `truncate(length)`; raises what that would and changes nothing."""
+        if not isinstance(length, int | Sequence):
+            raise CacheError(
+                f"layer {self.layer}: truncate got {length!r}; give a whole number, or a list with one a row"
+            )
         wanted = (length,) * self.batch if isinstance(length, int) else tuple(length)
         if len(wanted) != self.batch:
             raise CacheError(
@@ -289,6 +312,22 @@ def _spec(name: str, sizes: tuple[int, int], tensor_format: TensorFormat) -> Cac
         format=tensor_format.format,
         qblock=tensor_format.qblock,
     )
+
+
+def _shown(lengths: tuple[int, ...]) -> str:
+    """The rows' lengths, of many rows the first ones."""
+    first = ", ".join(map(str, lengths[:_ROWS_SHOWN]))
+    return f"[{first}]" if len(lengths) <= _ROWS_SHOWN else f"[{first}, ... {max(lengths)} at most]"
+
+
+def _real_device(device: torch.device | str) -> torch.device:
+    where = torch.device(device)
+    if where.type == "meta":
+        raise CacheError(
+            "device of the cache is 'meta', where tensors hold no values; give the weights a real device "
+            "first (`to_empty(device=...)` and `load_state_dict`). How many bytes a cache takes: cache.bytes"
+        )
+    return where
 
 
 def _whole(what: str, value: int, *, least: int) -> int:

@@ -74,4 +74,4 @@ class RowLengths:
         self._mirror(self.host)
 
     def _mirror(self, lengths: Sequence[int]) -> None:
-        self.device.copy_(torch.tensor(lengths, dtype=torch.int32))
+        self.device.copy_(torch.tensor(lengths, dtype=torch.int32, device="cpu"))

@@ -66,10 +66,10 @@ class Scatter:
     @classmethod
     def ragged(cls, lengths: Sequence[int], counts: Sequence[int], device: torch.device) -> Scatter:
         """Row b gets its first counts[b] tokens at positions lengths[b] onwards."""
-        begin, many = torch.tensor(lengths), torch.tensor(counts)
-        rows = torch.repeat_interleave(torch.arange(len(counts)), many)  # [N]
+        begin, many = (torch.tensor(sizes, device="cpu") for sizes in (lengths, counts))
+        rows = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), many)  # [N]
         first = (many.cumsum(0) - many)[rows]
-        tokens = torch.arange(rows.numel()) - first
+        tokens = torch.arange(rows.numel(), device="cpu") - first
         index = torch.stack((rows, tokens, begin[rows] + tokens, (begin + many)[rows])).to(device)  # [4, N]
         return cls(*index.unbind(0))
 

@@ -73,7 +73,7 @@ class TensorFormat:
         return f"{self.format}@{self.qblock}" if self.qblock else self.format
 
 
-@attrs.frozen(kw_only=True, field_transformer=exact_types)
+@attrs.frozen(kw_only=True, repr=False, field_transformer=exact_types)
 class KVCachePolicy:
     """Every setting of the KV cache. Frozen: a policy is replaced as a whole, never in part."""
 
@@ -85,6 +85,9 @@ class KVCachePolicy:
     def __attrs_post_init__(self) -> None:
         if not 0 <= self.residual <= MAX_RESIDUAL:
             raise ConfigError(f"resid={self.residual} is no number of tokens; allowed: 0 to {MAX_RESIDUAL}")
+
+    def __repr__(self) -> str:
+        return f"KVCachePolicy.parse({self.short!r})"
 
     @classmethod
     def parse(cls, text: str) -> KVCachePolicy:

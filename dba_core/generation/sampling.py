@@ -89,4 +89,4 @@ class RowStreams:
     def next(self) -> Tensor:
         """The next number of every stream, multiples of 2^-52 in [0, 1): float64 [B]."""
         draws = [int(generator.integers(0, 1 << 52)) for generator in self._generators]
-        return torch.tensor(draws, dtype=torch.float64) * 2.0**-52
+        return torch.tensor(draws, dtype=torch.float64, device="cpu") * 2.0**-52

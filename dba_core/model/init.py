@@ -53,10 +53,10 @@ def initial_std(name: str, *, fan_in: int, n_layers: int) -> float:
 
 @torch.no_grad()
 def initialize(model: nn.Module, *, seed: int, n_layers: int) -> None:
-    """Draw every matrix of the model that is not a plugin's, in place, on the CPU."""
+    """Draw every matrix of the model that is not a plugin's, on the CPU; on `meta` there is none to draw."""
     for name, parameter in model.named_parameters():
-        if is_plugin_parameter(name) or parameter.dim() < 2:
+        if is_plugin_parameter(name) or parameter.dim() < 2 or parameter.is_meta:
             continue
-        generator = torch.Generator().manual_seed(seed_of(seed, name))
+        generator = torch.Generator("cpu").manual_seed(seed_of(seed, name))
         std = initial_std(name, fan_in=parameter.shape[1], n_layers=n_layers)
-        parameter.normal_(0.0, std, generator=generator)
+        parameter.copy_(torch.empty_like(parameter, device="cpu").normal_(0.0, std, generator=generator))

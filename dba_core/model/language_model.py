@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dba_core.attention.long_sequence_path import WITHOUT_WEIGHTS, OwnSummarizer
 from dba_core.attention.module import DecoupledAttention
+from dba_core.attention.uncompiled import uncompiled
 from dba_core.cache.bytes import memory_table
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
@@ -34,6 +35,8 @@ from dba_core.model.block import Block, attention_of_layer
 from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
 from dba_core.registry import Registry, Selection
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class LanguageModel(nn.Module):
@@ -53,10 +56,11 @@ class LanguageModel(nn.Module):
         `config.train_long_seq.mem_summarizer`. registry: None is the one of this process.
 
         The weights depend on `seed` alone: they are drawn on the CPU and then moved, so they are the same on
-        every device. The caller's random state is left as it was.
+        every device. The caller's random state is left as it was. Built under `torch.device("meta")`
+        the model has no numbers: `to_empty(device=...)`, then `load_state_dict`.
 
-        shapes_only: every parameter has its name and shape and no memory (torch's `meta` device), plugins are
-        chosen as for `device`.
+        shapes_only: the same, for any caller: every parameter has its name and shape and no memory, plugins
+        are chosen as for `device`.
         """
         super().__init__()
         config = config.resolved()
@@ -83,8 +87,8 @@ class LanguageModel(nn.Module):
             self.emb_out = nn.Linear(config.d_model, config.embed_dim, bias=False) if narrow else None
             tied = config.tie_embeddings
             self.lm_head = None if tied else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
-        if not shapes_only:
-            initialize(self, seed=seed, n_layers=config.n_layers)
+        initialize(self, seed=seed, n_layers=config.n_layers)
+        if self.device.type != "meta":
             self.to(device)
 
     def forward(
@@ -107,8 +111,17 @@ class LanguageModel(nn.Module):
         cache, counts: as there.
         """
         self.check_tokens(tokens)
+        if tokens.device != self.device:
+            raise DataError(
+                f"tokens are on {tokens.device}, the model on {self.device}; "
+                f"give tokens.to({str(self.device)!r})"
+            )
         if cache is not None:
             return self._cached(tokens, cache, counts)
+        if counts is not None:
+            raise CacheError(
+                f"counts={counts!r} without a cache; counts say how many tokens a cache row takes"
+            )
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
@@ -187,7 +200,12 @@ class LanguageModel(nn.Module):
         The range is only looked at where that is cheap: on the CPU and outside compiled code. Tokens on
         their way to another device are checked before they leave (training.step, generation).
         """
-        if tokens.dim() != 2 or tokens.is_floating_point():
+        if not isinstance(tokens, Tensor):
+            raise DataError(
+                f"tokens are a {type(tokens).__name__}; give a tensor of integers [batch, tokens], "
+                "torch.tensor([tokens]) say"
+            )
+        if tokens.dim() != 2 or tokens.dtype not in _INTEGERS:
             raise DataError(
                 f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; give integers [batch, tokens]"
             )
@@ -245,9 +263,12 @@ class LanguageModel(nn.Module):
         dropped: Tensor = self.dropout(x)
         return dropped
 
+    @uncompiled
     @torch.no_grad()
     def _cached(self, tokens: Tensor, cache: KVCache, counts: Sequence[int] | None) -> Tensor:
         """The same through every layer's cache; without gradients, since a cache holds none."""
+        if not isinstance(cache, KVCache):
+            raise CacheError(f"cache is a {type(cache).__name__}; give what new_cache of this model makes")
         if len(cache.layers) != len(self.blocks):
             raise CacheError(
                 f"the cache has {len(cache.layers)} layers and the model {len(self.blocks)}; make it with "

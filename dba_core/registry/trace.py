@@ -1,12 +1,14 @@
 """What the registry did with each plugin and how long it took: imports, hook calls, questions, builds.
 
-Kept by every registry; `--trace-plugins` prints each event when it happens. A time includes what the plugin
+Kept by every registry, the newest `KEPT` events one by one and all of them in the totals; `--trace-plugins`
+prints each event when it happens. A time includes what the plugin
 itself imports, torch say, when it is the first to do so.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -14,6 +16,9 @@ from typing import Literal
 import attrs
 
 from dba_core.registry.discovery import PluginInfo
+
+#: Events that are kept one by one: a process that lives long asks and builds without end.
+KEPT = 1000
 
 Action = Literal["import", "hook", "supports", "build"]
 
@@ -39,11 +44,17 @@ class Step:
 
 
 class Trace:
-    """The events so far, in their order. sink: called with each one."""
+    """What was done so far. sink: called with each event."""
 
     def __init__(self, sink: Callable[[TraceEvent], None] | None = None) -> None:
-        self.events: list[TraceEvent] = []
+        self._events: deque[TraceEvent] = deque(maxlen=KEPT)
+        self._totals: dict[str, dict[Action, tuple[int, float]]] = {}
         self._sink = sink
+
+    @property
+    def events(self) -> list[TraceEvent]:
+        """The newest `KEPT` events, oldest first."""
+        return list(self._events)
 
     @contextmanager
     def step(self, info: PluginInfo, action: Action) -> Iterator[Step]:
@@ -57,15 +68,13 @@ class Trace:
 
     def totals(self) -> dict[str, dict[Action, tuple[int, float]]]:
         """For each plugin and action: how often, and the seconds together."""
-        totals: dict[str, dict[Action, tuple[int, float]]] = {}
-        for event in self.events:
-            row = totals.setdefault(event.plugin, {})
-            count, seconds = row.get(event.action, (0, 0.0))
-            row[event.action] = count + 1, seconds + event.seconds
-        return totals
+        return {plugin: dict(row) for plugin, row in self._totals.items()}
 
     def _add(self, info: PluginInfo, action: Action, what: str, seconds: float) -> None:
         event = TraceEvent(plugin=f"{info.kind} {info.qualified}", action=action, what=what, seconds=seconds)
-        self.events.append(event)
+        self._events.append(event)
+        row = self._totals.setdefault(event.plugin, {})
+        count, before = row.get(action, (0, 0.0))
+        row[action] = count + 1, before + seconds
         if self._sink is not None:
             self._sink(event)

@@ -1,4 +1,4 @@
-"""What only the compiled CPU backend does: formats and widths by the hundred, threads, fork, files, refusals.
+"""What only the compiled CPU backend does: formats and widths by the hundred, threads, fork, refusals.
 
 That its numbers are right in the common cases: test_decode_contract.
 """
@@ -29,7 +29,7 @@ from dba_core.errors import UnsupportedError  # noqa: E402
 from dba_core.registry import Registry  # noqa: E402
 from dba_plugins.decode.cpu import compiler, threads  # noqa: E402
 from dba_plugins.decode.cpu.backend import CpuDecode  # noqa: E402
-from dba_plugins.decode.cpu.kernel import ENTRIES, build_module  # noqa: E402
+from dba_plugins.decode.cpu.kernel import build_module  # noqa: E402
 from dba_plugins.decode.cpu.layout import head_layout  # noqa: E402
 from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec  # noqa: E402
 
@@ -191,48 +191,6 @@ def test_an_interrupt_waits_for_the_threads() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(seen) >= 2, "the other threads have finished"
-
-
-def small_spec(width: int = 8) -> KernelSpec:
-    tensor = TensorSpec(heads=1, width=width, format="fp32", qblock=0)
-    return KernelSpec(heads=1, k_sem=tensor, k_geo=tensor, v=tensor, window=False)
-
-
-def compile_small(built: list[int]) -> compiler.Compiled:
-    def build():
-        built.append(1)
-        return build_module(small_spec(), has_permute=False)
-
-    return compiler.compiled("a small one", build, ENTRIES)
-
-
-def test_a_kernel_is_compiled_once_and_a_damaged_file_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path / "kernels"))
-    built: list[int] = []
-    assert set(compile_small(built).functions) == set(ENTRIES)
-    compile_small(built)
-    assert len(built) == 1
-    (file,) = (tmp_path / "kernels").iterdir()
-    whole = file.read_bytes()
-    for damaged in (b"", whole[:-1], b"x" + whole[1:], whole[:-9] + b"123456789"):
-        file.write_bytes(damaged)
-        compile_small(built)
-        assert file.read_bytes() == whole
-    assert len(built) == 5
-
-
-def test_a_folder_that_cannot_be_written_costs_time_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("no folder", encoding="utf-8")
-    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(blocked / "kernels"))
-    built: list[int] = []
-    compile_small(built)
-    compile_small(built)
-    assert len(built) == 2
 
 
 def test_nothing_is_computed_in_the_default_pieces_of_libm() -> None:

@@ -47,6 +47,22 @@ def test_a_plugin_is_imported_once_and_asked_again(site: FakeSite) -> None:
     assert totals["supports"][1] == sum(e.seconds for e in trace.events if e.action == "supports")
 
 
+def test_without_end_the_newest_events_are_kept_and_all_are_counted(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dba_core.registry.trace.KEPT", 10)
+    site.gate("soft", distribution="acme")
+    told: list[TraceEvent] = []
+    trace = Trace(told.append)
+    registry = site.registry(trace=trace)
+    for _ in range(50):
+        registry.select("gate", "soft", gate_request())
+    assert trace.events == told[-10:]
+    count, seconds = trace.totals()["gate acme:soft"]["supports"]
+    assert count == 50
+    assert seconds == pytest.approx(sum(e.seconds for e in told if e.action == "supports"))
+
+
 @pytest.mark.parametrize(
     ("source", "last"),
     [

@@ -26,12 +26,16 @@ _ARRAY = ctypes.c_int64 * len(Arg)
 
 
 class CpuDecode:
-    """See the module. Thread-safe: every call has its own arguments and scratch."""
+    """See the module. Thread-safe: every call has its own arguments and scratch.
+
+    Made of `spec` alone, whatever the batch and the capacity. A copy, and what a pickle loads, is made anew
+    of the same spec and so runs the same loaded code.
+    """
 
     name = "cpu"
     fused_null = True
 
-    def __init__(self, spec: KernelSpec, *, writer: TokenWriter | None = None) -> None:
+    def __init__(self, spec: KernelSpec, writer: TokenWriter | None = None) -> None:
         self.spec = spec
         self.writer = writer
         has_permute = machine().has_permute
@@ -39,6 +43,9 @@ class CpuDecode:
         self._code = code
         self._run = code.functions["decode_work"]
         self._merge = code.functions["decode_merge"]
+
+    def __reduce__(self) -> tuple[type[CpuDecode], tuple[KernelSpec, TokenWriter | None]]:
+        return type(self), (self.spec, self.writer)
 
     @torch.no_grad()
     def decode(
@@ -56,9 +63,9 @@ class CpuDecode:
         size = _partition(cache.length, batch * spec.units, threads)
         parts = max(1, -(-cache.length // size))
         items = batch * spec.units * parts
-        scratch = torch.empty(items * spec.share * (STATE + spec.v.width))
-        out = torch.empty(batch, spec.heads, spec.v.width)
-        lse = torch.empty(batch, spec.heads) if needs_lse else None
+        scratch = _new(items * spec.share * (STATE + spec.v.width))
+        out = _new(batch, spec.heads, spec.v.width)
+        lse = _new(batch, spec.heads) if needs_lse else None
         kept = [q_sem.contiguous(), q_geo.contiguous(), scratch]
         stores = cache.k_sem, cache.k_geo, cache.v
         given = _ARRAY(
@@ -90,6 +97,11 @@ class CpuDecode:
         on_threads(self._run, address, min(threads, items))
         self._merge(address)
         return DecodeOutput(out=out, lse=lse)
+
+
+def _new(*shape: int) -> Tensor:
+    """What the kernel writes: its dtype and device, whatever the defaults of torch are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _partition(length: int, rows: int, threads: int) -> int:

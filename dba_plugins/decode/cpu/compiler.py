@@ -1,10 +1,10 @@
-"""LLVM IR to machine code for this machine, kept in a folder on the disk: a kernel is compiled once.
+"""LLVM IR to machine code for this machine: a kernel is compiled once, and loaded once in a process.
 
-A file is named by everything that decides its content: what is asked for, the source of this package, the
-versions of llvmlite and LLVM, the processor and its features. It is written whole or not at all, and carries
-its own hash: one that is damaged is compiled again. Where the folder cannot be written, every process
-compiles for itself (a fraction of a second per kernel).
+Code on the disk (`object_files`) is named by everything that decides it: what is asked for, the source of
+this package, the versions of llvmlite and LLVM, the processor and its features.
 
+In a process everyone who asks for the same gets the same loaded code. It stays for as long as somebody uses
+it, and the `KEPT` that were asked for last stay anyway: memory does not grow with the number of caches.
 Shared by the decode kernels and the writer.
 """
 
@@ -14,8 +14,9 @@ import functools
 import hashlib
 import os
 import sys
-import tempfile
 import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from ctypes import CFUNCTYPE, c_void_p
 from pathlib import Path
@@ -23,16 +24,18 @@ from pathlib import Path
 import llvmlite
 from llvmlite import binding, ir
 
-#: The folder of the compiled kernels; without it, the user's cache folder.
-CACHE_VARIABLE = "DBA_CACHE_DIR"
-_MAGIC = b"DBAK1\n"
-_DIGEST = 32
+from dba_plugins.decode.cpu import object_files
+
+#: Loaded codes that stay although nobody uses them.
+KEPT = 64
 
 Entry = Callable[[int], None]
 #: Compiled functions take the address of an array of int64.
 ENTRY = CFUNCTYPE(None, c_void_p)
 
 _lock = threading.Lock()
+_loaded: weakref.WeakValueDictionary[str, Compiled] = weakref.WeakValueDictionary()
+_newest: OrderedDict[str, Compiled] = OrderedDict()
 
 
 class Machine:
@@ -74,12 +77,24 @@ class Compiled:
 def compiled(key: str, build: Callable[[], ir.Module], names: Sequence[str]) -> Compiled:
     """The functions `names` of the module that `build` makes; `key` says in words what it is."""
     with _lock:
-        path = cache_folder() / f"{_digest(key)}.o"
-        code = _read(path)
+        code = _loaded.get(key)
         if code is None:
-            code = compile_module(build())
-            _write(path, code)
-        return Compiled(code, names)
+            code = _loaded[key] = Compiled(object_code(key, build), names)
+        _newest[key] = code
+        _newest.move_to_end(key)
+        if len(_newest) > KEPT:
+            _newest.popitem(last=False)
+        return code
+
+
+def object_code(key: str, build: Callable[[], ir.Module]) -> bytes:
+    """The machine code of the module: from the disk, or made by `build` and kept there."""
+    name = f"{_digest(key)}.o"
+    code = object_files.read(name)
+    if code is None:
+        code = compile_module(build())
+        object_files.write(name, code)
+    return code
 
 
 def compile_module(module: ir.Module) -> bytes:
@@ -108,20 +123,6 @@ def optimized(module: ir.Module) -> binding.ModuleRef:
     return parsed
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given)
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "dba" / "kernels"
-
-
 def _digest(key: str) -> str:
     host = machine()
     parts = (key, _sources(), llvmlite.__version__, repr(binding.llvm_version_info))
@@ -138,26 +139,11 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> bytes | None:
-    """The code in a cached file; None where there is none, or it is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    head = len(_MAGIC) + _DIGEST
-    code = data[head:]
-    if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : head] != hashlib.sha256(code).digest():
-        return None
-    return code
+def _after_fork() -> None:
+    """A thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
 
 
-def _write(path: Path, code: bytes) -> None:
-    """Best effort: a folder that cannot be written costs time, nothing else."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(_MAGIC + hashlib.sha256(code).digest() + code)
-        os.replace(name, path)
-    except OSError:
-        return
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)

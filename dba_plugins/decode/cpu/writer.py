@@ -1,7 +1,6 @@
 """`TokenWriter` of the CPU backend: one pass over the tokens instead of some forty torch operations.
 
-Serves float32 tokens; others are left to the cache, which stores them itself. Built by the plugin, one per
-kind of cache.
+Serves float32 tokens; others are left to the cache, which stores them itself. Built by the plugin.
 """
 
 from __future__ import annotations
@@ -21,12 +20,16 @@ _ARRAY = ctypes.c_int64 * N_ARGS
 
 
 class CpuWriter:
-    """See `contracts.TokenWriter`."""
+    """See `contracts.TokenWriter`. Copied and pickled as its spec, like the backend."""
 
     def __init__(self, spec: KernelSpec) -> None:
+        self.spec = spec
         code = compiled(f"writer {spec!r}", lambda: build_writer(spec), ENTRIES)
         self._code = code
         self._check, self._write = code.functions["write_check"], code.functions["write_tokens"]
+
+    def __reduce__(self) -> tuple[type[CpuWriter], tuple[KernelSpec]]:
+        return type(self), (self.spec,)
 
     def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
         """k_sem [B,G,T,Ds], k_geo [B,G,T,Dg], v [B,G,T,Dv] -> whether they were stored."""
