@@ -153,8 +153,8 @@ def test_on_a_terminal_a_bar_with_loss_speed_and_time(told) -> None:
 
 def test_elsewhere_plain_lines(told) -> None:
     assert told(terminal=False) == (
-        "Training x ...\nstep 3: loss 2.2500 over the first 64 held-out tokens (lowest so far)\n"
-        "step 4: loss 2.2500 over the first 64 held-out tokens\n"
+        "Training x ...\nstep 3: loss 2.2500 over the first 100 held-out tokens (lowest so far)\n"
+        "step 4: loss 2.2500 over the first 100 held-out tokens\n"
         "warning: careful\n"
     )
 
