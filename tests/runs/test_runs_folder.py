@@ -98,6 +98,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert before == '{\n  "x": 1.5,\n  "text": "ü"\n}\n'
     with pytest.raises(ValueError, match="Out of range float values"):
         write_json(path, {"x": float("nan")})
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "\ud800")
+    path.with_name("a.json.new").mkdir()
+    with pytest.raises(OSError, match=r"a\.json\.new"):
+        write_whole(path, "another")
     assert path.read_text(encoding="utf-8") == before
