@@ -66,6 +66,8 @@ def _option_hint(ctx: click.Context, option: str, value: str | None) -> str | No
     """For an option that the command has not: another option of it, a plugin, or a setting."""
     name = option.lstrip("-").replace("-", "_").lower()
     options = _options(ctx)
+    if option.replace("_", "-").lower() in options:
+        return None  # click names it
     given = "VALUE" if value is None else value
     other, fixed = _OTHER_OPTIONS.get(option.lower(), ("", None))
     if other in options:

@@ -96,7 +96,9 @@ def unknown_key(cls: type, dotted: str) -> str | None:
     beside = sorted(key.name for key in keys.values() if key.dotted.rpartition(".")[0] == table)
     if dotted in keys or not beside:
         return None
-    close = meant_by(cls, name) or _like(name, beside) or _like_elsewhere(name, keys)
+    meant = meant_by(cls, name)
+    here = [key.rpartition(".")[2] for key in meant if key.rpartition(".")[0] == table]
+    close = here or meant or _like(name, beside) or _like_elsewhere(name, keys)
     hint = f" Did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""
     return f"unknown key {name!r}.{hint} Allowed: {', '.join(beside)}."
 

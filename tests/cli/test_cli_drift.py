@@ -257,7 +257,7 @@ def test_fail_above_exits_1_after_everything_was_written(dba, place: Path, tmp_p
         (["--mem-block", "0"], 2, "'0' is no whole number >= 1"),
         (["--local-window", "4,,8"], 2, "'' is no whole number >= 0"),
         (["--summarizer", "mean,"], 2, "has an empty name"),
-        (["--mass-correction", "maybe"], 2, "'both'"),
+        (["--mass-correction", "maybe"], 2, "Allowed: both, off, on"),
         (["--plugin", "decode_backend=streaming"], 2, "No such option"),
         (["--length", "100000"], 3, "length of at most"),
         (["--data", "nosuch.txt"], 3, "nosuch.txt"),

@@ -138,7 +138,7 @@ def test_policies_are_exact_too() -> None:
         (lambda: TrainingConfig(lr=0), "lr", "0.0 is not positive; allowed: any number above 0"),
         (lambda: DataConfig(source=""), "source", "is empty; give a value"),
         (lambda: ModelConfig(norm="rmsnrm"), "norm", "Did you mean 'rmsnorm'"),
-        (lambda: RunConfig(device="gpu"), "device", "allowed: auto, cpu, cuda, cuda:N"),
+        (lambda: RunConfig(device="gpu"), "device", "Allowed: auto, cpu, cuda, cuda:N"),
         (lambda: RunConfig(device="cuda:x"), "device", "unknown device 'cuda:x'"),
         (lambda: RunConfig(seed=2**63), "seed", "out of range; allowed: 0 <= value <= 9223372036854775807"),
         (lambda: TrainingConfig(batch_size=6, grad_accum=4), "grad_accum", "not a multiple"),

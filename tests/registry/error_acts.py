@@ -60,6 +60,16 @@ def choose(name: str, *, options: dict[str, object] | None = None, device: str =
     return act
 
 
+def choose_summarizer(name: str) -> Act:
+    """Choose a summarizer where there is only a gate, `acme:soft`."""
+
+    def act(site: FakeSite) -> object:
+        site.gate("soft", distribution="acme")
+        return registry(site).find("summarizer", name)
+
+    return act
+
+
 def with_gate(source: str, then: Act) -> Act:
     """The same with another distribution's gate `hard` on the site."""
 

@@ -14,6 +14,7 @@ from error_acts import (
     Act,
     build,
     choose,
+    choose_summarizer,
     duplicate,
     malformed,
     ordered,
@@ -59,6 +60,16 @@ FINDING, LISTS, OPTIONS, LAYERS, RECORDS = (
 
 CASES = [
     ErrorCase(FINDING, "Unknown plugin", "--plugin gate=sotf", PluginError, choose("sotf")),
+    ErrorCase(
+        FINDING,
+        "A plugin of another kind",
+        "--plugin summarizer=soft",
+        PluginError,
+        choose_summarizer("soft"),
+    ),
+    ErrorCase(
+        FINDING, "An option without its name", "--plugin gate=soft:0.3", PluginError, choose("soft:0.3")
+    ),
     ErrorCase(
         FINDING,
         "Broken plugin: its module cannot be imported",
