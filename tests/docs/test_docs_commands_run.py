@@ -53,7 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.toml").write_text("[model]\nd_model = 96\n", encoding="utf-8")
     small = ["--set", "training.steps=2", "--set", "evaluation.tokens=256", "--quiet"]
     small += ["--set", "evaluation.fidelity_tokens=64", "--out", str(folder / "runs")]
-    for name, more in (("conv", ["--plugin", "summarizer=conv"]), ("first", [])):
+    swapped = [(name, ["--plugin", f"summarizer={name}"]) for name in ("conv", "mean")]
+    for name, more in (*swapped, ("first", [])):
         assert main(["run", "--name", name, *more, *small]) == 0
     (first,) = (folder / "runs").glob("*-first")
     shutil.copytree(first, folder / "runs" / "20260101-120000-default")
