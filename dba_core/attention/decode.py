@@ -16,8 +16,9 @@ import torch
 
 from dba_core.attention.parts import built_backend
 from dba_core.cache.layer import LayerCache
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.plugins import PluginChoice
-from dba_core.contracts import AttentionShape, DecodeBackend, DecodeRequest
+from dba_core.contracts import AttentionShape, CachedTensor, DecodeBackend, DecodeRequest
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
 
@@ -25,39 +26,62 @@ from dba_core.registry import Registry, Selection
 KEPT = 16
 
 _Chosen = tuple[Selection, DecodeBackend]
-#: The dtype of the queries, and the device that is asked about where it is not the cache's.
-_Use = tuple[torch.dtype, torch.device | None]
 
 
 def decode_request(
-    shape: AttentionShape,
-    cache: LayerCache,
-    *,
-    has_null: bool,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
+    shape: AttentionShape, cache: LayerCache, *, has_null: bool, dtype: torch.dtype
 ) -> DecodeRequest:
-    """What a backend has to do for this cache; dtype is the queries'.
+    """What a backend has to do for this cache; dtype is the queries'."""
+    return _request(
+        shape,
+        cache.specs,
+        residual_len=cache.residual_len,
+        batch=cache.batch,
+        capacity=cache.capacity,
+        has_null=has_null,
+        device=cache.lengths_device.device,
+        dtype=dtype,
+    )
 
-    device: where the cache would be, for one that is on `meta`.
-    """
-    k_sem, k_geo, v = cache.specs
-    device = cache.lengths_device.device if device is None else device
+
+def _request(
+    shape: AttentionShape,
+    specs: tuple[CachedTensor, CachedTensor, CachedTensor],
+    *,
+    residual_len: int,
+    batch: int,
+    capacity: int,
+    has_null: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> DecodeRequest:
+    k_sem, k_geo, v = specs
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return DecodeRequest(
         shape=shape,
         k_sem=k_sem,
         k_geo=k_geo,
         v=v,
-        residual_len=cache.residual_len,
-        batch=cache.batch,
-        capacity=cache.capacity,
+        residual_len=residual_len,
+        batch=batch,
+        capacity=capacity,
         has_null=has_null,
         device=str(device),
         device_capability=(properties.major, properties.minor) if properties is not None else None,
         multiprocessors=properties.multi_processor_count if properties is not None else None,
         dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def _specs(shape: AttentionShape, policy: KVCachePolicy) -> tuple[CachedTensor, CachedTensor, CachedTensor]:
+    """Heads, width and format of k_sem, k_geo and v in a cache of this policy."""
+    widths = (shape.sem_head_dim, shape.geo_head_dim, shape.v_head_dim)
+    formats = (policy.k_sem, policy.k_geo, policy.v)
+    k_sem, k_geo, v = (
+        CachedTensor(n_heads=heads, head_dim=width, format=fmt.format, qblock=fmt.qblock)
+        for heads, width, fmt in zip(shape.cached_heads, widths, formats, strict=True)
+    )
+    return k_sem, k_geo, v
 
 
 class DecodeBackends:
@@ -92,14 +116,25 @@ class DecodeBackends:
         """Whether the registry chooses, rather than the caller having given an instance."""
         return self._choice is not None
 
-    def selection(
-        self, cache: LayerCache, dtype: torch.dtype, device: torch.device | None = None
-    ) -> Selection:
-        """What the registry chose for this cache and why. Raises UnsupportedError for an instance.
+    def selection(self, cache: LayerCache, dtype: torch.dtype) -> Selection:
+        """What the registry chose for this cache and why. Raises UnsupportedError for an instance."""
+        return self._select(cache, dtype)[0]
 
-        device: as in `decode_request`.
-        """
-        return self._select(cache, dtype, device)[0]
+    def selection_without_cache(
+        self, policy: KVCachePolicy, *, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> Selection:
+        """The same for a cache of one sequence that is not made."""
+        request = _request(
+            self._shape,
+            _specs(self._shape, policy),
+            residual_len=policy.residual,
+            batch=1,
+            capacity=capacity,
+            has_null=self._has_null,
+            device=device,
+            dtype=dtype,
+        )
+        return self._for_request(self._named(), request)[0]
 
     def backend(self, cache: LayerCache, dtype: torch.dtype) -> DecodeBackend:
         """The backend that decodes over this cache."""
@@ -111,17 +146,21 @@ class DecodeBackends:
             return f"decode_backend {type(self._fixed).__name__}, given as an object,"
         return self._select(cache, dtype)[0].who
 
-    def _select(self, cache: LayerCache, dtype: torch.dtype, device: torch.device | None = None) -> _Chosen:
+    def _select(self, cache: LayerCache, dtype: torch.dtype) -> _Chosen:
+        choice = self._named()
+        served = self._served.setdefault(cache, {})
+        if dtype not in served:
+            request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
+            served[dtype] = self._for_request(choice, request)
+        return served[dtype]
+
+    def _named(self) -> PluginChoice:
         if self._choice is None:
             raise UnsupportedError(
                 "the decode backend was given as an instance, so the registry chose nothing; give its name "
                 "to have it selected and explained"
             )
-        served = self._served.setdefault(cache, {})
-        if (dtype, device) not in served:
-            request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype, device=device)
-            served[dtype, device] = self._for_request(self._choice, request)
-        return served[dtype, device]
+        return self._choice
 
     def _for_request(self, choice: PluginChoice, request: DecodeRequest) -> _Chosen:
         chosen = self._newest.pop(request, None)
@@ -135,5 +174,5 @@ class DecodeBackends:
         return chosen
 
     def _forget(self) -> None:
-        self._served: WeakKeyDictionary[LayerCache, dict[_Use, _Chosen]] = WeakKeyDictionary()
+        self._served: WeakKeyDictionary[LayerCache, dict[torch.dtype, _Chosen]] = WeakKeyDictionary()
         self._newest: OrderedDict[DecodeRequest, _Chosen] = OrderedDict()

@@ -171,10 +171,12 @@ class DecoupledAttention(nn.Module):
             rollback=rollback,
         )
 
-    def selection_without_memory(self, *, capacity: int, policy: KVCachePolicy, device: str) -> Selection:
-        """The decode backend for one sequence on `device`; the weights may be on `meta`."""
-        cache = self._empty_cache(1, capacity, policy, None)
-        return self._backends.selection(cache, self.out_proj.weight.dtype, torch.device(device))
+    def selection_without_cache(self, policy: KVCachePolicy, *, capacity: int, device: str) -> Selection:
+        """The decode backend that would serve a cache of one sequence on `device`, and why."""
+        dtype = self.out_proj.weight.dtype
+        return self._backends.selection_without_cache(
+            policy, capacity=capacity, device=torch.device(device), dtype=dtype
+        )
 
     def decode_selection(self, cache: LayerCache) -> Selection:
         """The decode backend that the registry chose for this cache, and why."""

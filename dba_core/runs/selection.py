@@ -133,12 +133,7 @@ def _selected(
     )
     with torch.device("meta") if shapes_only else contextlib.nullcontext():
         attention = attention_of_layer(model, choices, layer=layer, registry=registry, device=device)
-    policy = policy_of(config)
-    if shapes_only:
-        decode = attention.selection_without_memory(capacity=model.context, policy=policy, device=device)
-    else:
-        cache = attention.to(device).new_cache(batch=1, capacity=model.context, policy=policy)
-        decode = attention.decode_selection(cache)
+    decode = attention.selection_without_cache(policy_of(config), capacity=model.context, device=device)
     return {**attention.selections, "decode_backend": decode}
 
 

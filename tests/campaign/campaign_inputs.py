@@ -136,8 +136,10 @@ def _run(folder: Path) -> None:
     # one name for every run of the campaign; the pointers say where it is
     for pointer in ("best", "last"):
         path = folder / "run" / "checkpoint" / pointer
-        path.write_text(path.read_text().replace(directory, "step-x"))
-    (folder / "run" / "checkpoint" / directory).rename(folder / "run" / "checkpoint" / "step-x")
+        path.write_text(path.read_text().replace(directory, "step-00000004-00000000"))
+    (folder / "run" / "checkpoint" / directory).rename(
+        folder / "run" / "checkpoint" / "step-00000004-00000000"
+    )
 
 
 def _arrays(folder: Path) -> None:
@@ -192,8 +194,8 @@ INPUTS = (
         (
             "run/resolved_config.json",
             f"{_CHECKPOINT}/best",
-            f"{_CHECKPOINT}/step-x/state.json",
-            f"{_CHECKPOINT}/step-x/model.safetensors",
+            f"{_CHECKPOINT}/step-00000004-00000000/state.json",
+            f"{_CHECKPOINT}/step-00000004-00000000/model.safetensors",
         ),
         lambda folder: ["eval", str(folder / "run"), "--json"],
     ),
@@ -203,7 +205,7 @@ INPUTS = (
         (
             "run/metrics.jsonl",
             f"{_CHECKPOINT}/last",
-            f"{_CHECKPOINT}/step-x/state.json",
+            f"{_CHECKPOINT}/step-00000004-00000000/state.json",
             "run/resolved_config.json",
         ),
         lambda folder: ["run", "--resume", str(folder / "run"), "--json", "--quiet"],
