@@ -114,7 +114,7 @@ def test_empty_file(tmp_path: Path) -> None:
         (b"text\xffmore", "byte 0xff at position 4 is no UTF-8"),
         (b"te\0xt\xffmore", "NUL byte at position 2"),
         (b"te\xffxt\0more", "byte 0xff at position 2"),
-        ("text".encode("utf-16"), "byte 0xff at position 0"),
+        ("text".encode("utf-16-le"), "NUL byte at position 1"),
         ("é".encode()[:1], "byte 0xc3 at position 0"),
     ],
 )
