@@ -303,11 +303,11 @@ class _Conversion:
             for corpus in evaluation
         }
         for name, loss in losses.items():
-            if not math.isfinite(loss.nll):
+            if not math.isfinite(loss.perplexity):
                 raise CheckpointError(
-                    f"the loss of {variant.name!r} on {name!r} is {loss.nll}: its numbers overflow. The "
-                    f"weights of {self.source.path} are finite, but too large to compute with; get the model "
-                    "again"
+                    f"the loss of {variant.name!r} on {name!r} is {loss.nll:g} nats per token: its numbers "
+                    f"overflow. The weights of {self.source.path} are finite, but too large to compute with; "
+                    "get the model again"
                 )
         return losses
 

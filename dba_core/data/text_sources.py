@@ -130,7 +130,7 @@ def read_text_file(path: Path) -> TextSource:
     kind = kind_of(data)
     reason = why_binary(data)
     if kind and (reason or kind.words == "a PDF"):
-        raise DataError(f"{str(path)!r} is {kind.words}, no text. {kind.action}", path=KEY)
+        raise DataError(f"{str(path)!r} is {kind.words}, no UTF-8 text. {kind.action}", path=KEY)
     if reason:
         raise DataError(
             f"{str(path)!r} is no UTF-8 text: {reason}. Convert it to UTF-8 (iconv -f ENCODING -t UTF-8); "

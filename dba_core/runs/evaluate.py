@@ -6,6 +6,7 @@ Called by the job at the end of a run and by `dba eval`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit, with_special
-from dba_core.errors import UsageError
+from dba_core.errors import CheckpointError, UsageError
 from dba_core.evaluation.fidelity import PolicyFidelity, policy_fidelity
 from dba_core.evaluation.held_out import HeldOut, held_out_loss
 from dba_core.model.language_model import LanguageModel
@@ -37,7 +38,7 @@ def evaluate_loss(
     counts the bytes for bits per byte, None for none.
     """
     with autocast(model.device, config.dtype):
-        return held_out_loss(
+        found = held_out_loss(
             model,
             tokens,
             context=config.model.context,
@@ -45,6 +46,12 @@ def evaluate_loss(
             limit_tokens=config.evaluation.tokens,
             tokenizer=tokenizer,
         )
+    if not math.isfinite(found.perplexity):
+        raise CheckpointError(
+            f"the loss of the model is {found.loss:g} nats per token: its numbers overflow. Its weights are damaged, "
+            "or its training diverged; take another checkpoint (--checkpoint), or train again"
+        )
+    return found
 
 
 def evaluate_loss_as_trained(

@@ -117,6 +117,7 @@ def test_empty_file(tmp_path: Path) -> None:
         ("text".encode("utf-16"), "it begins with the byte-order mark of UTF-16. Convert"),
         ("text".encode("utf-32"), "it begins with the byte-order mark of UTF-32. Convert"),
         (b"\xfe\xff\0t", r"it begins with the byte-order mark of UTF-16 \(big-endian\)"),
+        ("text".encode("utf-16-le"), "NUL byte at position 1"),
         ("é".encode()[:1], "byte 0xc3 at position 0"),
     ],
 )
