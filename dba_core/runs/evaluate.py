@@ -48,8 +48,8 @@ def evaluate_loss(
         )
     if not math.isfinite(found.perplexity):
         raise CheckpointError(
-            f"the loss of the model is {found.loss:g} nats per token: its numbers overflow. Its weights are damaged, "
-            "or its training diverged; take another checkpoint (--checkpoint), or train again"
+            f"the loss of the model is {found.loss:g} nats per token: its numbers overflow. Its weights are "
+            "damaged, or its training diverged; take another checkpoint (--checkpoint), or train again"
         )
     return found
 
