@@ -20,6 +20,7 @@ from dba_core.testing.decode_cases import (
     MIXED_POLICY,
     QUICK_LONG_LENGTHS,
     DecodeCase,
+    sizes,
 )
 from dba_core.testing.decode_oracle import oracle
 from dba_core.testing.decode_safety import DECODE
@@ -27,6 +28,8 @@ from dba_core.testing.report import Violation
 from dba_core.testing.subject import Subject
 
 _WITH_WINDOW = f"{MIXED_POLICY},resid=5"
+#: Room for the ones of 256 tokens at a time.
+_MANY_CHANNELS = sizes(4, 4, 16, 16, 64)
 
 
 def _long_lengths(subject: Subject) -> tuple[tuple[int, int], ...]:
@@ -45,11 +48,12 @@ def equals_when_long(subject: Subject) -> Iterator[Violation]:
 
 @DECODE.check("every token of a long row has influence: the oldest, the newest and all between")
 def no_token_is_left_out(subject: Subject) -> Iterator[Violation]:
+    lengths = (331, 130) if subject.quick else QUICK_LONG_LENGTHS
     for policy in (FLOAT_POLICY, _WITH_WINDOW):
-        case = DecodeCase(sizes=GROUPED, policy=policy, lengths=QUICK_LONG_LENGTHS)
+        case = DecodeCase(sizes=_MANY_CHANNELS, policy=policy, lengths=lengths)
         for each in asked(subject, case):
-            for row, length in enumerate(case.lengths):
-                if missing := _left_out(each, row):
+            for row, (length, missing) in enumerate(zip(lengths, _left_out(each), strict=True)):
+                if missing:
                     yield Violation(
                         case=f"{case}, row {row}",
                         expected=f"influence of all {length} tokens",
@@ -67,26 +71,28 @@ def rows_keep_apart(subject: Subject) -> Iterator[Violation]:
             yield from diagnosed(each, filled, each.decode(filled))
 
 
-def _left_out(each: Asked, row: int) -> list[int]:
-    """The tokens of one row that have less than half of their weight in every head."""
-    sizes, length = each.case.sizes, each.case.lengths[row]
-    slots = sizes.v_heads * sizes.v
-    missing: list[int] = []
-    for first in range(0, length, slots):
+def _left_out(each: Asked) -> list[list[int]]:
+    """For each row its tokens that have less than half of their weight in every head."""
+    s, lengths = each.case.sizes, each.case.lengths
+    slots = s.v_heads * s.v
+    missing: list[list[int]] = [[] for _ in lengths]
+    for first in range(0, max(lengths), slots):
         filled = each.case.filled(each.subject, values=_one_hot(each, first))
-        got, wanted = each.decode(filled).out[row].double().cpu(), oracle(filled).out[row].cpu()  # [H, Dv]
-        share = sizes.heads // sizes.v_heads
-        seen = torch.unflatten(got > wanted / 2, 0, (sizes.v_heads, share)).any(dim=1).flatten()  # [slots]
-        missing += [first + slot for slot in range(min(slots, length - first)) if not seen[slot]]
+        enough = each.decode(filled).out.double().cpu() > oracle(filled).out.cpu() / 2  # [B, H, Dv]
+        share = s.heads // s.v_heads
+        seen = torch.unflatten(enough, 1, (s.v_heads, share)).any(dim=2).flatten(1)  # [B, slots]
+        for row, length in enumerate(lengths):
+            there = range(min(slots, length - first))
+            missing[row] += [first + slot for slot in there if not seen[row, slot]]
     return missing
 
 
 def _one_hot(each: Asked, first: int) -> Tensor:
     """[B,G,S,Dv]: token `first` + g Dv + c has a one in head g, channel c; all else is zero."""
-    sizes, lengths = each.case.sizes, each.case.lengths
-    values = torch.zeros(len(lengths), sizes.v_heads, max(lengths), sizes.v, device=each.subject.device)
-    for slot in range(min(sizes.v_heads * sizes.v, max(lengths) - first)):
-        values[:, slot // sizes.v, first + slot, slot % sizes.v] = 1.0
+    s, lengths = each.case.sizes, each.case.lengths
+    values = torch.zeros(len(lengths), s.v_heads, max(lengths), s.v, device=each.subject.device)
+    for slot in range(min(s.v_heads * s.v, max(lengths) - first)):
+        values[:, slot // s.v, first + slot, slot % s.v] = 1.0
     return values
 
 

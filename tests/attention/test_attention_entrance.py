@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import attrs
 import pytest
@@ -290,6 +291,15 @@ def test_a_writer_is_named() -> None:
         decoded(layer("decode_backend", lambda: backend))
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """What was compiled here, half of it where an error ended it, stays here."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 def test_sound_plugins_pass_as_before_compiled_copied_and_with_gradients() -> None:
     def half(x):
         return torch.sigmoid(x[..., :4]).transpose(1, 2).unsqueeze(-1)
@@ -317,6 +327,7 @@ def test_sound_plugins_pass_as_before_compiled_copied_and_with_gradients() -> No
     assert not [n for n in graphs[0].graph.nodes if "aminmax" in str(n.target) or "isfinite" in str(n.target)]
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_wrong_form_is_seen_in_compiled_code_too() -> None:
     attention = layer("gate", lambda: Part(lambda x: x.new_full((2, 1, 1, 1), 0.5)))
     with pytest.raises(PluginError, match=r"gate of shape \[2, 1, 1, 1\]; allowed: \[2, 4, 5, 1\]"):
