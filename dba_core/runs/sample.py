@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 import attrs
 
@@ -16,11 +16,10 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.runs.prepare import Prepared
 from dba_core.runs.summary import SampleFacts
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 #: Tokens of the held-out text that stand in for a prompt.
 _PROMPT_TOKENS = 64
+#: What of a run's generation settings can be given anew.
+SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 
 OnText = Callable[[int, str], None]
 
@@ -33,25 +32,15 @@ class Continuation:
     tokens: list[int]
 
 
-class Settings(TypedDict, total=False):
-    """What of a run's generation settings can be given anew; None and () leave one as it is."""
-
-    max_new_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    seed: int | None
-    stop: Sequence[str]
-
-
-def with_settings(recorded: GenerationConfig, **given: Unpack[Settings]) -> GenerationConfig:
-    """The run's settings with others over them. top_k 0 and top_p 1 are off.
+def with_settings(recorded: GenerationConfig, **given: Any) -> GenerationConfig:
+    """The run's settings with those of SETTINGS that are given over them: None, () and [] leave one as it
+    is, top_k 0 and top_p 1 are off.
 
     Raises ConfigError for a name or a value that is not allowed.
     """
     for name in given:
-        if name not in Settings.__annotations__:
-            raise ConfigError(unknown("setting", name, Settings.__annotations__))
+        if name not in SETTINGS:
+            raise ConfigError(unknown("setting", name, SETTINGS))
     changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, (), [])}
     if "stop" in changes:
         stop = changes["stop"]
