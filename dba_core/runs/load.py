@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import attrs
 
@@ -39,12 +39,6 @@ from dba_core.training.fingerprint import (
     settings_fingerprint,
     unlike,
 )
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from dba_core.runs.kv_memory import policy_of
-from dba_core.runs.sample import Settings
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -95,7 +89,7 @@ class Run:
 
     @overload
     def generate(
-        self, prompts: str, *, kv_policy: KVCachePolicy | str | None = None, **settings: Unpack[Settings]
+        self, prompts: str, *, kv_policy: KVCachePolicy | str | None = None, **settings: Any
     ) -> str: ...
     @overload
     def generate(
@@ -103,14 +97,14 @@ class Run:
         prompts: list[str] | tuple[str, ...],
         *,
         kv_policy: KVCachePolicy | str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Any,
     ) -> list[str]: ...
     def generate(
         self,
         prompts: str | list[str] | tuple[str, ...],
         *,
         kv_policy: KVCachePolicy | str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Any,
     ) -> str | list[str]:
         """The text that continues a text, without it; a list of texts gives a list, made as one batch.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 import attrs
 
@@ -17,11 +17,10 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.runs.prepare import Prepared
 from dba_core.runs.summary import SampleFacts
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 #: Tokens of the held-out text that stand in for a prompt.
 _PROMPT_TOKENS = 64
+#: What of a run's generation settings can be given anew.
+SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 
 OnText = Callable[[int, str], None]
 
@@ -33,21 +32,6 @@ class Continuation:
     text: str
     tokens: list[int]
     prompt_tokens: list[int]
-
-
-class Settings(TypedDict, total=False):
-    """Generation settings that can be given anew (None and () leave one as it is), and those of `Reading`."""
-
-    max_new_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    seed: int | None
-    stop: Sequence[str]
-    chat: bool
-    system: str | None
-    bos: bool | None
-    eos: bool | None
 
 
 @attrs.frozen(kw_only=True)
@@ -85,21 +69,21 @@ class Reading:
 _READING = frozenset(field.name for field in attrs.fields(Reading))
 
 
-def settings_of(recorded: GenerationConfig, **given: Unpack[Settings]) -> tuple[GenerationConfig, Reading]:
-    """The run's generation settings with others over them, and how prompts are read."""
-    chosen: dict[str, Any] = dict(given)
-    reading = Reading(**{name: chosen.pop(name) for name in _READING if name in chosen})
-    return with_settings(recorded, **chosen), reading
+def settings_of(recorded: GenerationConfig, **given: Any) -> tuple[GenerationConfig, Reading]:
+    """The run's settings with those of SETTINGS that are given over them, and how prompts are read."""
+    reading = Reading(**{name: given.pop(name) for name in _READING if name in given})
+    return with_settings(recorded, **given), reading
 
 
-def with_settings(recorded: GenerationConfig, **given: Unpack[Settings]) -> GenerationConfig:
-    """The run's settings with others over them. top_k 0 and top_p 1 are off.
+def with_settings(recorded: GenerationConfig, **given: Any) -> GenerationConfig:
+    """The run's settings with those of SETTINGS that are given over them: None, () and [] leave one as it
+    is, top_k 0 and top_p 1 are off.
 
     Raises ConfigError for a name or a value that is not allowed.
     """
     for name in given:
-        if name not in Settings.__annotations__:
-            raise ConfigError(unknown("setting", name, Settings.__annotations__))
+        if name not in SETTINGS:
+            raise ConfigError(unknown("setting", name, {*SETTINGS, *_READING}))
     changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, (), [])}
     if "stop" in changes:
         stop = changes["stop"]
