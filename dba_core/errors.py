@@ -71,6 +71,12 @@ class UnsupportedError(DBAError):
         self.reasons = reasons
 
 
+class SourceError(UnsupportedError):
+    """A pretrained model is of a kind, or in a form, that this library does not read."""
+
+    exit_code = 3
+
+
 class CacheError(DBAError):
     """A KV cache was asked for something that would overflow, desynchronize or falsify it."""
 

@@ -16,8 +16,9 @@ from dba_core.errors import UsageError
 if TYPE_CHECKING:
     from dba_core.config.generation import GenerationConfig
     from dba_core.config.kv_policy import KVCachePolicy
+    from dba_core.data.chat import Reading
     from dba_core.runs.load import Run
-    from dba_core.runs.sample import Continuation, Reading
+    from dba_core.runs.sample import Continuation
 
 
 @refuse_legacy_flags
@@ -80,7 +81,7 @@ def sample(
     """
     texts = _all_prompts(prompts, prompt_file)
     from dba_core.config.kv_policy import KVCachePolicy
-    from dba_core.runs.sample import Reading
+    from dba_core.data.chat import Reading
 
     reading = Reading(chat=chat, system=system, bos=bos, eos=eos)
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
-from dba_core.convert.fields import Fields, told
+from dba_core.convert.fields import Fields, shown, told
 from dba_core.convert.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from dba_core.convert.gguf_rope import divisors, read_gguf_rope
 from dba_core.convert.gguf_tokenizer import tokenizer_config, tokenizer_json
@@ -31,7 +31,7 @@ from dba_core.convert.llama_names import from_gguf
 from dba_core.convert.rope_scaling import RopeScaling, per_head
 from dba_core.convert.source import SourceModel, SourceTensor, as_it_is, with_attention_factor
 from dba_core.distribution import install_command
-from dba_core.errors import CheckpointError, ConfigError, UnsupportedError, unknown
+from dba_core.errors import CheckpointError, ConfigError, SourceError, unknown
 from dba_core.printable import printable
 
 ARCHITECTURES = ("llama",)
@@ -44,14 +44,15 @@ TYPES = (
 
 
 def load_gguf(path: Path) -> SourceModel:
-    """The model in one file. Raises CheckpointError for a file that is cut off or no GGUF, UnsupportedError
+    """The model in one file. Raises CheckpointError for a file that is cut off or no GGUF, SourceError
     for another architecture and where the package `gguf` is not installed.
     """
     header = read_gguf_header(path, _block_sizes(path))
     fields = Fields(header.fields, where=str(path))
     family = fields.text("general.architecture")
     if family not in ARCHITECTURES:
-        raise UnsupportedError(f"{path}: {unknown('GGUF architecture', told(family), ARCHITECTURES)}")
+        raise SourceError(f"{path}: {unknown('GGUF architecture', told(family), ARCHITECTURES)}")
+    _refuse(fields)
     config, scaling = _config(fields, header)
     source = SourceModel(
         name=path.stem,
@@ -72,10 +73,40 @@ def load_gguf(path: Path) -> SourceModel:
     return attrs.evolve(source, frequencies=per_head(frequencies, attention.n_kv_heads))
 
 
+#: Fields that would change every result and that this architecture does not have; the values that mean so.
+_ABSENT: dict[str, tuple[object, ...]] = {
+    "llama.attention.sliding_window": (0,),
+    "llama.attention.scale": (0.0,),
+    "llama.attention.clamp_kqv": (0.0,),
+    "llama.attention.max_alibi_bias": (0.0,),
+    "llama.attention.causal": (True,),
+    "llama.attn_logit_softcapping": (0.0,),
+    "llama.final_logit_softcapping": (0.0,),
+    "llama.logit_scale": (0.0, 1.0),
+    "llama.residual_scale": (0.0, 1.0),
+    "llama.embedding_scale": (0.0, 1.0),
+    "llama.use_parallel_residual": (False,),
+    "llama.expert_count": (0,),
+}
+
+
+def _refuse(fields: Fields) -> None:
+    wrong = [
+        f"{name}={shown(fields.raw(name))}"
+        for name, absent in _ABSENT.items()
+        if fields.given(name) and fields.raw(name) not in absent
+    ]
+    if wrong:
+        raise SourceError(
+            f"{fields.where} asks for {'; '.join(wrong)}, which this library does not compute. Give a Llama "
+            "model without that"
+        )
+
+
 def _block_sizes(path: Path) -> dict[int, tuple[int, int]]:
     """Elements and bytes of a block by the number of the type."""
     if importlib.util.find_spec("gguf") is None:
-        raise UnsupportedError(
+        raise SourceError(
             f"{path} is a GGUF file, and the package 'gguf' that reads it is not installed. Install it: "
             + install_command("gguf")
         )
@@ -116,7 +147,7 @@ def _config(fields: Fields, header: GgufHeader) -> tuple[ModelConfig, RopeScalin
     head_dim = fields.whole("llama.attention.key_length", default=max(1, width // n_heads))
     rotated = fields.whole("llama.rope.dimension_count", default=head_dim)
     if rotated != head_dim:
-        raise UnsupportedError(
+        raise SourceError(
             f"{fields.where}: only {rotated} of the {head_dim} channels of a head are rotated; supported: "
             "all of them"
         )
@@ -159,7 +190,7 @@ def _same_for_all_layers(fields: Fields, name: str, *, n_layers: int, default: i
     if len(numbers) != n_layers:
         raise fields.wrong(name, f"a whole number, or one for each of {n_layers} layers")
     if len(set(numbers)) > 1:
-        raise UnsupportedError(
+        raise SourceError(
             f"{fields.where}: {name} differs from layer to layer ({sorted(set(numbers))[:5]}); supported: "
             "the same for all layers"
         )

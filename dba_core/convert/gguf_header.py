@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dba_core.convert.fields import shown
 from dba_core.convert.files import size_of_file
-from dba_core.errors import CheckpointError, UnsupportedError
+from dba_core.errors import CheckpointError, SourceError
 from dba_core.printable import printable
 
 Bytes = NDArray[np.uint8]
@@ -62,7 +62,7 @@ class GgufHeader:
 def read_gguf_header(path: Path, block_sizes: Mapping[int, tuple[int, int]]) -> GgufHeader:
     """block_sizes: of each ggml type, elements and bytes of a block.
 
-    Raises CheckpointError for a file that is cut off, damaged or no GGUF, UnsupportedError for another
+    Raises CheckpointError for a file that is cut off, damaged or no GGUF, SourceError for another
     version, byte order or a type that is not in `block_sizes`.
     """
     size_of_file(path)
@@ -76,7 +76,7 @@ def read_gguf_header(path: Path, block_sizes: Mapping[int, tuple[int, int]]) -> 
     version = cursor.number(4)
     if version not in (2, 3):
         order = " (of the other byte order)" if version & 0xFFFF == 0 else ""
-        raise UnsupportedError(f"{path} is GGUF version {version}{order}; supported: 2 and 3, little-endian")
+        raise SourceError(f"{path} is GGUF version {version}{order}; supported: 2 and 3, little-endian")
     n_tensors, n_fields = cursor.count(at_least=24), cursor.count(at_least=13)
     fields: dict[str, Any] = {}
     for _ in range(n_fields):
@@ -179,7 +179,7 @@ def _tensor(
 ) -> GgufTensor:
     """Its bytes, where the shape and the type say that they are."""
     if info.kind not in block_sizes:
-        raise UnsupportedError(
+        raise SourceError(
             f"{cursor.path}: {printable(info.name)} is of ggml type {info.kind}, which is not supported; "
             "give a file of floating-point or block-quantized weights"
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 from dba_core.convert.fields import Fields, shown
 from dba_core.convert.gguf_header import GgufTensor
 from dba_core.convert.rope_scaling import RopeScaling, check_kind, check_scaling, yarn_attention_factor
-from dba_core.errors import CheckpointError, UnsupportedError
+from dba_core.errors import CheckpointError, SourceError
 from dba_core.model.finite import check_finite
 
 DIVISORS = "rope_freqs.weight"
@@ -43,12 +43,12 @@ _IDLE = {"yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0}
 def read_gguf_rope(fields: Fields, *, context: int) -> tuple[float, RopeScaling]:
     """theta, and how it is scaled. context: tokens that the model reads.
 
-    Raises CheckpointError for fields that contradict each other or are no numbers, UnsupportedError for what
+    Raises CheckpointError for fields that contradict each other or are no numbers, SourceError for what
     would change the rotation and is not known here.
     """
     for name in fields.table:
         if name.startswith(_ROPE) and name.removeprefix(_ROPE) not in _KNOWN:
-            raise UnsupportedError(
+            raise SourceError(
                 f"{fields.where} has the field {shown(name)}={shown(fields.raw(name))}, which is not known "
                 "here and would change the rotation. Give a model without it"
             )
@@ -95,14 +95,14 @@ def _yarn(fields: Fields, factor: float, own: float, context: int) -> RopeScalin
     for name, idle in _IDLE.items():
         value = fields.table.get(_SCALING + name, idle)
         if value != idle and not (name == "yarn_ext_factor" and value == -1):
-            raise UnsupportedError(
+            raise SourceError(
                 f"{fields.where}: {_SCALING}{name} is {shown(value)} (supported: {idle:g}). Give a model "
                 "without it"
             )
     attention_factor = yarn_attention_factor(factor) * own
     said = fields.number(f"{_SCALING}yarn_attn_factor", default=attention_factor)
     if abs(said - attention_factor) > 1e-5 * attention_factor:
-        raise UnsupportedError(
+        raise SourceError(
             f"{fields.where}: {_SCALING}yarn_attn_factor is {said:g}, and YaRN with this factor has "
             f"{attention_factor:g}. The converter writes this field and llama.cpp does not read it, so that "
             "it is not known which is meant. Give the Hugging Face folder of the model"

@@ -20,7 +20,7 @@ from dba_core.convert.llama_names import from_huggingface
 from dba_core.convert.rope_scaling import per_head
 from dba_core.convert.safetensors_folder import StoredTensor, read_folder
 from dba_core.convert.source import PLAIN, SourceModel, SourceTensor, with_attention_factor
-from dba_core.convert.tokenizer_files import read_tokenizer_config
+from dba_core.convert.tokenizer_files import read_tokenizer_config, tokenizer_notes
 from dba_core.documents import read_text
 from dba_core.errors import CheckpointError
 from dba_core.printable import printable
@@ -30,7 +30,7 @@ _EMBEDDING, _HEAD = "tok_emb.weight", "lm_head.weight"
 
 def load_huggingface(folder: Path) -> SourceModel:
     """The model in `folder`. Raises CheckpointError for files that are missing, damaged or do not belong
-    together, UnsupportedError for a model of another family.
+    together, SourceError for a model of another family.
     """
     config = read_llama_config(folder / "config.json")
     stored = read_folder(folder)
@@ -40,6 +40,9 @@ def load_huggingface(folder: Path) -> SourceModel:
         for name, tensor in tensors.items()
     }
     tokenizer = folder / "tokenizer.json"
+    text = None
+    if tokenizer.is_file():
+        text = read_text(tokenizer, error=CheckpointError, advice="Download the model again")
     source = SourceModel(
         name=folder.resolve().name,
         family=config.family,
@@ -47,14 +50,10 @@ def load_huggingface(folder: Path) -> SourceModel:
         config=model,
         weights=with_attention_factor(weights, config.scaling.attention_factor),
         plugins=PLAIN,
-        tokenizer_json=(
-            read_text(tokenizer, error=CheckpointError, advice="Download the model again")
-            if tokenizer.is_file()
-            else None
-        ),
+        tokenizer_json=text,
         tokenizer_config=read_tokenizer_config(folder),
         files=("config.json", *stored.files),
-        notes=(*stored.notes, *notes),
+        notes=(*stored.notes, *notes, *tokenizer_notes(folder, text)),
     ).checked()
     attention = model.attention.shape
     frequencies = config.scaling.frequencies(attention.geo_head_dim, model.attention.rope_theta)

@@ -18,7 +18,7 @@ from dba_core.convert.fields import Fields, shown, told
 from dba_core.convert.llama_rope import read_rope
 from dba_core.convert.rope_scaling import RopeScaling
 from dba_core.documents import read_object
-from dba_core.errors import CheckpointError, ConfigError, UnsupportedError, unknown
+from dba_core.errors import CheckpointError, ConfigError, SourceError, unknown
 
 #: Each family's own default of max_position_embeddings.
 FAMILIES = {"llama": 2048, "mistral": 131072}
@@ -34,7 +34,7 @@ class LlamaConfig:
 
 
 def read_llama_config(path: Path) -> LlamaConfig:
-    """Read config.json. Raises CheckpointError for a file that is none, UnsupportedError for other models."""
+    """Read config.json. Raises CheckpointError for a file that is none, SourceError for other models."""
     if not path.exists():
         raise CheckpointError(
             f"{path.parent} has no config.json; give the folder of a Hugging Face model, or a .gguf file"
@@ -47,8 +47,10 @@ def llama_config(data: Mapping[str, Any], *, where: str) -> LlamaConfig:
     """The same from the file's content; `where` is what errors name."""
     fields = Fields(data, where=where)
     family = data.get("model_type")
+    if family is None:
+        raise SourceError(f"{where} has no model_type; it has to name the family: {', '.join(FAMILIES)}")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise UnsupportedError(f"{where}: {unknown('model family', told(family), FAMILIES)}")
+        raise SourceError(f"{where}: {unknown('model family', told(family), FAMILIES)}")
     _refuse(fields, family)
     n_heads, kv_heads, head_dim = _heads(fields, family)
     context = fields.whole("max_position_embeddings", default=FAMILIES[family])
@@ -103,7 +105,7 @@ def _refuse(fields: Fields, family: str) -> None:
         for name in ("attention_bias", "mlp_bias")
         if fields.flag(name, default=False)
     ]
-    if (act := fields.text("hidden_act", default="silu")) != "silu":
+    if (act := fields.text("hidden_act", default="silu")) not in ("silu", "swish"):  # one function, two names
         wrong.append(f"hidden_act={shown(act)} (supported: 'silu')")
     if fields.given("sliding_window"):
         wrong.append(f"sliding_window={shown(fields.raw('sliding_window'))} (supported: None)")
@@ -115,11 +117,17 @@ def _refuse(fields: Fields, family: str) -> None:
     ):
         wrong.append(f"layer_types={shown(kinds)} (supported: 'full_attention' throughout)")
     wrong += [
-        f"{name} (supported: float weights, or a .gguf file)"
+        f"{name}{_method(fields.raw(name))} (supported: float weights, or a .gguf file)"
         for name in ("quantization_config", "compression_config")
         if fields.given(name)
     ]
     if wrong:
-        raise UnsupportedError(
+        raise SourceError(
             f"{fields.where} asks for {'; '.join(wrong)}. Give a Llama-family model without that"
         )
+
+
+def _method(config: object) -> str:
+    """How the weights are quantized, where the file says it."""
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    return "" if method is None else f" of method {shown(method)}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from dba_core.convert.fields import Fields, shown
 from dba_core.convert.rope_scaling import RopeScaling, check_kind, check_scaling, yarn_attention_factor
-from dba_core.errors import CheckpointError, UnsupportedError
+from dba_core.errors import CheckpointError, SourceError
 
 THETA = 10000.0
 _BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
@@ -43,14 +43,14 @@ _FOR_PEOPLE = (_ORIGINAL, "finetuned")
 def read_rope(config: Fields, *, context: int) -> tuple[float, RopeScaling]:
     """rope_theta, and how it is scaled. context: max_position_embeddings.
 
-    Raises CheckpointError for fields that contradict each other or are no numbers, UnsupportedError for a
+    Raises CheckpointError for fields that contradict each other or are no numbers, SourceError for a
     kind of scaling that cannot be had.
     """
     rope = _table(config)
     theta = _theta(config, rope)
     for fields in (config, rope):
         if fields.given("partial_rotary_factor") and fields.number("partial_rotary_factor") != 1:
-            raise UnsupportedError(
+            raise SourceError(
                 f"{fields.where} asks for partial_rotary_factor={shown(fields.raw('partial_rotary_factor'))} "
                 "(supported: 1.0). Give a Llama-family model that rotates all of a head"
             )
@@ -106,7 +106,7 @@ def _same_for_all_layers(rope: Fields) -> Fields:
         return rope
     first, *others = parts.values()
     if len(parts) < len(rope.table) or any(other != first for other in others):
-        raise UnsupportedError(
+        raise SourceError(
             f"{rope.where} is {shown(rope.table)}: layers that are rotated differently (supported: the same "
             "for all layers)"
         )
@@ -138,12 +138,14 @@ def _kind(rope: Fields) -> str:
 def _refuse_unread(rope: Fields, kind: str) -> None:
     known = {*_READ[kind], *_COMMON, *_FOR_PEOPLE}
     unread = {name: rope.raw(name) for name in rope.table if name not in known and rope.given(name)}
-    if kind == "default" and unread.get("factor") == 1:
-        del unread["factor"]
+    neutral = {"default": ("factor",), "yarn": ("attn_factor", "extrapolation_factor")}
+    for name in neutral.get(kind, ()):
+        if unread.get(name) == 1:
+            del unread[name]
     if unread:
         raise CheckpointError(
             f"{rope.where} holds {shown(unread)}, which RoPE scaling {kind!r} does not read; it would be "
-            f"lost. Name the kind of scaling that is meant (rope_type), or leave it out"
+            "lost. Leave it out, or name another kind of scaling (rope_type) if that is meant"
         )
 
 

@@ -15,7 +15,7 @@ def load_source(path: str | Path) -> SourceModel:
     """A Hugging Face folder, a .gguf file, or a checkpoint of the origin system (.pt).
 
     Nothing is read into memory but names and sizes; `SourceModel.build` reads the weights. Raises
-    CheckpointError for what is none of these, or is damaged, UnsupportedError for another family of models.
+    CheckpointError for what is none of these, or is damaged, SourceError for another family of models.
     """
     given = Path(path)
     if given.is_dir():

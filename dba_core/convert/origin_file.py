@@ -30,7 +30,7 @@ from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.convert.fields import Fields, told
 from dba_core.convert.origin_pickle import read_tables
 from dba_core.convert.source import SourceModel, SourceTensor, as_it_is
-from dba_core.errors import CheckpointError, ConfigError, UnsupportedError, unknown
+from dba_core.errors import CheckpointError, ConfigError, SourceError, unknown
 from dba_core.printable import printable
 
 SUFFIXES = (".pt", ".pth", ".bin")
@@ -53,7 +53,7 @@ _FEED_FORWARD = {"fc1.weight": "w_up.weight", "proj.weight": "w_down.weight"}
 
 def load_origin(path: Path) -> SourceModel:
     """The model in one file. Raises CheckpointError for a file that is damaged or is none of that system's,
-    UnsupportedError for what its architecture has and ours does not.
+    SourceError for what its architecture has and ours does not.
     """
     config, tensors = read_tables(path)
     model = _model_config(config, path)
@@ -130,7 +130,7 @@ def _model_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
     given = {name: value for name, value in config.items() if value is not None}
     read = Fields(given, where=f"{path}: 'config'")
     if read.flag("diffusion_head", default=False):
-        raise UnsupportedError(f"{path} has a diffusion head, which this library does not have")
+        raise SourceError(f"{path} has a diffusion head, which this library does not have")
     mode = _choice(read, "attn_mode", _MODES)
     width, n_heads = read.whole("d_model"), read.whole("n_head")
     kv_heads = read.whole("kv_head", default=n_heads) if mode == "gqa" else n_heads
@@ -173,5 +173,5 @@ def _model_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
 def _choice(read: Fields, name: str, allowed: Mapping[str, str]) -> str:
     given = read.text(name)
     if given not in allowed:
-        raise UnsupportedError(f"{read.where}: {unknown(name, told(given), allowed)}")
+        raise SourceError(f"{read.where}: {unknown(name, told(given), allowed)}")
     return allowed[given]

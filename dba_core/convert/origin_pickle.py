@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dba_core.convert.fields import shown, told
 from dba_core.convert.files import size_of_file
-from dba_core.errors import CheckpointError, UnsupportedError
+from dba_core.errors import CheckpointError, SourceError
 from dba_core.printable import printable
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -62,7 +62,7 @@ _MOST_SHARED = 2
 
 def read_tables(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
     """`config` and `model`. Raises CheckpointError for a file that is damaged or holds something else,
-    UnsupportedError for tensors that are no floating-point numbers.
+    SourceError for tensors that are no floating-point numbers.
     """
     size = size_of_file(path)
     _check_archive(path, size)
@@ -138,7 +138,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, Any], size: int) -> None:
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{where} is no tensor; the file is not a checkpoint")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
-            raise UnsupportedError(
+            raise SourceError(
                 f"{where} is a tensor of {tensor.dtype}, {tensor.layout}; supported: dense floating-point "
                 "numbers. Save the checkpoint with its weights as such"
             )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dba_core.attention.rope import rope_frequencies
-from dba_core.errors import CheckpointError, UnsupportedError, unknown
+from dba_core.errors import CheckpointError, SourceError, unknown
 
 SUPPORTED = ("default", "linear", "llama3", "yarn")
 #: What is refused, and why it cannot be had.
@@ -97,15 +97,15 @@ def yarn_attention_factor(factor: float, *, mscale: float = 0.0, mscale_all_dim:
 
 
 def check_kind(kind: str, *, where: str) -> None:
-    """Raise UnsupportedError for a kind of scaling that is not SUPPORTED, with the reason."""
+    """Raise SourceError for a kind of scaling that is not SUPPORTED, with the reason."""
     if kind in SUPPORTED:
         return
     if kind in REFUSED:
-        raise UnsupportedError(
+        raise SourceError(
             f"{where}: RoPE scaling {kind!r} is not supported: {REFUSED[kind]}. Supported: "
             f"{', '.join(SUPPORTED)}. Give a model with one of these"
         )
-    raise UnsupportedError(f"{where}: {unknown('RoPE scaling', kind, SUPPORTED)}")
+    raise SourceError(f"{where}: {unknown('RoPE scaling', kind, SUPPORTED)}")
 
 
 def check_scaling(scaling: RopeScaling, *, theta: float, where: str) -> None:

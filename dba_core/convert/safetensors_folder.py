@@ -18,7 +18,7 @@ from torch import Tensor
 from dba_core.convert.fields import shown
 from dba_core.convert.files import size_of_file
 from dba_core.documents import read_object
-from dba_core.errors import CheckpointError, UnsupportedError
+from dba_core.errors import CheckpointError, SourceError
 from dba_core.printable import printable
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,7 +48,7 @@ class TensorFolder:
 
 def read_folder(folder: Path) -> TensorFolder:
     """The headers of the model's files. Raises CheckpointError for files that are missing, damaged, or
-    contradict the index or each other, UnsupportedError for tensors that are no floating-point numbers.
+    contradict the index or each other, SourceError for tensors that are no floating-point numbers.
     """
     whole, index = folder / _WHOLE, folder / _INDEX
     notes: tuple[str, ...] = ()
@@ -145,7 +145,7 @@ def _tensors(file: Path) -> dict[str, StoredTensor]:
         ) from None
     for name, (dtype, _) in heads.items():
         if dtype not in _DTYPES:
-            raise UnsupportedError(
+            raise SourceError(
                 f"{file}: {printable(name)} is stored as {dtype}; supported: {', '.join(_DTYPES)}. Give a "
                 "model with floating-point weights, or a .gguf file"
             )

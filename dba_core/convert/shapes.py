@@ -30,12 +30,14 @@ def check_shapes(
             "configuration do not belong together. Get both again"
         )
     wanted = dict(expected_shapes(config, plugins))
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
-    problems += [
+    missing = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
+    foreign = [
         f"{printable(name)} is not part of this architecture" for name in sorted(given.keys() - wanted.keys())
     ]
+    problems = foreign[:3] + missing[:3]
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        more = len(foreign) + len(missing) - len(problems)
+        shown = "; ".join(problems) + (f"; and {more} more" if more else "")
         raise CheckpointError(
             f"{where} does not hold the weights of the model that it describes: {shown}. Download it again, "
             "or give a model of a supported family"

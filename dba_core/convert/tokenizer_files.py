@@ -47,6 +47,19 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     return document
 
 
+def tokenizer_notes(folder: Path, tokenizer_json: str | None) -> tuple[str, ...]:
+    """What a user should know of the tokens: where transformers 5 does not read the file as it stands."""
+    if tokenizer_json is None or '"Prepend"' not in tokenizer_json:
+        return ()
+    name = _object(folder / "tokenizer_config.json").get("tokenizer_class")
+    if name not in ("LlamaTokenizer", "LlamaTokenizerFast"):
+        return ()
+    return (
+        f"Tokens are those of tokenizer.json as it stands. transformers 5 reads a {name} in its own way: "
+        "it gives other tokens to a text that begins with a space, and after a special token.",
+    )
+
+
 def _is_token(key: str) -> bool:
     return key.endswith("_token") and not key.startswith("add_")
 

@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from dba_core.data.foreign import guarded
 from dba_core.data.tokenizers import Tokenizer, Tokens
-from dba_core.errors import DataError
+from dba_core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -113,3 +115,51 @@ def _to_json(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """How a model reads prompts. chat: each is a chat's first message, after `system`. bos: it begins with
+    the model's BOS token. eos: a continuation ends at its end-of-text tokens. None: as the tokenizer has it.
+    """
+
+    chat: bool = False
+    system: str | None = None
+    bos: bool | None = None
+    eos: bool | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.system is not None and not self.chat:
+            raise UsageError("a system message is the first one of a chat; ask for the chat too (--chat)")
+        if self.chat and self.bos is not None:
+            raise UsageError("in a chat the model's template writes the special tokens; leave --bos out")
+
+    def tokens(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of every text. Raises DataError for what is no list of texts, UsageError for a BOS token
+        that the model does not have.
+        """
+        _check_texts(texts)
+        if self.chat:
+            return [encode_chat(tokenizer, chat_of(text, self.system)).tolist() for text in texts]
+        special = tokenizer.special.chosen(bos=self.bos)
+        return [special.start(tokenizer.encode(text)).tolist() for text in texts]
+
+    def stop_tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """What ends a sequence. Raises UsageError where they are asked for and the model names none."""
+        return () if self.eos is False else tokenizer.special.chosen(eos=self.eos).eos
+
+
+def _check_texts(texts: object) -> None:
+    if not isinstance(texts, (list, tuple)):
+        raise DataError(
+            f"prompts is a {type(texts).__name__}; give a text or a list of texts, and tokens to "
+            "dba_core.generate(run.model, ...)",
+            path="generation.prompt",
+        )
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(
+                f"prompt {row} is {text!r} ({type(text).__name__}); give texts, and tokens to "
+                "dba_core.generate(run.model, ...)",
+                path="generation.prompt",
+            )

@@ -16,6 +16,7 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.plugins import PluginChoice
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
+from dba_core.data.chat import Reading
 from dba_core.data.corpus import Corpus
 from dba_core.data.special_tokens import SPECIAL_FILE, read_special_document
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
@@ -27,7 +28,7 @@ from dba_core.runs.device import resolve_device
 from dba_core.runs.folder import RunFolder, find_run, read_resolved
 from dba_core.runs.kv_memory import policy_of
 from dba_core.runs.memory_need import least_parameters
-from dba_core.runs.sample import Continuation, OnText, Reading, continue_prompts, settings_of
+from dba_core.runs.sample import Continuation, OnText, continue_prompts, settings_of
 from dba_core.runs.selection import model_choices
 from dba_core.training.checkpoint import restore_weights
 from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
@@ -110,7 +111,7 @@ class Run:
 
         settings: `max_new_tokens`, `temperature`, `top_k` (0 is off), `top_p` (1 is off), `seed` and `stop`
         (texts); what is left out is as in the run's configuration. `chat=True`, `system`, `bos`, `eos`: see
-        `dba_core.runs.sample.Reading`. kv_policy: None is the run's. `dba sample` does the same. Raises
+        `dba_core.data.chat.Reading`. kv_policy: None is the run's. `dba sample` does the same. Raises
         DataError for an empty prompt or one that is no text, ConfigError and UsageError for wrong settings.
         """
         generation, reading = settings_of(self.config.generation, **settings)

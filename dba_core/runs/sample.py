@@ -9,9 +9,9 @@ import attrs
 
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.data.chat import chat_of, encode_chat
+from dba_core.data.chat import Reading
 from dba_core.data.tokenizers import Tokenizer
-from dba_core.errors import ConfigError, DataError, UsageError, unknown
+from dba_core.errors import ConfigError, unknown
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.prepare import Prepared
@@ -32,38 +32,6 @@ class Continuation:
     text: str
     tokens: list[int]
     prompt_tokens: list[int]
-
-
-@attrs.frozen(kw_only=True)
-class Reading:
-    """How a model reads prompts. chat: each is a chat's first message, after `system`. bos: it begins with
-    the model's BOS token. eos: a continuation ends at its end-of-text tokens. None: as the tokenizer has it.
-    """
-
-    chat: bool = False
-    system: str | None = None
-    bos: bool | None = None
-    eos: bool | None = None
-
-    def __attrs_post_init__(self) -> None:
-        if self.system is not None and not self.chat:
-            raise UsageError("a system message is the first one of a chat; ask for the chat too (--chat)")
-        if self.chat and self.bos is not None:
-            raise UsageError("in a chat the model's template writes the special tokens; leave --bos out")
-
-    def tokens(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of every text. Raises DataError for what is no list of texts, UsageError for a BOS token
-        that the model does not have.
-        """
-        _check_texts(texts)
-        if self.chat:
-            return [encode_chat(tokenizer, chat_of(text, self.system)).tolist() for text in texts]
-        special = tokenizer.special.chosen(bos=self.bos)
-        return [special.start(tokenizer.encode(text)).tolist() for text in texts]
-
-    def stop_tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """What ends a sequence. Raises UsageError where they are asked for and the model names none."""
-        return () if self.eos is False else tokenizer.special.chosen(eos=self.eos).eos
 
 
 _READING = frozenset(field.name for field in attrs.fields(Reading))
@@ -91,22 +59,6 @@ def with_settings(recorded: GenerationConfig, **given: Any) -> GenerationConfig:
     if changes.get("top_k") == 0:
         changes["top_k"] = None
     return attrs.evolve(recorded, **changes)
-
-
-def _check_texts(texts: object) -> None:
-    if not isinstance(texts, (list, tuple)):
-        raise DataError(
-            f"prompts is a {type(texts).__name__}; give a text or a list of texts, and tokens to "
-            "dba_core.generate(run.model, ...)",
-            path="generation.prompt",
-        )
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(
-                f"prompt {row} is {text!r} ({type(text).__name__}); give texts, and tokens to "
-                "dba_core.generate(run.model, ...)",
-                path="generation.prompt",
-            )
 
 
 def continue_prompts(

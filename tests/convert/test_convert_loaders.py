@@ -108,7 +108,7 @@ def test_a_gguf_file_has_its_rows_put_back(tmp_path: Path) -> None:
     ("change", "error", "hint"),
     [
         ({"model_type": "gpt2"}, UnsupportedError, "unknown model family 'gpt2'"),
-        ({"model_type": None}, UnsupportedError, "unknown model family"),
+        ({"model_type": None}, UnsupportedError, "has no model_type"),
         ({"attention_bias": True}, UnsupportedError, "attention_bias=True"),
         ({"sliding_window": 4096}, UnsupportedError, "sliding_window=4096"),
         ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act='gelu'"),
