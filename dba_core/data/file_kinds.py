@@ -47,6 +47,7 @@ _KINDS: tuple[tuple[bytes, FileKind], ...] = (
     (b"\x93NUMPY", FileKind("a numpy array", "Name it .npy, and it is read as tokens")),
     (b"GGUF", FileKind("a GGUF model", "It is for `dba convert`; give a file with text")),
     (b"\xff\xfe\x00\x00", FileKind("UTF-32 text", "Convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)")),
+    (b"\x00\x00\xfe\xff", FileKind("UTF-32 text", "Convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)")),
     (b"\xff\xfe", FileKind("UTF-16 text", "Convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")),
     (b"\xfe\xff", FileKind("UTF-16 text", "Convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")),
 )

@@ -6,7 +6,6 @@ documents of a folder are joined by one empty line, in the order of their paths.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 import re
@@ -22,13 +21,6 @@ KEY = "data.source"
 TEXT_SUFFIXES = (".md", ".rst", ".tex", ".text", ".txt")
 SEPARATOR = "\n\n"
 _LISTED = 5
-#: UTF-32's little mark begins with UTF-16's.
-_OTHER_MARKS = {
-    "UTF-32": codecs.BOM_UTF32_LE,
-    "UTF-32 (big-endian)": codecs.BOM_UTF32_BE,
-    "UTF-16": codecs.BOM_UTF16_LE,
-    "UTF-16 (big-endian)": codecs.BOM_UTF16_BE,
-}
 
 
 @attrs.frozen
@@ -112,9 +104,6 @@ def read_bytes(path: Path) -> bytes:
 
 def why_binary(data: bytes) -> str | None:
     """What makes these bytes no UTF-8 text, with its position; None for text."""
-    for name, mark in _OTHER_MARKS.items():
-        if data.startswith(mark):
-            return f"it begins with the byte-order mark of {name}"
     nul = data.find(b"\0")
     try:
         data.decode("utf-8")

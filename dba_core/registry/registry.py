@@ -180,6 +180,12 @@ class Registry:
         if held is not None:
             loaded, options, _ = held
             return self._selection(loaded, options, request, why=_auto_why(passed), passed=passed)
+        if passed and all(each.blocked for each in passed):
+            refused = "; ".join(f"{each.name}: {each.problem}" for each in passed)
+            raise PluginError(
+                f"every {kind} in the order of auto is refused ({refused}). Allow one of them, or choose "
+                f"another {kind} by name."
+            )
         raise UnsupportedError(
             f"no {kind} supports the request; choose one by name. Tried {len(passed)} in the order of auto:",
             reasons=tuple(reason for each in passed for reason in each.named_reasons()),
