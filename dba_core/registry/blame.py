@@ -4,8 +4,8 @@
         gate = module(x)
 
 A DBAError that the plugin raised on purpose keeps its class and names the plugin too; anything else is a
-PluginError whose cause is the original. What ends a program, and a device without memory, is no plugin's
-fault and passes.
+PluginError whose cause is the original, SystemExit too: a plugin does not end a run. KeyboardInterrupt, and a
+device without memory, is no plugin's fault and passes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Blame:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        if error is None or isinstance(error, KeyboardInterrupt):
             return
         told = attributed(error, self._who(), self._doing)
         if told is not error:
