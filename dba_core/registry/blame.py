@@ -35,6 +35,8 @@ class Blame:
     ) -> None:
         if error is None or isinstance(error, KeyboardInterrupt):
             return
+        if isinstance(error, ConfigError):
+            _forget_path(error)
         told = attributed(error, self._who(), self._doing)
         if told is not error:
             raise told from error
@@ -58,8 +60,14 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ()))
 
 
+def _forget_path(error: ConfigError) -> None:
+    """What a plugin raises while it works is about no key of the user's configuration."""
+    if error.path:
+        error.message, error.path = f"{error.path}: {error.message}", ""
+
+
 def _name(error: DBAError, who: str) -> None:
-    if who in str(error):
+    if str(error).startswith(who):
         return
     if isinstance(error, ConfigError):
         error.message = f"{who}: {error.message}"

@@ -18,7 +18,7 @@ from dba_core.attention.module import DecoupledAttention  # noqa: E402
 from dba_core.config.attention import AttentionConfig  # noqa: E402
 from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
 from dba_core.contracts import DecodeOutput, NoOptions, NullKV, Support  # noqa: E402
-from dba_core.errors import CacheError, PluginError  # noqa: E402
+from dba_core.errors import CacheError, ConfigError, PluginError  # noqa: E402
 from dba_core.registry import Registry  # noqa: E402
 
 FP32 = "ksem=fp32,kgeo=fp32,v=fp32"
@@ -232,6 +232,15 @@ def test_an_error_in_our_words_keeps_its_class_and_is_named_once() -> None:
 
     with pytest.raises(CacheError, match=r"^gate 'odd' of acme 1\.2: no room$"):
         layer("gate", lambda: Part(fail))(X)
+
+
+def test_a_configuration_error_of_a_plugin_at_work_is_about_no_key_of_the_user() -> None:
+    def fail(*_):
+        raise ConfigError("too wide", path="model.d_model")
+
+    with pytest.raises(ConfigError) as caught:
+        layer("gate", lambda: Part(fail))(X)
+    assert (str(caught.value), caught.value.path) == ("gate 'odd' of acme 1.2: model.d_model: too wide", "")
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, torch.OutOfMemoryError])
