@@ -73,12 +73,16 @@ def _type_name(error: StructureHandlerNotFoundError) -> str:
 
 def _unreadable_field(cls: Any) -> str:
     """The first field of the attrs class whose type has no way to be read."""
-    for field in attrs.fields(attrs.resolve_types(cls)):
-        try:
-            _CONVERTER.get_structure_hook(field.type)
-        except StructureHandlerNotFoundError:
-            return field.name
-    return ""
+    fields = attrs.fields(attrs.resolve_types(cls))
+    return next((str(field.name) for field in fields if not _is_readable(field.type)), "")
+
+
+def _is_readable(hint: Any) -> bool:
+    try:
+        _CONVERTER.get_structure_hook(hint)
+    except StructureHandlerNotFoundError:
+        return False
+    return True
 
 
 def _one_error(error: BaseException, cls: Any) -> ConfigError:

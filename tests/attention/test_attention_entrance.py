@@ -264,7 +264,9 @@ def test_a_plugin_does_not_end_the_run(raised: type[BaseException]) -> None:
     raised_here: list[BaseException] = []
     parts = {"gate": lambda: Part(fail), "decode_backend": lambda: Answering(fail)}
     for kind, part in parts.items():
-        with pytest.raises(PluginError, match=rf"^{kind} 'odd' of acme 1\.2 .*{raised.__name__}: 0") as caught:
+        with pytest.raises(
+            PluginError, match=rf"^{kind} 'odd' of acme 1\.2 .*{raised.__name__}: 0"
+        ) as caught:
             decoded(layer(kind, part))
         assert caught.value.__cause__ is raised_here[-1]
 

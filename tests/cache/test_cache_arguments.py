@@ -95,7 +95,7 @@ def test_a_layer_that_is_given_twice_is_named_and_an_iterator_will_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "length", [1.0, None, "1", torch.tensor(1), torch.tensor([1, 1]), [1.0, 1], [1], -1, 4]
+    "length", [1.0, None, "1", torch.tensor(1.0), torch.tensor([[1], [1]]), [1.0, 1], [1], -1, 4]
 )
 def test_wrong_lengths_are_named_and_nothing_is_cut(length) -> None:
     first, second = layer(0), layer(1)

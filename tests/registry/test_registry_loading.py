@@ -66,8 +66,14 @@ BROKEN = {
         WHOLE.replace("contract = 1", "contract = 2"),
         "install a newer dba, or an older version",
     ),
-    "contract True": (WHOLE.replace("contract = 1", "contract = True"), "its contract is True; contract must be a whole number"),
-    "contract text": (WHOLE.replace("contract = 1", "contract = '1'"), "its contract is '1'; contract must be a whole"),
+    "contract True": (
+        WHOLE.replace("contract = 1", "contract = True"),
+        "its contract is True; contract must be a whole number",
+    ),
+    "contract text": (
+        WHOLE.replace("contract = 1", "contract = '1'"),
+        "its contract is '1'; contract must be a whole",
+    ),
     "contract None": (WHOLE.replace("contract = 1", "contract = None"), "contract must be a whole number"),
     "contract of 400 digits": (
         WHOLE.replace("contract = 1", "contract = 10**400"),

@@ -114,7 +114,9 @@ def test_a_field_that_no_file_can_hold(
     loaded = site.registry().load("gate", "one")
     with pytest.raises(PluginError) as caught:
         structure_options(loaded, options)
-    said = f"gate 'one' of d 1.0 cannot be used: field 'label' of its options class is of type {named}; allowed"
+    said = (
+        f"gate 'one' of d 1.0 cannot be used: field 'label' of its options class is of type {named}; allowed"
+    )
     assert str(caught.value).startswith(said)
     assert "hook" not in str(caught.value)
 

@@ -121,7 +121,9 @@ def test_foreign_objects_are_shown_in_one_fit_line() -> None:
 
 
 def test_a_build_that_panics_or_exits_is_the_plugins_fault(site: FakeSite) -> None:
-    for number, deed in enumerate(("raise PanicException('panicked')", "raise SystemExit(0)", "raise GeneratorExit")):
+    for number, deed in enumerate(
+        ("raise PanicException('panicked')", "raise SystemExit(0)", "raise GeneratorExit")
+    ):
         source = PANIC + GOOD_GATE.replace("        return f", f"        {deed}\n        return f")
         site.gate(f"bad{number}", distribution=f"d{number}", source=source)
         with pytest.raises(

@@ -81,8 +81,8 @@ def _closing(report: Report) -> str:
     if not report.quick:
         return f"All {total} checks passed."
     return (
-        f"All {total} checks passed in small sizes. --quick leaves out the large ones, such as rows of thousands "
-        f"of tokens; `dba plugins check {report.name} --kind {report.kind}` runs them all."
+        f"All {total} checks passed in small sizes. --quick leaves out the large ones, such as rows of "
+        f"thousands of tokens; `dba plugins check {report.name} --kind {report.kind}` runs them all."
     )
 
 
