@@ -63,6 +63,7 @@ def check_inputs(
 def _check_x(x: Tensor, shape: AttentionShape, weight: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"x is a {type(x).__name__}; give a tensor [batch, tokens, {shape.d_model}]")
+    _check_dense("x", x)
     if x.dim() != 3 or x.shape[-1] != shape.d_model:
         raise ValueError(f"x has shape {list(x.shape)}; give [batch, tokens, {shape.d_model}]")
     if x.device != weight.device:
@@ -75,9 +76,20 @@ def _check_x(x: Tensor, shape: AttentionShape, weight: Tensor) -> None:
         )
 
 
+def _check_dense(name: str, tensor: Tensor) -> None:
+    """One number stored for each place; a nested tensor has no shape to look at."""
+    if tensor.is_nested:
+        raise ValueError(f"{name} is a nested tensor; give a padded one, `torch.nested.to_padded_tensor`")
+    if tensor.is_quantized:
+        raise ValueError(f"{name} is quantized ({tensor.dtype}); give `{name}.dequantize()`")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} has layout {tensor.layout}; give a dense tensor, `{name}.to_dense()`")
+
+
 def _check_mask(mask: Tensor, full: tuple[int, int, int, int], device: torch.device) -> None:
     if not isinstance(mask, Tensor):
         raise ValueError(f"mask is a {type(mask).__name__}; give a tensor of torch.bool")
+    _check_dense("mask", mask)
     got = list(mask.shape)
     _refuse_two_meanings(got, full)
     if mask.dtype != torch.bool:

@@ -29,6 +29,7 @@ from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, 
 from dba_core.attention.rope import RopeFrequencies, RopeTable, rope_frequencies, shared_rope_table
 from dba_core.attention.taking_part import taking_part
 from dba_core.attention.uncompiled import uncompiled
+from dba_core.cache.checks import whole_numbers
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
@@ -351,6 +352,7 @@ class DecoupledAttention(nn.Module):
     def _cached(self, x: Tensor, cache: LayerCache, counts: Sequence[int] | None) -> Tensor:
         """Append the tokens and attend to what the cache then holds: [B, T, H, Dv]."""
         batch, q_len, _ = x.shape
+        counts = whole_numbers(counts) or counts
         if q_len == 0:
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
         heads = self._heads(x, *self._positions(cache, q_len, x))

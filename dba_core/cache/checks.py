@@ -6,8 +6,11 @@ only when there is one.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +19,27 @@ from dba_core.cache.store import TensorStore
 from dba_core.errors import CacheError
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def whole_number(value: Any) -> Any:
+    """The int of whatever Python takes as an index (NumPy's and torch's integers); anything else, and truth
+    values, as they are, for an error to name.
+    """
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
+
+
+def whole_numbers(value: Any) -> tuple[Any, ...] | None:
+    """`whole_number` of each item of a sequence, or of a tensor or NumPy array of one axis; None for else."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        items = value.tolist() if value.ndim == 1 else None
+    else:
+        items = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
+    return None if items is None else tuple(map(whole_number, items))
 
 
 def check_tensor(store: TensorStore, x: Tensor, *, batch: int, q_len: int) -> None:
@@ -38,22 +62,23 @@ def check_tensor(store: TensorStore, x: Tensor, *, batch: int, q_len: int) -> No
 
 def check_counts(counts: Sequence[int], *, layer: int, batch: int, q_len: int) -> tuple[int, ...]:
     """One whole number 0..q_len per batch row."""
-    if not isinstance(counts, Sequence):
+    taken = whole_numbers(counts)
+    if taken is None:
         raise CacheError(
             f"layer {layer}: append got counts={counts!r}; give a list of whole numbers, one for each of "
             f"{batch} batch rows"
         )
-    if len(counts) != batch:
+    if len(taken) != batch:
         raise CacheError(
-            f"layer {layer}: append got {len(counts)} counts for {batch} batch rows; give one per row"
+            f"layer {layer}: append got {len(taken)} counts for {batch} batch rows; give one per row"
         )
-    for row, count in enumerate(counts):
+    for row, count in enumerate(taken):
         if type(count) is not int or not 0 <= count <= q_len:
             raise CacheError(
                 f"layer {layer}, batch row {row}: count {count!r} of an append of {q_len} tokens; "
                 f"allowed: whole numbers from 0 to {q_len}"
             )
-    return tuple(counts)
+    return taken
 
 
 def check_room(lengths: Sequence[int], counts: Sequence[int], *, layer: int, capacity: int) -> None:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from dba_core.cache.bytes import default_rollback, tensor_bytes_per_token, tensor_residual_bytes
-from dba_core.cache.checks import check_counts, check_room, check_tensor, check_values
+from dba_core.cache.checks import (
+    check_counts,
+    check_room,
+    check_tensor,
+    check_values,
+    whole_number,
+    whole_numbers,
+)
 from dba_core.cache.lengths import RowLengths
 from dba_core.cache.placement import Place, Scatter, Span
 from dba_core.cache.store import TensorStore
@@ -67,18 +74,19 @@ class LayerCache:
         require_memory(
             self.batch * sum(self._row_bytes(*each) for each in sizes),
             device=str(device),
-            what=f"layer {layer} of a KV cache for {many(batch)} sequence(s) of {many(capacity)} tokens",
+            what=f"layer {layer} of a KV cache for {many(self.batch)} sequence(s) of "
+            f"{many(self.capacity)} tokens",
             smaller="the number of tokens or of sequences",
         )
         with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it
             where = _real_device(device)
-            self._rows = RowLengths(batch=batch, ring_size=ring_size, device=where)
+            self._rows = RowLengths(batch=self.batch, ring_size=ring_size, device=where)
             self.k_sem, self.k_geo, self.v = (
                 TensorStore(
                     _spec(name, sizes, fmt),
                     label=f"layer {layer}: {name}",
                     lengths=self._rows,
-                    capacity=capacity,
+                    capacity=self.capacity,
                     device=where,
                 )
                 for name, sizes, fmt in (
@@ -162,11 +170,11 @@ class LayerCache:
     ) -> None:
         """Add tokens: k_sem [B,G,T,Ds], k_geo [B,G,T,Dg] (rotated), v [B,G,T,Dv].
 
-        Row b gets its first counts[b] tokens (None: all T); what comes after them is not looked at. writer:
-        stores the tokens where every row takes all of them, with the same result. Raises CacheError for
-        wrong shapes, dtypes, devices or counts, too little room, and values that are not finite or out of
-        the format's range; after any exception the cache is as it was, or, where one struck a writer whose
-        ring has no room to spare, refuses to go on.
+        Row b gets its first counts[b] tokens (a list, integer array or tensor [B]; None: all T); what comes
+        after them is not looked at. writer: stores the tokens where every row takes all of them, with the
+        same result. Raises CacheError for wrong shapes, dtypes, devices or counts, too little room, and
+        values that are not finite or out of the format's range; after any exception the cache is as it was,
+        or, where one struck a writer whose ring has no room to spare, refuses to go on.
         """
         inputs = (k_sem, k_geo, v)
         if k_sem.dim() != 4:
@@ -231,11 +239,13 @@ class LayerCache:
 
     def check_truncate(self, length: int | Sequence[int]) -> tuple[int, ...]:
         """The length of every row after `truncate(length)`; raises what that would and changes nothing."""
-        if not isinstance(length, int | Sequence):
+        one = whole_number(length)
+        many_rows = whole_numbers(length)
+        if many_rows is None and type(one) is not int:
             raise CacheError(
                 f"layer {self.layer}: truncate got {length!r}; give a whole number, or a list with one a row"
             )
-        wanted = (length,) * self.batch if isinstance(length, int) else tuple(length)
+        wanted = (one,) * self.batch if many_rows is None else many_rows
         if len(wanted) != self.batch:
             raise CacheError(
                 f"layer {self.layer}: truncate got {len(wanted)} lengths for {self.batch} batch rows; "
@@ -331,6 +341,7 @@ def _real_device(device: torch.device | str) -> torch.device:
 
 
 def _whole(what: str, value: int, *, least: int) -> int:
-    if type(value) is not int or value < least:
+    number = whole_number(value)
+    if type(number) is not int or number < least:
         raise CacheError(f"{what} of the cache is {value!r}; allowed: whole numbers from {least} on")
-    return value
+    return number

@@ -56,6 +56,14 @@ class TensorStore:
                     batch, spec.n_heads, lengths.ring_size, spec.head_dim, dtype=torch.float16, device=device
                 )
 
+    def __repr__(self) -> str:
+        spec, (batch, _, capacity, _) = self.spec, self.codes.shape
+        layout = f"{spec.format}@{spec.qblock}" if self.quantized else spec.format
+        return (
+            f"TensorStore({self.label}, format={layout!r}, heads={spec.n_heads}, width={spec.head_dim}, "
+            f"batch={batch}, capacity={capacity}, nbytes={self.nbytes}, device={str(self.codes.device)!r})"
+        )
+
     @property
     def n_heads(self) -> int:
         return self.spec.n_heads

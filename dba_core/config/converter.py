@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import attrs
 from cattrs import Converter
-from cattrs.errors import ClassValidationError, IterableValidationError
+from cattrs.errors import ClassValidationError, IterableValidationError, StructureHandlerNotFoundError
 from cattrs.gen import make_dict_structure_fn
 
 from dba_core.config.exact import exact, inside, mismatch, optional, plain_table, table
@@ -29,6 +29,10 @@ _ONE_POLICY = (
 
 class _UnknownKeyError(ConfigError):
     """A table holds a key that its class has not."""
+
+
+class UnreadableTypeError(ConfigError):
+    """The field at `path` has a type that is never read from plain data; the message is the type's name."""
 
 
 class Serializable:
@@ -58,7 +62,27 @@ def structure(data: Any, cls: type[T]) -> T:
         return _CONVERTER.structure(data, cls)
     except (ConfigError, ClassValidationError, IterableValidationError) as error:
         found = _one_error(error, cls)
+    except StructureHandlerNotFoundError as error:
+        found = UnreadableTypeError(_type_name(error), path=_unreadable_field(cls))
     raise found
+
+
+def _type_name(error: StructureHandlerNotFoundError) -> str:
+    return error.type_.__qualname__ if isinstance(error.type_, type) else str(error.type_)
+
+
+def _unreadable_field(cls: Any) -> str:
+    """The first field of the attrs class whose type has no way to be read."""
+    fields = attrs.fields(attrs.resolve_types(cls))
+    return next((str(field.name) for field in fields if not _is_readable(field.type)), "")
+
+
+def _is_readable(hint: Any) -> bool:
+    try:
+        _CONVERTER.get_structure_hook(hint)
+    except StructureHandlerNotFoundError:
+        return False
+    return True
 
 
 def _one_error(error: BaseException, cls: Any) -> ConfigError:
@@ -100,6 +124,8 @@ def _config_errors(error: BaseException, path: str) -> Iterator[ConfigError]:
             yield from _config_errors(inner, _join(path, str(item.index)))
         for inner in bare:
             yield from _config_errors(inner, path)
+    elif isinstance(error, StructureHandlerNotFoundError):
+        yield UnreadableTypeError(_type_name(error), path=path)
     else:
         text = error.args[0] if error.args else type(error).__name__
         yield ConfigError(str(text), path=path)

@@ -22,6 +22,7 @@ from dba_core.attention.long_sequence_path import WITHOUT_WEIGHTS, OwnSummarizer
 from dba_core.attention.module import DecoupledAttention
 from dba_core.attention.uncompiled import uncompiled
 from dba_core.cache.bytes import memory_table
+from dba_core.cache.checks import whole_number
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.layer_ranges import by_layer
@@ -146,6 +147,7 @@ class LanguageModel(nn.Module):
 
         Raises NotEnoughMemoryError, before anything is allocated, for one that cannot fit.
         """
+        batch, capacity, rollback = map(whole_number, (batch, capacity, rollback))
         parsed = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
         shape = self.attentions[0].shape
         (row,) = memory_table(shape, len(self.blocks), parsed, (capacity,), rollback=rollback)

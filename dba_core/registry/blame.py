@@ -4,8 +4,8 @@
         gate = module(x)
 
 A DBAError that the plugin raised on purpose keeps its class and names the plugin too; anything else is a
-PluginError whose cause is the original. What ends a program, and a device without memory, is no plugin's
-fault and passes.
+PluginError whose cause is the original, SystemExit too: a plugin does not end a run. KeyboardInterrupt, and a
+device without memory, is no plugin's fault and passes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class Blame:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        if error is None or isinstance(error, KeyboardInterrupt):
             return
+        if isinstance(error, ConfigError):
+            _forget_path(error)
         told = attributed(error, self._who(), self._doing)
         if told is not error:
             raise told from error
@@ -58,8 +60,14 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ()))
 
 
+def _forget_path(error: ConfigError) -> None:
+    """What a plugin raises while it works is about no key of the user's configuration."""
+    if error.path:
+        error.message, error.path = f"{error.path}: {error.message}", ""
+
+
 def _name(error: DBAError, who: str) -> None:
-    if who in str(error):
+    if str(error).startswith(who):
         return
     if isinstance(error, ConfigError):
         error.message = f"{who}: {error.message}"

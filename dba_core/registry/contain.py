@@ -40,10 +40,10 @@ def shown(value: object) -> str:
 
 
 def contain(action: Callable[[], T]) -> T | Failure:
-    """The action's result, or what it raised; what stops this program passes."""
+    """The action's result, or what it raised; Ctrl-C alone passes."""
     try:
         return action()
-    except (KeyboardInterrupt, GeneratorExit):
+    except KeyboardInterrupt:
         raise
     # Foreign code may raise anything, sys.exit() at import and the panics of Rust extensions included (both
     # are no Exception), and must not break any other plugin.

@@ -11,6 +11,10 @@ from typing import Any
 import attrs
 
 from dba_core.contracts import CONTRACT_VERSIONS, KINDS, PREVIOUS_CONTRACT_UNTIL, Kind
+from dba_core.registry.contain import shown
+
+#: Characters of a contract number that errors show.
+_SHOWN = 24
 
 
 @attrs.frozen(kw_only=True)
@@ -30,14 +34,16 @@ class ContractTerms:
         """Why a plugin that states this number is refused, and what to do; None when it is taken."""
         if self.accepts(contract):
             return None
-        if type(contract) is int and contract > self.number:
+        if type(contract) is not int:
+            return f"its contract is {shown(contract)}; contract must be a whole number, here {self.number}"
+        if contract > self.number:
             todo = "install a newer dba, or an older version of the plugin"
         else:
             todo = "install a newer version of the plugin, or an older dba"
         taken = f"contract {self.number}"
         if self.previous_until is not None:
             taken += f" and, until dba {self.previous_until}, contract {self.number - 1}"
-        return f"it was written for {kind} contract {contract!r}, this dba has {taken}: {todo}"
+        return f"it was written for {kind} contract {contract_text(contract)}, this dba has {taken}: {todo}"
 
     def deprecation(self, kind: Kind, contract: int) -> str | None:
         """The warning for a plugin that is taken for now, None for one of the current contract."""
@@ -50,6 +56,12 @@ class ContractTerms:
 
     def _is_previous(self, contract: int) -> bool:
         return self.previous_until is not None and contract == self.number - 1
+
+
+def contract_text(contract: object) -> str:
+    """A contract number in an error text, a long one shortened."""
+    text = shown(contract)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 Terms = Mapping[Kind, ContractTerms]

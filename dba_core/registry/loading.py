@@ -102,11 +102,13 @@ def _imported(info: PluginInfo, trace: Trace) -> Any:
 
 def _form_problem(info: PluginInfo, plugin: Any, terms: Terms) -> str | None:
     """What the returned object lacks to be a plugin of this kind, None when nothing."""
+    if isinstance(plugin, type):
+        return f"its hook returned the class {plugin.__name__}; return an instance: {plugin.__name__}()"
     missing = [member for member in _MEMBERS if not hasattr(plugin, member)]
     if missing:
         return f"its hook returned {type(plugin).__name__!r}, no plugin: it lacks {', '.join(missing)}"
     if plugin.name != info.name:
-        return f"it calls itself {plugin.name!r}, its entry point {info.name!r}; both must be the same"
+        return f"it calls itself {shown(plugin.name)}, its entry point {info.name!r}; both must be the same"
     problem = terms[info.kind].problem(info.kind, plugin.contract)
     if problem is not None:
         return problem

@@ -11,12 +11,17 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.converter import structure, unstructure
+from dba_core.config.converter import UnreadableTypeError, structure, unstructure
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, PluginError, unknown
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.loading import LoadedPlugin
 from dba_core.registry.surroundings import kept_surroundings
+
+_FIELD_TYPES = (
+    "int, float, str, bool, Literal, list[X], tuple[X, ...], dict[str, X] and attrs classes of these, and "
+    "X | None"
+)
 
 
 def structure_options(loaded: LoadedPlugin, options: Mapping[str, Any]) -> Any:
@@ -38,9 +43,14 @@ def structure_options(loaded: LoadedPlugin, options: Mapping[str, Any]) -> Any:
         built = contain(lambda: structure(dict(options), options_class))
     if not isinstance(built, Failure):
         return built
+    if isinstance(built.error, UnreadableTypeError):
+        raise PluginError(
+            f"{info.who} cannot be used: field {built.error.path!r} of its options class is of type "
+            f"{built.error.message}; allowed: {_FIELD_TYPES}. Report it to the plugin's author."
+        ) from built.error
     if isinstance(built.error, ConfigError):
         raise built.error.under(path)
-    raise PluginError(f"the options of {info.kind} {info.name!r} cannot be read: {built}") from built.error
+    raise PluginError(f"the options of {info.who} cannot be read: {built}") from built.error
 
 
 def refuse_options_of_auto(kind: Kind, options: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.contracts import Kind
 from dba_core.distribution import canonical
 from dba_core.errors import RecordMismatchError
+from dba_core.registry.contract import contract_text
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.registry import Registry
 
@@ -60,7 +61,8 @@ def _difference(kind: Kind, choice: PluginChoice, registry: Registry) -> str | N
         return f"{recorded}, installed is {own[0].distribution} {own[0].version}."
     terms = registry.terms[kind]
     if not terms.accepts(record.contract):
-        return f"{recorded} under contract {record.contract}, this dba has contract {terms.number}."
+        stated = contract_text(record.contract)
+        return f"{recorded} under contract {stated}, this dba has contract {terms.number}."
     return None
 
 

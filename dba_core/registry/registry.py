@@ -144,7 +144,7 @@ class Registry:
         options = structure_options(loaded, choice.options)
         answer = self.ask(loaded, request, options)
         if isinstance(answer, str):
-            raise PluginError(f"{kind} {loaded.info.qualified!r} is broken: {answer}. Choose another {kind}.")
+            raise PluginError(f"{answer}. Choose another {kind}.")
         if not answer.ok:
             raise UnsupportedError(
                 f"{kind} {choice.name!r} was chosen by name and cannot run here:", reasons=answer.reasons

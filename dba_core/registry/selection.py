@@ -121,7 +121,7 @@ def ask_support(loaded: LoadedPlugin, request: Request, options: Any, *, trace: 
         problem = answer_problem(answer)
         if problem is not None or not isinstance(answer, Support):
             step.what = str(answer) if isinstance(answer, Failure) else str(problem)
-            return f"its supports() {problem}"
+            return f"{loaded.info.who} is broken: its supports() {problem}"
         step.what = "yes" if answer.ok else f"no ({'; '.join(map(str, answer.reasons))})"
     return answer
 

@@ -24,7 +24,10 @@ _BLOCK_ALONE = "Let block n read its own L tokens alone: the next one is the fut
 
 
 def _call(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
-    k, v = module(inputs["k_sem"], inputs["v"])
+    made: object = module(inputs["k_sem"], inputs["v"])
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise TypeError(f"the module returned {type(made).__name__}, no tuple of two tensors")
+    k, v = made
     return {"k_mem": k, "v_mem": v}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import pytest
 from tolerances import TOL
 
@@ -16,6 +19,11 @@ from dba_core.config.attention import AttentionConfig  # noqa: E402
 from dba_core.errors import CacheError, ConfigError  # noqa: E402
 
 EXACT = "ksem=fp32,kgeo=fp32,v=fp32"
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    QUANTIZED = torch.quantize_per_tensor(torch.ones(2, 5, 24), 0.1, 0, torch.quint8)
+    COLUMNS = torch.ones(2, 5, 24).to_sparse_csr()
+    NESTED = torch.nested.nested_tensor([torch.ones(5, 24), torch.ones(3, 24)])
 
 
 @pytest.mark.parametrize("batch", [5, 3, 1])
@@ -58,6 +66,7 @@ def test_a_mask_that_could_be_meant_two_ways_is_refused_and_both_ways_can_be_sai
         (torch.ones(1, 1, 1, 5, 5, dtype=torch.bool), r"shape \[1, 1, 1, 5, 5\]"),
         (torch.ones(2, 1, 5, 4, dtype=torch.bool), r"shape \[2, 1, 5, 4\]"),
         (torch.zeros(5, 5), "dtype torch.float32"),
+        (torch.ones(5, 5, dtype=torch.bool).to_sparse(), "mask has layout torch.sparse_coo"),
         (torch.ones(5, 5, dtype=torch.bool, device="meta"), "mask is on meta, x on cpu"),
         ([[True] * 5] * 5, "mask is a list"),
     ],
@@ -74,6 +83,10 @@ def test_other_masks_are_named(mask, text: str) -> None:
         (torch.ones(2, 5, 24, dtype=torch.int64), "dtype torch.int64, the layer's weights torch.float32"),
         (torch.ones(2, 5, 24, dtype=torch.bfloat16), "dtype torch.bfloat16, .* `.to\\(dtype\\)`"),
         (torch.ones(2, 5, 24, device="meta"), "x is on meta, the layer's weights on cpu"),
+        (torch.ones(2, 5, 24).to_sparse(), r"x has layout torch.sparse_coo; give .*to_dense\(\)"),
+        (COLUMNS, "x has layout torch.sparse_csr"),
+        (QUANTIZED, r"x is quantized \(torch.quint8\); give `x.dequantize\(\)`"),
+        (NESTED, "x is a nested tensor; give a padded one"),
         (torch.ones(2, 24), r"shape \[2, 24\]; give \[batch, tokens, 24\]"),
         (torch.ones(2, 5, 23), r"shape \[2, 5, 23\]; give \[batch, tokens, 24\]"),
     ],
@@ -98,6 +111,46 @@ def test_wrong_caches_and_counts_are_named() -> None:
             layer(x, cache=cache, counts=counts)
     with pytest.raises(ValueError, match="counts=3 without a cache"):
         layer(x, counts=3)
+    assert cache.lengths == (0, 0)
+
+
+WHOLE = [np.array, torch.tensor, lambda counts: tuple(map(np.int32, counts)), lambda counts: counts]
+
+
+@pytest.mark.parametrize("made", WHOLE)
+@pytest.mark.parametrize("tokens", [3, 1])
+def test_counts_may_be_whole_numbers_of_any_library(made, tokens: int) -> None:
+    layer = make_layer(mode="decoupled")
+    x = torch.randn(2, tokens, 24)
+    cache, plain = (
+        layer.new_cache(batch=whole(2), capacity=whole(8), policy=EXACT, rollback=whole(4))
+        for whole in (np.int64, int)
+    )
+    y = layer(x, cache=cache, counts=made([tokens, 0]))
+    assert torch.equal(y, layer(x, cache=plain, counts=[tokens, 0]))
+    assert (y[1] == 0).all()
+    assert cache.lengths == (tokens, 0)
+    assert {type(n) for n in (*cache.lengths, cache.batch, cache.capacity, cache.rollback)} == {int}
+    cache.truncate(made([1, 0]))
+    assert cache.lengths == (1, 0)
+    cache.truncate(np.int16(0))
+    assert cache.lengths == (0, 0)
+
+
+@pytest.mark.parametrize("made", [np.array, torch.tensor])
+@pytest.mark.parametrize("counts", [[1.0, 2.0], [True, False], [[1, 2]]])
+def test_but_no_fractions_truth_values_or_tables(made, counts) -> None:
+    layer = make_layer(mode="decoupled")
+    cache = layer.new_cache(batch=2, capacity=8, policy=EXACT)
+    with pytest.raises(CacheError, match=r"counts=|count 1\.0|count True"):
+        layer(torch.randn(2, 3, 24), cache=cache, counts=made(counts))
+    with pytest.raises(CacheError, match=r"truncate (to|got)"):
+        cache.truncate(made(counts))
+    for wrong in (np.bool_(True), torch.tensor(True), np.float64(2), torch.tensor(2.0)):
+        with pytest.raises(CacheError, match="capacity of the cache is"):
+            layer.new_cache(batch=2, capacity=wrong, policy=EXACT)
+        with pytest.raises(CacheError, match=r"truncate (to|got)"):
+            cache.truncate(wrong)
     assert cache.lengths == (0, 0)
 
 

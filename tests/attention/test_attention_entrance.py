@@ -13,11 +13,12 @@ torch = pytest.importorskip("torch")
 
 from broken_plugins.decode_backends import Dense, DensePlugin  # noqa: E402
 
+from dba_core.attention.entrance import NamedWriter  # noqa: E402
 from dba_core.attention.module import DecoupledAttention  # noqa: E402
 from dba_core.config.attention import AttentionConfig  # noqa: E402
 from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
 from dba_core.contracts import DecodeOutput, NoOptions, NullKV, Support  # noqa: E402
-from dba_core.errors import CacheError, PluginError  # noqa: E402
+from dba_core.errors import CacheError, ConfigError, PluginError  # noqa: E402
 from dba_core.registry import Registry  # noqa: E402
 
 FP32 = "ksem=fp32,kgeo=fp32,v=fp32"
@@ -233,7 +234,16 @@ def test_an_error_in_our_words_keeps_its_class_and_is_named_once() -> None:
         layer("gate", lambda: Part(fail))(X)
 
 
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, torch.OutOfMemoryError])
+def test_a_configuration_error_of_a_plugin_at_work_is_about_no_key_of_the_user() -> None:
+    def fail(*_):
+        raise ConfigError("too wide", path="model.d_model")
+
+    with pytest.raises(ConfigError) as caught:
+        layer("gate", lambda: Part(fail))(X)
+    assert (str(caught.value), caught.value.path) == ("gate 'odd' of acme 1.2: model.d_model: too wide", "")
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, torch.OutOfMemoryError])
 @pytest.mark.parametrize("kind", ["gate", "decode_backend"])
 def test_what_is_no_fault_of_a_plugin_passes(kind: str, raised: type[BaseException]) -> None:
     def fail(*_):
@@ -243,6 +253,33 @@ def test_what_is_no_fault_of_a_plugin_passes(kind: str, raised: type[BaseExcepti
     with pytest.raises(raised) as caught:
         decoded(layer(kind, lambda: part))
     assert type(caught.value) is raised
+
+
+@pytest.mark.parametrize("raised", [SystemExit, GeneratorExit])
+def test_a_plugin_does_not_end_the_run(raised: type[BaseException]) -> None:
+    def fail(*_):
+        raised_here.append(raised(0))
+        raise raised_here[-1]
+
+    raised_here: list[BaseException] = []
+    parts = {"gate": lambda: Part(fail), "decode_backend": lambda: Answering(fail)}
+    for kind, part in parts.items():
+        with pytest.raises(
+            PluginError, match=rf"^{kind} 'odd' of acme 1\.2 .*{raised.__name__}: 0"
+        ) as caught:
+            decoded(layer(kind, part))
+        assert caught.value.__cause__ is raised_here[-1]
+
+
+@pytest.mark.parametrize("raised", [SystemExit, GeneratorExit])
+def test_nor_does_a_writer(raised: type[BaseException]) -> None:
+    class Leaving:
+        def write(self, cache, k_sem, k_geo, v) -> bool:
+            raise raised(0)
+
+    named = NamedWriter(Leaving(), lambda: "decode_backend 'odd' of acme 1.2")
+    with pytest.raises(PluginError, match=r"^decode_backend 'odd' of acme 1\.2 failed when it wrote"):
+        named.write(None, None, None, None)
 
 
 def later(good: int):

@@ -154,6 +154,13 @@ class WrongPast1024(Dense):
         return attrs.evolve(done, out=(done.out * factor[:, None, None]).to(q_geo.dtype))
 
 
+class KeepsNewest3000(Dense):
+    """Evicts all but the 3,000 newest tokens."""
+
+    def tokens(self, store, cache, row, length):
+        return super().tokens(store, cache, row, length)[:, max(0, length - 3000) :]
+
+
 class IgnoresScaleOfValues(Dense):
     def tokens(self, store, cache, row, length):
         if store is not cache.v or store.scales is None:

@@ -47,6 +47,17 @@ def test_a_layers_cache_is_shown_in_one_line() -> None:
     assert repr(cache) == f"LayerCache(layer=4, batch=2, capacity=10, lengths=[3, 1], {rest}"
 
 
+def test_a_tensor_of_a_cache_is_shown_in_one_line() -> None:
+    cache = layer(4)
+    rest = "batch=2, capacity=10, nbytes={}, device='cpu')"
+    assert repr(cache.k_sem) == (
+        f"TensorStore(layer 4: k_sem, format='q8_0@8', heads=1, width=8, {rest.format(2 * 10 * (8 + 2))}"
+    )
+    assert repr(cache.k_geo) == (
+        f"TensorStore(layer 4: k_geo, format='fp16', heads=1, width=2, {rest.format(2 * 10 * 2 * 2)}"
+    )
+
+
 def test_a_models_cache_is_shown_in_one_line_even_out_of_step() -> None:
     layers = [layer(number, batch=12) for number in range(3)]
     cache = KVCache(layers)
@@ -84,7 +95,7 @@ def test_a_layer_that_is_given_twice_is_named_and_an_iterator_will_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "length", [1.0, None, "1", torch.tensor(1), torch.tensor([1, 1]), [1.0, 1], [1], -1, 4]
+    "length", [1.0, None, "1", torch.tensor(1.0), torch.tensor([[1], [1]]), [1.0, 1], [1], -1, 4]
 )
 def test_wrong_lengths_are_named_and_nothing_is_cut(length) -> None:
     first, second = layer(0), layer(1)

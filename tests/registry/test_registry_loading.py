@@ -66,8 +66,27 @@ BROKEN = {
         WHOLE.replace("contract = 1", "contract = 2"),
         "install a newer dba, or an older version",
     ),
-    "contract True": (WHOLE.replace("contract = 1", "contract = True"), "was written for gate contract True"),
-    "contract text": (WHOLE.replace("contract = 1", "contract = '1'"), "this dba has contract 1"),
+    "contract True": (
+        WHOLE.replace("contract = 1", "contract = True"),
+        "its contract is True; contract must be a whole number",
+    ),
+    "contract text": (
+        WHOLE.replace("contract = 1", "contract = '1'"),
+        "its contract is '1'; contract must be a whole",
+    ),
+    "contract None": (WHOLE.replace("contract = 1", "contract = None"), "contract must be a whole number"),
+    "contract of 400 digits": (
+        WHOLE.replace("contract = 1", "contract = 10**400"),
+        f"contract 1{'0' * 23}..., this dba has contract 1: install a newer dba",
+    ),
+    "contract of 5000 digits": (
+        WHOLE.replace("contract = 1", "contract = 10**5000"),
+        "contract an object of type int, this dba has contract 1: install a newer dba",
+    ),
+    "a class": (
+        WHOLE.replace("return Gate()", "return Gate"),
+        "its hook returned the class Gate; return an instance: Gate()",
+    ),
     "no options class": (WHOLE.replace("= NoOptions", "= dict"), "no attrs class (NoOptions takes none)"),
     "an options object": (WHOLE.replace("= NoOptions", "= NoOptions()"), "no attrs class"),
     "options without defaults": (

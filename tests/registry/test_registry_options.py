@@ -97,6 +97,30 @@ def test_options_that_break_in_the_plugins_own_code(site: FakeSite) -> None:
         structure_options(loaded, {"label": "odd"})
 
 
+@pytest.mark.parametrize(
+    ("hint", "options", "named"),
+    [
+        ("object", {}, "object"),
+        ("complex", {"bias": 1}, "complex"),
+        ("int | str | None", {}, "int | str | None"),
+        ("complex | None", {"label": 1}, "complex"),
+        ("list[complex]", {"label": [1]}, "complex"),
+    ],
+)
+def test_a_field_that_no_file_can_hold(
+    site: FakeSite, hint: str, options: dict[str, Any], named: str
+) -> None:
+    site.gate("one", distribution="d", source=GOOD_GATE.replace("label: str | None", f"label: {hint}"))
+    loaded = site.registry().load("gate", "one")
+    with pytest.raises(PluginError) as caught:
+        structure_options(loaded, options)
+    said = (
+        f"gate 'one' of d 1.0 cannot be used: field 'label' of its options class is of type {named}; allowed"
+    )
+    assert str(caught.value).startswith(said)
+    assert "hook" not in str(caught.value)
+
+
 def test_options_are_described(loaded: LoadedPlugin) -> None:
     described = {
         name: (kind, default) for name, kind, default in describe_options(loaded.plugin.options_class)

@@ -62,8 +62,8 @@ class TestByName:
     @pytest.mark.parametrize(
         ("body", "problem"),
         [
-            ("return 1 / 0", "its supports() raised ZeroDivisionError"),
-            ("return True", "returned True, no Support"),
+            ("return 1 / 0", "gate 'one' of d-one 1.0 is broken: its supports() raised ZeroDivisionError"),
+            ("return True", "gate 'one' of d-one 1.0 is broken: its supports() returned True, no Support"),
         ],
     )
     def test_a_broken_answer(self, site: FakeSite, request_on: RequestOn, body: str, problem: str) -> None:

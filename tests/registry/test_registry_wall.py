@@ -24,6 +24,9 @@ DEEDS = {
     + GOOD_GATE.replace(SUPPORTS, "        raise PanicException('panicked')\n" + SUPPORTS),
     "exits": "import sys\nsys.exit(0)",
     "exits when asked": "import sys\n" + GOOD_GATE.replace(SUPPORTS, "        sys.exit(0)\n" + SUPPORTS),
+    "leaves a generator": "raise GeneratorExit",
+    "leaves in its hook": GOOD_GATE.replace("return Gate()", "raise GeneratorExit"),
+    "leaves when asked": GOOD_GATE.replace(SUPPORTS, "        raise GeneratorExit\n" + SUPPORTS),
     "has no end": "def f():\n    f()\nf()",
     "has no memory": "raise MemoryError",
     "is no Python": "def f(:",
@@ -94,10 +97,16 @@ def test_within_one_another_the_outermost_puts_things_back() -> None:
 
 
 def test_what_stops_the_program_is_not_contained() -> None:
-    for kind in (KeyboardInterrupt, GeneratorExit):
-        with pytest.raises(kind):
-            contain(lambda kind=kind: (_ for _ in ()).throw(kind))
+    def leave() -> None:
+        raise GeneratorExit
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        contain(interrupt)
     assert isinstance(contain(sys.exit), Failure)
+    assert isinstance(contain(leave), Failure)
 
 
 def test_foreign_objects_are_shown_in_one_fit_line() -> None:
@@ -112,7 +121,9 @@ def test_foreign_objects_are_shown_in_one_fit_line() -> None:
 
 
 def test_a_build_that_panics_or_exits_is_the_plugins_fault(site: FakeSite) -> None:
-    for number, deed in enumerate(("raise PanicException('panicked')", "raise SystemExit(0)")):
+    for number, deed in enumerate(
+        ("raise PanicException('panicked')", "raise SystemExit(0)", "raise GeneratorExit")
+    ):
         source = PANIC + GOOD_GATE.replace("        return f", f"        {deed}\n        return f")
         site.gate(f"bad{number}", distribution=f"d{number}", source=source)
         with pytest.raises(

@@ -59,6 +59,13 @@ def test_what_is_wrong_in_long_rows_only_fails_there_only() -> None:
     assert "null_token_once" not in failed(broken.DensePlugin(broken.KeepsSinksAndWindow))
 
 
+def test_an_eviction_after_thousands_of_tokens_fails_in_the_full_run() -> None:
+    plugin = broken.DensePlugin(broken.KeepsNewest3000)
+    report = check_plugin("decode_backend", plugin, only=("equals_when_long",))
+    assert "lengths [5003, 2049]" in str(report.violations[0])
+    assert check_plugin("decode_backend", plugin, quick=True, only=("equals_when_long",)).ok
+
+
 @pytest.mark.parametrize("backend", [broken.ForgetsNull, broken.CountsNullPerPartition])
 def test_a_null_mistake_leaves_checks_without_null_token_alone(backend: type[broken.Dense]) -> None:
     assert not {"every_format", "residual_window", "ragged_rows", "quantization_error"} & set(

@@ -131,7 +131,12 @@ def test_the_command_prints_a_report() -> None:
     done = CliRunner().invoke(cli, ["plugins", "check", "causal"])
     assert done.exit_code == 0, done.output
     assert "neutral_at_start" in done.output
-    assert f"All {len(SUITES['gate'].checks)} checks passed." in done.output
+    assert f"All {len(SUITES['gate'].checks)} checks passed.\n" in done.output
+    quick = CliRunner().invoke(cli, ["plugins", "check", "causal", "--quick"])
+    assert quick.exit_code == 0, quick.output
+    said = " ".join(quick.output.split())
+    assert f"All {len(SUITES['gate'].checks)} checks passed in small sizes. --quick leaves out" in said
+    assert "`dba plugins check causal --kind gate` runs them all" in said
 
 
 def test_the_command_prints_json() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     shell_complete=completing.devices,
     help="Where to test: cpu, cuda, cuda:N.",
 )
-@click.option("--quick", is_flag=True, help="The small grids.")
+@click.option("--quick", is_flag=True, help="The small sizes only; leaves out the large ones.")
 @plugin_options
 @json_option
 def check(
@@ -71,11 +71,18 @@ def _show(report: Report) -> None:
         )
     for reason, count in _declined(report).items():
         echo(f"Declined {count} times: {reason}")
-    broken = sum(not result.ok for result in report.results)
-    echo(
-        f"{broken} of {len(report.results)} checks failed."
-        if broken
-        else f"All {len(report.results)} checks passed."
+    echo(_closing(report))
+
+
+def _closing(report: Report) -> str:
+    broken, total = sum(not result.ok for result in report.results), len(report.results)
+    if broken:
+        return f"{broken} of {total} checks failed."
+    if not report.quick:
+        return f"All {total} checks passed."
+    return (
+        f"All {total} checks passed in small sizes. --quick leaves out the large ones, such as rows of "
+        f"thousands of tokens; `dba plugins check {report.name} --kind {report.kind}` runs them all."
     )
 
 
