@@ -128,6 +128,8 @@ def test_any_tensor_name_makes_a_conversion_report_that_encodes(text: str) -> No
     report = ConversionReport(
         source=text,
         family="llama",
+        files=("config.json",),
+        notes=(),
         parameters=10,
         recipe=Recipe(pairs=2),
         search=None,
