@@ -144,7 +144,7 @@ def test_a_prompt_beyond_the_context_is_said_in_one_line(tiny) -> None:
     [
         (["--temperature", "-1"], 2, "--temperature: -1"),
         (["--top-p", "2"], 2, "--top-p: 2"),
-        (["--checkpoint", "first"], 2, "'last'"),
+        (["--checkpoint", "first"], 2, "best, last"),
         (["--plugin", "decode_backend=nosuch"], 4, "nosuch"),
         (["--prompt", ""], 3, "prompt 1 is empty"),
     ],

@@ -123,7 +123,7 @@ def test_a_disk_that_is_full_for_a_checkpoint(tiny, tmp_path: Path, monkeypatch,
 def test_a_disk_that_is_full_after_training(tiny, tmp_path: Path, monkeypatch, what: str) -> None:
     with monkeypatch.context() as patch:
         if what == "plots":
-            patch.setattr(plots, "_save", full)
+            patch.setattr(plots, "save_png", full)
         else:
             real = os.replace
             patch.setattr(
