@@ -19,6 +19,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from dba_core.attention.autocast import autocast_enabled
 from dba_core.cache.layer import LayerCache
 from dba_core.contracts import (
     AttentionShape,
@@ -85,7 +86,7 @@ class PartEntrance:
         if not isinstance(made, tuple) or len(made) != 2:
             raise self._wrong(part, f"returned {_kind_of(made)}", "a tuple of two tensors")
         named = {"memory keys": made[0], "memory values": made[1]}
-        dtype = None if torch.is_autocast_enabled(v.device.type) else v.dtype
+        dtype = None if autocast_enabled(v.device) else v.dtype
         for (name, tensor), x in zip(named.items(), (k_sem, v), strict=True):
             shape = (*x.shape[:3], x.shape[-1])
             self._check_form(part, name, tensor, shape, device=v.device, dtype=dtype)

@@ -23,8 +23,8 @@ from dba_core.attention.entrance import DecodeEntrance, NamedWriter, PartEntranc
 from dba_core.attention.fused import fused_attention
 from dba_core.attention.long_sequence import long_sequence_attention
 from dba_core.attention.long_sequence_path import LongSequencePath, OwnSummarizer, evaluation_path
-from dba_core.attention.parts import build_part, build_summarizer
-from dba_core.attention.prefill import prefill_attention
+from dba_core.attention.parts import build_part, build_summarizer, sizes_in_words
+from dba_core.attention.prefill import angles_after, prefill_attention
 from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
 from dba_core.attention.rope import RopeFrequencies, RopeTable, rope_frequencies, shared_rope_table
 from dba_core.attention.taking_part import taking_part
@@ -35,13 +35,7 @@ from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.plugins import PluginChoice
-from dba_core.contracts import (
-    DecodeBackend,
-    GateRequest,
-    Kind,
-    NullKV,
-    NullTokenRequest,
-)
+from dba_core.contracts import DecodeBackend, GateRequest, Kind, NullKV, NullTokenRequest
 from dba_core.registry import Registry, Selection
 
 
@@ -244,21 +238,7 @@ class DecoupledAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """The layout and its sizes, in one line."""
-        shape, config = self.shape, self.config
-        sem_heads, _, v_heads = shape.cached_heads
-        own = {"sem_kv_heads": sem_heads, "v_kv_heads": v_heads}
-        sizes = {
-            "d_model": shape.d_model,
-            "n_heads": shape.n_heads,
-            "n_kv_heads": shape.n_kv_heads,
-            **{name: heads for name, heads in own.items() if heads != shape.n_kv_heads},
-            "sem_head_dim": shape.sem_head_dim,
-            "geo_head_dim": shape.geo_head_dim,
-            "v_head_dim": shape.v_head_dim,
-        }
-        return ", ".join(
-            [f"layer {self.layer}: {config.mode}", *(f"{n}={size}" for n, size in sizes.items())]
-        )
+        return f"layer {self.layer}: {self.config.mode}, {sizes_in_words(self.shape)}"
 
     def _make_rope(self) -> None:
         geo, theta = self.shape.geo_head_dim, self.config.rope_theta
@@ -355,7 +335,7 @@ class DecoupledAttention(nn.Module):
         counts = whole_numbers(counts) or counts
         if q_len == 0:
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
-        heads = self._heads(x, *self._positions(cache, q_len, x))
+        heads = self._heads(x, *angles_after(cache, q_len, x, rope=self.rope))
         backend = self.decode_backend(cache, heads.q_geo.dtype)
         who = functools.partial(self._backends.who, cache, heads.q_geo.dtype)
         writer = None if backend.writer is None else NamedWriter(backend.writer, who)
@@ -393,17 +373,6 @@ class DecoupledAttention(nn.Module):
         if self.gate is None:
             return None
         return self._gate_entrance.gate(self.gate, x, n_heads=self.shape.n_heads)
-
-    def _positions(self, cache: LayerCache, q_len: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards."""
-        start = cache.length
-        if min(cache.lengths) == start and not cache.capturing:
-            return self.rope.span(start, start + q_len, x)
-        positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
-        if not cache.capturing:
-            return self.rope.at(positions, start + q_len, x)
-        # A replay has other lengths than the capture, and past the capacity nothing is written.
-        return self.rope.at(positions.clamp_max_(cache.capacity - 1), cache.capacity, x)
 
     def _null(self) -> NullKV | None:
         if self.null_token is None:

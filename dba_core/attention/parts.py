@@ -111,3 +111,19 @@ def _with_config(choice: PluginChoice, config: LongSequenceConfig) -> PluginChoi
 
 def _registry(registry: Registry | None) -> Registry:
     return registry if registry is not None else Registry.default()
+
+
+def sizes_in_words(shape: AttentionShape) -> str:
+    """`d_model=512, n_heads=8, ...`: the sizes of a layer; other head counts only where there are any."""
+    sem_heads, _, v_heads = shape.cached_heads
+    own = {"sem_kv_heads": sem_heads, "v_kv_heads": v_heads}
+    sizes = {
+        "d_model": shape.d_model,
+        "n_heads": shape.n_heads,
+        "n_kv_heads": shape.n_kv_heads,
+        **{name: heads for name, heads in own.items() if heads != shape.n_kv_heads},
+        "sem_head_dim": shape.sem_head_dim,
+        "geo_head_dim": shape.geo_head_dim,
+        "v_head_dim": shape.v_head_dim,
+    }
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())

@@ -27,6 +27,7 @@ from torch import Tensor
 from dba_core.attention.kept_keys import KeptKeys, Keys
 from dba_core.attention.partial import Partial, nothing, one_key, partial_attention
 from dba_core.attention.projections import Heads
+from dba_core.attention.rope import RopeTable
 from dba_core.cache.layer import LayerCache
 from dba_core.contracts import NullKV, TokenWriter
 
@@ -225,3 +226,17 @@ def _compute_dtype(q: Tensor) -> torch.dtype:
 def _blocks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
+
+
+def angles_after(cache: LayerCache, q_len: int, x: Tensor, *, rope: RopeTable) -> tuple[Tensor, Tensor]:
+    """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards. x: for its device
+    and dtype.
+    """
+    start = cache.length
+    if min(cache.lengths) == start and not cache.capturing:
+        return rope.span(start, start + q_len, x)
+    positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
+    if not cache.capturing:
+        return rope.at(positions, start + q_len, x)
+    # A replay has other lengths than the capture, and past the capacity nothing is written.
+    return rope.at(positions.clamp_max_(cache.capacity - 1), cache.capacity, x)

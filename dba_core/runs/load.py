@@ -169,7 +169,7 @@ def load_run(
     config = attrs.evolve(config, device=resolve_device(device or config.device), plugins=choices)
     warnings = check_records(config.plugins, registry, allow_drift)
     tokenizer = _tokenizer(config, folder)
-    _check_memory(config, folder, vocab_size=tokenizer.vocab_size)
+    _check_memory(config, folder, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
     model = LanguageModel(
         config.model,
         plugins=model_choices(config.plugins),

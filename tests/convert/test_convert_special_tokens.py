@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.torch
@@ -20,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizer_files import adding, byte_level  # noqa: E402
 
 from dba_cli.main import main  # noqa: E402
+from dba_core.convert.fields import Fields  # noqa: E402
 from dba_core.convert.gguf_tokenizer import tokenizer_config, tokenizer_json  # noqa: E402
 from dba_core.data.special_tokens import SPECIAL_FILE  # noqa: E402
 from dba_core.runs.load import load_run  # noqa: E402
@@ -129,6 +131,7 @@ def test_without_bos(source: Source) -> None:
     assert found["tokens"] == continued(source.model, ids, eos=None)
 
 
+@pytest.mark.filterwarnings("ignore::dba_core.errors.LongPromptWarning")
 def test_a_chat_is_that_of_transformers(source: Source) -> None:
     chat = [{"role": "system", "content": "S"}, {"role": "user", "content": PROMPT}]
     ids = source.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
@@ -193,8 +196,8 @@ def test_convert_records_what_was_asked_for(source: Source, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("file", "content", "code", "hint"),
     [
-        ("tokenizer_config.json", "version https://git-lfs.github.com/spec/v1\n", 1, "git lfs pull"),
-        ("tokenizer_config.json", "{", 1, "is not valid JSON"),
+        ("tokenizer_config.json", "version https://git-lfs.github.com/spec/v1\n", 3, "git lfs pull"),
+        ("tokenizer_config.json", "{", 3, "is not valid JSON"),
         ("generation_config.json", '{"eos_token_id": 260}', 3, "special token 260 is outside"),
         ("generation_config.json", '{"eos_token_id": "x"}', 3, "eos_token_id is 'x'"),
         ("tokenizer.json", '{"model": {"vocab": {"a": 1099511627776}}}', 3, "number 1099511627776"),
@@ -227,7 +230,7 @@ GGUF = {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "llama-bpe",
     "tokenizer.ggml.tokens": ["a", "b", "<s>", "</s>", "<eot>"],
-    "tokenizer.ggml.token_type": [1, 1, 3, 3, 3],
+    "tokenizer.ggml.token_type": np.array([1, 1, 3, 3, 3]),
     "tokenizer.ggml.merges": [],
     "tokenizer.ggml.bos_token_id": 2,
     "tokenizer.ggml.eos_token_id": 3,
@@ -237,8 +240,12 @@ GGUF = {
 }
 
 
+def gguf(**changes: object) -> Fields:
+    return Fields({**GGUF, **changes}, where="m.gguf")
+
+
 def test_metadata_of_gguf() -> None:
-    assert tokenizer_config(GGUF) == {
+    assert tokenizer_config(gguf()) == {
         "bos_token": "<s>",
         "eos_token": "</s>",
         "bos_token_id": 2,
@@ -247,14 +254,14 @@ def test_metadata_of_gguf() -> None:
         "add_eos_token": False,
         "chat_template": TEMPLATE,
     }
-    assert tokenizer_config({}) == {}
-    assert tokenizer_config(GGUF | {"tokenizer.ggml.pre": "smollm"})["add_bos_token"] is False
+    assert tokenizer_config(Fields({}, where="m.gguf")) == {}
+    assert tokenizer_config(gguf(**{"tokenizer.ggml.pre": "smollm"}))["add_bos_token"] is False
 
 
 @pytest.mark.parametrize(("bos", "eos", "ids"), [(1, 1, [2, 0, 1, 3]), (1, 0, [2, 0, 1]), (0, 0, [0, 1])])
 def test_the_post_processor_adds_what_gguf_says(bos: int, eos: int, ids: list[int]) -> None:
     flags = {"tokenizer.ggml.add_bos_token": bool(bos), "tokenizer.ggml.add_eos_token": bool(eos)}
-    text = tokenizer_json(GGUF | flags)
+    text = tokenizer_json(gguf(**flags))
     assert text is not None
     made = tokenizers.Tokenizer.from_str(text)
     assert made.encode("ab").ids == ids

@@ -10,7 +10,7 @@ import sys
 import pytest
 from fake_site import GOOD_GATE, FakeSite, gate_request
 
-from dba_core.errors import PluginError, UnsupportedError
+from dba_core.errors import PluginError
 from dba_core.registry import Access, Registry
 
 ORDER = "[dba.auto_order]\norder = NAME:ORDER\n"
@@ -88,8 +88,7 @@ def test_auto_passes_over_what_is_blocked(two: FakeSite) -> None:
     assert selection.fallbacks == ()
     assert "acme_soft" not in sys.modules
     with pytest.raises(
-        UnsupportedError,
-        match=r"soft: got blocked by --no-plugin soft; supported: a plugin that may be used\. Change",
+        PluginError, match=r"every gate .* refused \(soft: blocked by --no-plugin soft; hard:"
     ):
         two.registry(access=Access(blocked=("soft", "hard"))).select("gate", "auto", gate_request())
 

@@ -57,7 +57,8 @@ def locale_text(tree: ast.AST) -> list[ast.Call]:
             wrong = not is_binary(node, _OPENERS[name])
         elif method in _METHODS and isinstance(node.func, ast.Attribute) and not name.startswith("os."):
             at = _METHODS[method]
-            wrong = at is None or not is_binary(node, at)
+            of_metadata = method == "read_text" and bool(node.args)  # a distribution's file, by name
+            wrong = not of_metadata and (at is None or not is_binary(node, at))
         else:
             wrong = False
         if wrong:

@@ -131,13 +131,13 @@ def test_another_version_of_a_plugin_exits_5(tiny, tmp_path: Path) -> None:
     done = dba(*args)
     assert done.code == 5
     assert done.out == ""
-    assert "gate 'causal' was recorded with dba 99.0" in done.err
+    assert "gate 'causal' was recorded with dba-attention 99.0" in done.err
     assert "--allow-drift" in done.err
     assert not (tmp_path / "runs").exists()
     assert dba(*args, "--dry-run").code == 5
     allowed = dba(*args, "--allow-drift", "--dry-run", "--json")
     assert allowed.code == 0
-    assert "recorded with dba 99.0" in allowed.json["warnings"][0]
+    assert "recorded with dba-attention 99.0" in allowed.json["warnings"][0]
 
 
 def test_another_version_stops_loading_too(tiny, tmp_path: Path) -> None:
@@ -145,14 +145,14 @@ def test_another_version_stops_loading_too(tiny, tmp_path: Path) -> None:
     copied.mkdir()
     (copied / "checkpoint").symlink_to(tiny.folder.checkpoint, target_is_directory=True)
     edited(tiny.folder, copied / "resolved_config.json", version="99.0")
-    with pytest.raises(RecordMismatchError, match=r"dba 99\.0"):
+    with pytest.raises(RecordMismatchError, match=r"dba-attention 99\.0"):
         load_run(copied)
     run = load_run(copied, allow_drift=True)
-    assert "dba 99.0" in run.warnings[0]
+    assert "dba-attention 99.0" in run.warnings[0]
     assert dba("sample", str(copied), "--prompt", "a").code == 5
     done = dba("sample", str(copied), "--prompt", "a", "--allow-drift", "--json")
     assert done.code == 0
-    assert "warning: gate 'causal' was recorded with dba 99.0" in done.err
+    assert "warning: gate 'causal' was recorded with dba-attention 99.0" in done.err
 
 
 def test_the_configuration_that_is_loaded_is_the_recorded_one(tiny) -> None:

@@ -174,7 +174,10 @@ def test_drift_in_one_layer_stops_it(layered, tmp_path: Path) -> None:
     file.write_text(json.dumps(data))
     done = dba("run", "--config", str(file), "--out", str(tmp_path / "runs"))
     assert done.code == 5
-    assert "error: in layer 1, null_token 'learned' was recorded with dba 0.0.1, installed is" in done.err
+    assert (
+        "error: in layer 1, null_token 'learned' was recorded with dba-attention 0.0.1, installed is"
+        in done.err
+    )
     assert "--plugin null_token@layers.1=NAME" in done.err
     with pytest.raises(RecordMismatchError, match="in layer 1, null_token"):
         load_run(tmp_path)
