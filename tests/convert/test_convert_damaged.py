@@ -301,7 +301,7 @@ def convert(folder: Path, tmp_path: Path, *more: str) -> int:
 def test_a_loss_that_is_no_number_leaves_no_folder(tmp_path: Path, capsys) -> None:
     weights = random_weights(WIDE)
     weights["model.layers.1.self_attn.q_proj.weight"] *= 1e38  # finite, and the queries are not
-    assert convert(write_folder(tmp_path / "m", WIDE, weights), tmp_path) == 1
+    assert convert(write_folder(tmp_path / "m", WIDE, weights), tmp_path) == 3
     assert "the loss of" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
