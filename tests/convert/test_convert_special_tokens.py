@@ -141,7 +141,8 @@ def test_a_chat_is_that_of_transformers(source: Source) -> None:
     assert found["tokens"] == continued(source.model, ids, eos=None)
     said = dba("sample", source.out, "--chat", "--bos", "--prompt", "x", code=2)
     assert "in a chat the model's template writes the special tokens" in said
-    assert "ask for the chat too (--chat)" in dba("sample", source.out, "--system", "S", "--prompt", "x", code=2)
+    said = dba("sample", source.out, "--system", "S", "--prompt", "x", code=2)
+    assert "ask for the chat too (--chat)" in said
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-bos",), ("--eos",)], ids=" ".join)
