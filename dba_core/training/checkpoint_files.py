@@ -100,7 +100,7 @@ def write_checkpoint(
     except (OSError, SafetensorError) as error:
         remove_unnamed(root)
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {root} ({error}); {_what_is_left(root)}"
+            f"the checkpoint of step {step} could not be written to {root} ({_reason(error)}); {_what_is_left(root)}"
         ) from error
     remove_unnamed(root)
     return directory
@@ -307,3 +307,8 @@ def _sha256_file(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """What the disk said, in words."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
