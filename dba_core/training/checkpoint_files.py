@@ -100,7 +100,8 @@ def write_checkpoint(
     except (OSError, SafetensorError) as error:
         remove_unnamed(root)
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {root} ({_reason(error)}); {_what_is_left(root)}"
+            f"the checkpoint of step {step} could not be written to {root} ({_reason(error)}); "
+            f"{_what_is_left(root)}"
         ) from error
     remove_unnamed(root)
     return directory
