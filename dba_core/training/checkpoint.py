@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from dba_core.errors import CheckpointError
 from dba_core.model.finite import check_finite
-from dba_core.training.checkpoint_files import StoredCheckpoint, is_count, read_checkpoint, write_checkpoint
+from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint, write_checkpoint
 from dba_core.training.distributed import World
 from dba_core.training.fingerprint import fingerprint_hash
+from dba_core.training.metrics_log import is_count
 
 #: What AdamW keeps of a parameter.
 _MOMENTS = {"exp_avg", "exp_avg_sq"}

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dba_core.documents import parse_object, read_object, read_text
 from dba_core.errors import CheckpointError, unknown
+from dba_core.training.metrics_log import is_count
 
 #: What a pointer may name, and what a state may list: nothing outside of the checkpoint's own folder.
 _DIRECTORY = re.compile(r"step-[0-9]{8,20}-[0-9a-f]{8}")
@@ -199,11 +200,6 @@ def _check_state(path: Path, state: Mapping[str, Any]) -> None:
             )
     if not isinstance(state.get("fingerprint", {}), dict):
         raise _DamagedError(f"{path} gives 'fingerprint' as {_shown(state['fingerprint'])}; allowed: a table")
-
-
-def is_count(value: object) -> bool:
-    """Whether this is a whole number from 0 on, and no truth value."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
 def _is_sha256(value: object) -> bool:

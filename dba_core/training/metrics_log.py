@@ -23,7 +23,6 @@ from types import TracebackType
 
 from dba_core.documents import parse_object, read_text
 from dba_core.errors import CheckpointError
-from dba_core.training.checkpoint_files import is_count
 
 Value = float | int | bool | str | None
 
@@ -129,3 +128,8 @@ def _keep_until(path: Path, step: int) -> None:
 def _line(row: dict[str, Value]) -> str:
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def is_count(value: object) -> bool:
+    """Whether this is a whole number from 0 on, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62

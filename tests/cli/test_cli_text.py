@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,6 @@ from dba_cli import terminal
 from dba_cli.main import main
 from dba_cli.rendering import columns, console, echo_json, echo_toml, progress, sections, two_columns
 from dba_core.errors import ConfigError, DBAError, UsageError
-from dba_core.runs.summary_text import Section
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,6 +31,13 @@ ENCODINGS = ("utf-8", "cp1252", "latin-1", "ascii", "cp437")
 NASTY = "[/b] [link=http://x]y[/link] :smile: \x1b[31mred\x9b2J \u202e \udcff ± 你好 — é 🙂"
 #: The same on a stream of Unicode, written down by hand.
 SHOWN = "[/b] [link=http://x]y[/link] :smile: \\x1b[31mred\\x9b2J \\u202e \\udcff ± 你好 — é 🙂"
+
+
+class Section(NamedTuple):
+    """As `runs.summary_text` has it, which needs torch."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
 
 
 class Streams:
