@@ -5,9 +5,12 @@ Nothing heavy is imported here: no torch, no plugin, no configuration class.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -87,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dba_cli.bash_completion import install
 
         install()
-    code = _command(argv)
+    with _stop_signals_interrupt():
+        code = _command(argv)
     try:
         terminal.finish()
     except terminal.OutputError as error:
@@ -121,6 +125,28 @@ def _output_is_lost(error: terminal.OutputError) -> int:
     if not error.is_closed:
         explain(error)
     return error.exit_code
+
+
+@contextlib.contextmanager
+def _stop_signals_interrupt() -> Iterator[None]:
+    """Within: SIGTERM and SIGHUP, where nobody else has said what they do, end a command as Ctrl-C does. A
+    training has handlers of its own, which save first; a SIGHUP that is ignored (nohup) stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = ("SIGTERM", "SIGHUP")  # SIGHUP is not on every system
+    numbers = [
+        each for each in signal.valid_signals() if isinstance(each, signal.Signals) and each.name in names
+    ]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _let_waiting_threads_sleep() -> None:

@@ -119,6 +119,10 @@ def find_run(text: str | Path, *, weights: str | None = None) -> RunFolder:
     weights: `best` or `last`, which `latest` must have; runs without it, and runs whose configuration cannot
     be read, are then passed over. Raises UsageError that lists the runs there are.
     """
+    if not isinstance(text, (str, Path)):
+        raise UsageError(
+            f"the run is {text!r} ({type(text).__name__}); give its folder, a part of its name, or 'latest'"
+        )
     given = Path(text)
     folder = RunFolder(given.parent if given.name == _CONFIG else given)
     if folder.is_run:

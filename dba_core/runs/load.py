@@ -180,6 +180,11 @@ def load_run(
     stored = read_checkpoint(folder.checkpoint, which)
     notes = _check_fingerprint(stored, model, config, replaced=set(plugins or {}), allow_drift=allow_drift)
     restore_weights(model, stored)
+    if config.training.steps and not folder.summary_json.is_file():
+        notes.append(
+            f"{folder.path} did not finish; these are the weights of step {stored.state['step']}, and it has "
+            f"{config.training.steps}. Go on with: dba run --resume {folder.path}"
+        )
     trained_on = (stored.fingerprint or {}).get("data")
     return Run(
         config=config,

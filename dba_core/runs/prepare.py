@@ -107,7 +107,8 @@ def check_memory(config: RunConfig, *, device: str, processes: int, least: int =
     parameters = least_parameters(config.model)
     need = training_need(config, parameters=parameters, processes=processes)
     smaller = "model.n_layers, model.d_model, training.batch_size or model.context"
-    what = f"a run of {many(parameters)} parameters and {many(config.training.batch_size)} sequences a step"
+    sequences = many(config.training.batch_size)
+    what = f"a run of at least {many(parameters)} parameters and {sequences} sequences a step"
     if need.total < least:
         return
     require_memory(need.weights, device="cpu", what=what, smaller=smaller)

@@ -235,3 +235,15 @@ def test_an_unknown_backend_is_refused_when_the_cache_is_made() -> None:
     layer = DecoupledAttention(make_layer(mode="standard").config, decode_backend="streming")
     with pytest.raises(PluginError, match="Did you mean 'streaming'"):
         layer.new_cache(batch=1, capacity=4, policy=FP32)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("policy", [FP32, "ksem=q4_0@8,kgeo=q8_0@16,v=nf4@8,resid=3"])
+def test_what_would_serve_a_cache_is_what_serves_it(name: str, policy: str) -> None:
+    """A dry run asks without making one; on `meta` it could not."""
+    layer = make_layer(**LAYERS[name])
+    made = layer.decode_selection(layer.new_cache(batch=1, capacity=9, policy=policy))
+    asked = layer.selection_without_cache(KVCachePolicy.parse(policy), capacity=9, device="cpu")
+    assert (asked.request, asked.name, asked.why) == (made.request, made.name, made.why)
+    moved = layer.to("meta").selection_without_cache(KVCachePolicy.parse(policy), capacity=9, device="cpu")
+    assert moved.request == made.request

@@ -24,6 +24,7 @@ from dba_cli.main import main  # noqa: E402
 from dba_core.convert.fields import Fields  # noqa: E402
 from dba_core.convert.gguf_tokenizer import tokenizer_config, tokenizer_json  # noqa: E402
 from dba_core.data.special_tokens import SPECIAL_FILE  # noqa: E402
+from dba_core.errors import ConfigError  # noqa: E402
 from dba_core.runs.load import load_run  # noqa: E402
 
 PROMPT, CONTEXT = "the cat", 32
@@ -143,6 +144,20 @@ def test_a_chat_is_that_of_transformers(source: Source) -> None:
     assert "in a chat the model's template writes the special tokens" in said
     said = dba("sample", source.out, "--system", "S", "--prompt", "x", code=2)
     assert "ask for the chat too (--chat)" in said
+
+
+@pytest.mark.filterwarnings("ignore::dba_core.errors.LongPromptWarning")
+def test_from_python_it_is_the_same(source: Source) -> None:
+    run = load_run(source.out)
+    greedy = {"temperature": 0, "max_new_tokens": 20}
+    assert run.generate(PROMPT, **greedy) == sample(source, "--prompt", PROMPT)["text"]
+    asked = run.generate(PROMPT, chat=True, system="S", eos=False, **greedy)
+    assert asked == sample(source, "--chat", "--system", "S", "--prompt", PROMPT, "--no-eos")["text"]
+    assert run.generate([PROMPT], bos=False, **greedy) == [
+        sample(source, "--prompt", PROMPT, "--no-bos")["text"]
+    ]
+    with pytest.raises(ConfigError, match=r"unknown setting 'chatt'.*Allowed: bos, chat, eos,"):
+        run.generate(PROMPT, chatt=True)
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-bos",), ("--eos",)], ids=" ".join)

@@ -166,7 +166,9 @@ def test_a_disk_that_refuses_is_an_error_and_the_old_checkpoint_stays(tmp_path: 
         write(root, 1, BOTH)
         with pytest.MonkeyPatch.context() as patch:
             interfere(patch, at, DiskFull, after=False)
-            with pytest.raises(CheckpointError, match=r"step 2 could not be written .*injected.* whole"):
+            with pytest.raises(
+                CheckpointError, match=r"step 2 could not be written to \S+ \(injected\).* whole"
+            ):
                 write(root, 2, BOTH)
         assert step_of(root, "last") in (1, 2)
 
