@@ -128,6 +128,8 @@ class _Guarded(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        if self._stream.closed:  # collected after its stream: `io` flushes on the way out
+            return
         with _guarded(self._stream, err=self._err):
             self._stream.flush()
 

@@ -249,3 +249,15 @@ def test_a_locale_without_unicode(tmp_path: Path) -> None:
     said = "error: name: 'gr\\udcc3\\udcbcn' is no text: it holds \\udcc3 at position 2"
     assert named.stderr.decode("ascii").startswith(said)
     assert b"PYTHONUTF8=1" in named.stderr
+
+
+def test_a_guarded_stream_may_outlive_what_it_writes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A console that is collected late: Python 3.13 shows what `close` raises then."""
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    guarded = terminal.guarded(err=False)
+    guarded.write("x")
+    guarded.flush()
+    assert stream.buffer.getvalue() == b"x"
+    stream.close()
+    guarded.close()
