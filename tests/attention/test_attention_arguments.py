@@ -6,17 +6,16 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
+from attention_oracle import make_layer
 from tolerances import TOL
 
+from dba_core.attention.module import DecoupledAttention
+from dba_core.cache.kv_cache import KVCache
+from dba_core.config.attention import AttentionConfig
+from dba_core.errors import CacheError, ConfigError
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import make_layer  # noqa: E402
-
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.cache.kv_cache import KVCache  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.errors import CacheError, ConfigError  # noqa: E402
 
 EXACT = "ksem=fp32,kgeo=fp32,v=fp32"
 with warnings.catch_warnings():

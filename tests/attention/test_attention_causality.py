@@ -6,11 +6,10 @@ On every path: training, prefill in chunks, decode. What a test of shapes cannot
 from __future__ import annotations
 
 import pytest
+import torch
+from attention_oracle import make_layer
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import make_layer  # noqa: E402
 
 T = 11
 LAYERS = {

@@ -6,20 +6,19 @@ Each is compared with a plain layer that has the shared weights written out, or 
 from __future__ import annotations
 
 import pytest
+import torch
+from attention_oracle import make_layer
 from tolerances import TOL
 
+from dba_core.attention.reference import reference_attention
+from dba_core.attention.rope import rope_frequencies
+from dba_core.cache.bytes import bytes_per_token, residual_bytes
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.errors import ConfigError
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import make_layer  # noqa: E402
-
-from dba_core.attention.reference import reference_attention  # noqa: E402
-from dba_core.attention.rope import rope_frequencies  # noqa: E402
-from dba_core.cache.bytes import bytes_per_token, residual_bytes  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.errors import ConfigError  # noqa: E402
 
 SIZES = {"n_heads": 8, "n_kv_heads": 4, "sem_head_dim": 3, "geo_head_dim": 4, "v_head_dim": 5}
 POLICIES = (

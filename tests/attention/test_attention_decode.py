@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from attention_oracle import layer_oracle, make_layer
 from tolerances import FORMAT_ERROR, TOL
 
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.contracts import DecodeOutput
+from dba_core.errors import CacheError, PluginError, UnsupportedError
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import layer_oracle, make_layer  # noqa: E402
-
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.contracts import DecodeOutput  # noqa: E402
-from dba_core.errors import CacheError, PluginError, UnsupportedError  # noqa: E402
 
 T = 13
 LAYERS = {

@@ -7,19 +7,18 @@ from collections.abc import Iterator
 
 import attrs
 import pytest
+import torch
+from broken_plugins.decode_backends import Dense, DensePlugin
+
+from dba_core.attention.entrance import NamedWriter
+from dba_core.attention.module import DecoupledAttention
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.contracts import DecodeOutput, NoOptions, NullKV, Support
+from dba_core.errors import CacheError, ConfigError, PluginError
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from broken_plugins.decode_backends import Dense, DensePlugin  # noqa: E402
-
-from dba_core.attention.entrance import NamedWriter  # noqa: E402
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.contracts import DecodeOutput, NoOptions, NullKV, Support  # noqa: E402
-from dba_core.errors import CacheError, ConfigError, PluginError  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
 
 FP32 = "ksem=fp32,kgeo=fp32,v=fp32"
 CONFIG = AttentionConfig(d_model=24, n_heads=4, n_kv_heads=2, sem_head_dim=4, geo_head_dim=4, v_head_dim=6)

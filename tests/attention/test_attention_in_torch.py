@@ -6,17 +6,16 @@ import copy
 import pickle
 
 import pytest
+import torch
 from tolerances import TOL
+from torch.nn.parallel import DistributedDataParallel
+
+from dba_core.attention.module import DecoupledAttention
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.errors import CacheError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
 
 POLICY = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=3"
 SIZES = {"d_model": 24, "n_heads": 4, "sem_head_dim": 2, "geo_head_dim": 4, "v_head_dim": 5}

@@ -6,18 +6,17 @@ import copy
 import io
 
 import pytest
+import torch
+from attention_oracle import make_layer
 from tolerances import TOL
 
+from dba_core.attention.module import DecoupledAttention
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.plugins import PluginChoice
+from dba_core.errors import ConfigError, PluginError, UnsupportedError
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import make_layer  # noqa: E402
-
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice  # noqa: E402
-from dba_core.errors import ConfigError, PluginError, UnsupportedError  # noqa: E402
 
 SIZES = {"d_model": 24, "n_heads": 4, "sem_head_dim": 2, "geo_head_dim": 4, "v_head_dim": 5}
 

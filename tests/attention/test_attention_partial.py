@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tolerances import TOL
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+from dba_core.attention import partial
+from dba_core.attention.partial import Partial, nothing, one_key, partial_attention
 
-from dba_core.attention import partial  # noqa: E402
-from dba_core.attention.partial import Partial, nothing, one_key, partial_attention  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def dense(q, k, v, mask=None) -> Partial:

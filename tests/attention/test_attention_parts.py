@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import attrs
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.attention.parts import build_part  # noqa: E402
-from dba_core.contracts import AttentionShape, GateRequest, NoOptions, Support  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
+from dba_core.attention.parts import build_part
+from dba_core.contracts import AttentionShape, GateRequest, NoOptions, Support
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
+
 
 SHAPE = AttentionShape(d_model=8, n_heads=2, n_kv_heads=2, sem_head_dim=2, geo_head_dim=2, v_head_dim=2)
 

@@ -7,20 +7,19 @@ rounding to fp16, and chooses between them per query and key.
 from __future__ import annotations
 
 import pytest
+import torch
+from attention_oracle import POLICIES, windowed_attention
 from tolerances import TOL
 
+from dba_core.attention import prefill
+from dba_core.attention.prefill import prefill_attention
+from dba_core.attention.projections import Heads
+from dba_core.cache.layer import LayerCache
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.contracts import NullKV
+from dba_core.errors import CacheError
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import POLICIES, windowed_attention  # noqa: E402
-
-from dba_core.attention import prefill  # noqa: E402
-from dba_core.attention.prefill import prefill_attention  # noqa: E402
-from dba_core.attention.projections import Heads  # noqa: E402
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.contracts import NullKV  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
 
 T = 23
 #: (n_heads, kv_heads, Ds, Dg, Dv): plain, grouped with odd widths, no semantic path, wide values.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from tolerances import TOL
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+from dba_core.attention.reference import reference_attention
+from dba_core.contracts import NullKV
 
-from dba_core.attention.reference import reference_attention  # noqa: E402
-from dba_core.contracts import NullKV  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def by_loops(q_sem, q_geo, k_sem, k_geo, v, *, visible, null=None):

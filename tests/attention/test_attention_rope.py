@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from tolerances import TOL
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+from dba_core.attention.rope import RopeTable, apply_rope, rope_frequencies, shared_rope_table
 
-from dba_core.attention.rope import RopeTable, apply_rope, rope_frequencies, shared_rope_table  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def turned(x: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:

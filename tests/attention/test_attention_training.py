@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from attention_oracle import layer_oracle, make_layer
 from tolerances import TOL
 
+from dba_core.attention import fused, rotated_projection
+from dba_core.attention.projections import packed_width
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import layer_oracle, make_layer  # noqa: E402
-
-from dba_core.attention import fused, rotated_projection  # noqa: E402
-from dba_core.attention.projections import packed_width  # noqa: E402
 
 # Every pair of options meets: layout x null x gate x grouped x tied x temperature x widths.
 LAYERS = {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from long_sequence_oracle import Inputs, Setup, draw, draw_null, mean_of_blocks
+
+from dba_core.attention.long_sequence import long_sequence_attention
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from long_sequence_oracle import Inputs, Setup, draw, draw_null, mean_of_blocks  # noqa: E402
-
-from dba_core.attention.long_sequence import long_sequence_attention  # noqa: E402
 
 T = 150
 SETUPS = {

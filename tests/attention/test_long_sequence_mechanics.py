@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402
-from long_sequence_oracle import (  # noqa: E402
+import torch
+import torch.nn.functional as F
+from long_sequence_oracle import (
     Inputs,
     Setup,
     draw,
@@ -18,12 +15,14 @@ from long_sequence_oracle import (  # noqa: E402
     long_sequence_oracle,
     mean_of_blocks,
 )
-from tolerances import TOL  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from tolerances import TOL
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dba_core.attention.long_sequence import long_sequence_attention  # noqa: E402
-from dba_core.attention.long_sequence_masks import columns  # noqa: E402
-from dba_core.attention.long_sequence_plan import LongSequencePlan  # noqa: E402
+from dba_core.attention.long_sequence import long_sequence_attention
+from dba_core.attention.long_sequence_masks import columns
+from dba_core.attention.long_sequence_plan import LongSequencePlan
+
+pytestmark = pytest.mark.torch
 
 SETUP = Setup(block=8, window=32, chunk=16)
 

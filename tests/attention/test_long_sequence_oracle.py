@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from long_sequence_oracle import (  # noqa: E402
+import torch
+from long_sequence_oracle import (
     Inputs,
     Setup,
     draw,
@@ -15,10 +12,12 @@ from long_sequence_oracle import (  # noqa: E402
     long_sequence_oracle,
     mean_of_blocks,
 )
-from tolerances import TOL  # noqa: E402
+from tolerances import TOL
 
-from dba_core.attention.long_sequence import long_sequence_attention  # noqa: E402
-from dba_core.attention.reference import reference_attention  # noqa: E402
+from dba_core.attention.long_sequence import long_sequence_attention
+from dba_core.attention.reference import reference_attention
+
+pytestmark = pytest.mark.torch
 
 LENGTHS = (1, 63, 64, 65, 640, 1000)
 SETUPS = {

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.bench import attention as attention_time  # noqa: E402
-from dba_core.bench import timing  # noqa: E402
-from dba_core.bench.attention import FP16, QUANTIZED, measure_long, measure_prefill  # noqa: E402
-from dba_core.bench.timing import interleaved  # noqa: E402
-from dba_core.errors import ConfigError  # noqa: E402
+from dba_core.bench import attention as attention_time
+from dba_core.bench import timing
+from dba_core.bench.attention import FP16, QUANTIZED, measure_long, measure_prefill
+from dba_core.bench.timing import interleaved
+from dba_core.errors import ConfigError
 
 pytestmark = pytest.mark.torch
+
 
 CPU = torch.device("cpu")
 

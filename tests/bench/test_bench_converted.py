@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from llama_oracle import CONFIG, random_weights, write_folder
+
+from dba_cli.main import main
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from llama_oracle import CONFIG, random_weights, write_folder  # noqa: E402
-
-from dba_cli.main import main  # noqa: E402
 
 WIDE = {**CONFIG, "head_dim": 12, "max_position_embeddings": 8192}
 POLICY = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32"

@@ -6,20 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from dba_cli.main import main
+from dba_core.bench import decode_data
+from dba_core.bench.baselines import baselines
+from dba_core.bench.decode import DecodeSettings, measure_decode
+from dba_core.bench.machine import describe_machine, machine_line
+from dba_core.bench.report import Column, Report
+from dba_core.cache.bytes import bytes_per_token
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.contracts import AttentionShape
+from dba_core.errors import UnsupportedError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from dba_cli.main import main  # noqa: E402
-from dba_core.bench import decode_data  # noqa: E402
-from dba_core.bench.baselines import baselines  # noqa: E402
-from dba_core.bench.decode import DecodeSettings, measure_decode  # noqa: E402
-from dba_core.bench.machine import describe_machine, machine_line  # noqa: E402
-from dba_core.bench.report import Column, Report  # noqa: E402
-from dba_core.cache.bytes import bytes_per_token  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.contracts import AttentionShape  # noqa: E402
-from dba_core.errors import UnsupportedError  # noqa: E402
 
 SHAPE = AttentionShape(d_model=48, n_heads=4, n_kv_heads=2, sem_head_dim=8, geo_head_dim=16, v_head_dim=12)
 POLICY = KVCachePolicy.parse("ksem=q4_0@8,kgeo=q8_0@16,v=fp16,resid=5")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from dba_cli.main import main
+from dba_core.bench import decode_gpu
+from dba_core.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode
+from dba_core.bench.timing import Timing
+from dba_core.cache.bytes import bytes_per_token
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.contracts import AttentionShape
+from dba_core.errors import UnsupportedError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from dba_cli.main import main  # noqa: E402
-from dba_core.bench import decode_gpu  # noqa: E402
-from dba_core.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode  # noqa: E402
-from dba_core.bench.timing import Timing  # noqa: E402
-from dba_core.cache.bytes import bytes_per_token  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.contracts import AttentionShape  # noqa: E402
-from dba_core.errors import UnsupportedError  # noqa: E402
 
 POLICY = KVCachePolicy.parse("ksem=q4_0,kgeo=q8_0,v=q4_0")
 

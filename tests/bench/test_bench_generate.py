@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 POLICIES = ("ksem=q4_0@8,kgeo=q8_0@8,v=q4_0@8,resid=4", "ksem=fp32,kgeo=fp32,v=fp32")

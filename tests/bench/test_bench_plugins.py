@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+from dba_core.bench import plugin_cost
+from dba_core.registry import Registry
 
-from dba_core.bench import plugin_cost  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def test_every_plugin_has_a_row_or_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

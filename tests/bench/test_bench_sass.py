@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import triton
+import triton.language as tl
 
-pytest.importorskip("torch")
-triton = pytest.importorskip("triton")
+from dba_core.bench.sass import MachineCode, read_machine_code
+from dba_plugins.decode.triton.static import compile_kernel
 
-import triton.language as tl  # noqa: E402
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.needs("triton"),
+]
 
-from dba_core.bench.sass import MachineCode, read_machine_code  # noqa: E402
-from dba_plugins.decode.triton.static import compile_kernel  # noqa: E402
-
-pytestmark = pytest.mark.torch
 
 BLOCK = 1024
 TARGETS = (80, 90, 100)

@@ -6,11 +6,10 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
+from dba_cli.main import main
+from dba_core.bench.startup import measure_startup
 
-from dba_cli.main import main  # noqa: E402
-from dba_core.bench.startup import measure_startup  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def test_startup_names_the_backend_that_ran() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from dba_core.cache.kv_cache import KVCache
+from dba_core.cache.layer import LayerCache
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.errors import CacheError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from dba_core.cache.kv_cache import KVCache  # noqa: E402
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
 
 TEXT = "ksem=q8_0@8,kgeo=fp16,v=fp32,resid=0"
 

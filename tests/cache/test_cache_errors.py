@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
+from dba_core.cache.layer import LayerCache
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.errors import CacheError
 
 pytestmark = pytest.mark.torch
+
 
 HEADS, WIDTHS, CAPACITY = 2, (6, 8, 5), 12
 BLOCKS = "ksem=q4_0,kgeo=q8_0,v=nf4,resid=3"

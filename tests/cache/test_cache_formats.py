@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from cache_oracle import nf4_levels, pack_halves, quantize
 
-torch = pytest.importorskip("torch")
-
-from cache_oracle import nf4_levels, pack_halves, quantize  # noqa: E402
-
-from dba_core.cache.blocks import RowLayout, round_up_bf16  # noqa: E402
-from dba_core.cache.formats.info import FORMAT_INFO  # noqa: E402
-from dba_core.cache.formats.nf4 import NF4_LEVELS, nearest_level  # noqa: E402
-from dba_core.cache.formats.nibbles import pack, unpack  # noqa: E402
-from dba_core.cache.formats.table import CODECS  # noqa: E402
-from dba_core.config.kv_policy import BLOCK_FORMATS, FLOAT_FORMATS, FORMATS  # noqa: E402
+from dba_core.cache.blocks import RowLayout, round_up_bf16
+from dba_core.cache.formats.info import FORMAT_INFO
+from dba_core.cache.formats.nf4 import NF4_LEVELS, nearest_level
+from dba_core.cache.formats.nibbles import pack, unpack
+from dba_core.cache.formats.table import CODECS
+from dba_core.config.kv_policy import BLOCK_FORMATS, FLOAT_FORMATS, FORMATS
 
 pytestmark = pytest.mark.torch
+
 
 # heads, width, qblock: a block is a part of a head, a head, several heads, straddles heads; short last blocks
 SHAPES = [(2, 64, 32), (2, 32, 32), (4, 8, 32), (2, 24, 32), (3, 5, 8), (1, 1, 8), (3, 7, 16), (5, 3, 32)]

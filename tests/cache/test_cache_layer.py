@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from cache_oracle import quantize
 
-torch = pytest.importorskip("torch")
-
-from cache_oracle import quantize  # noqa: E402
-
-from dba_core.cache.bytes import bytes_per_token, residual_bytes  # noqa: E402
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.cache.placement import Scatter  # noqa: E402
-from dba_core.config.kv_policy import BLOCK_FORMATS, KVCachePolicy  # noqa: E402
-from dba_core.contracts import AttentionShape, CachedTensor  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
+from dba_core.cache.bytes import bytes_per_token, residual_bytes
+from dba_core.cache.layer import LayerCache
+from dba_core.cache.placement import Scatter
+from dba_core.config.kv_policy import BLOCK_FORMATS, KVCachePolicy
+from dba_core.contracts import AttentionShape, CachedTensor
+from dba_core.errors import CacheError
 
 pytestmark = pytest.mark.torch
+
 
 MIXED = "ksem=q4_0@32,kgeo=q8_0@16,v=nf4@32,resid=5"
 POLICIES = [

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
+from dba_core.cache.layer import LayerCache
+from dba_core.config.kv_policy import KVCachePolicy
 
 pytestmark = pytest.mark.torch
+
 
 POLICIES = ["ksem=q4_0,kgeo=q8_0,v=nf4,resid=3", "ksem=fp32,kgeo=fp16,v=bf16", "ksem=nf4,kgeo=fp16,v=q8_0"]
 WIDTHS = (5, 8, 6)

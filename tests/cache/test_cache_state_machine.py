@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from cache_oracle import block_bound
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-torch = pytest.importorskip("torch")
-hypothesis = pytest.importorskip("hypothesis")
+from dba_core.cache.layer import LayerCache
+from dba_core.config.kv_policy import BLOCK_FORMATS, KVCachePolicy
+from dba_core.errors import CacheError
 
-from cache_oracle import block_bound  # noqa: E402
-from hypothesis import settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule  # noqa: E402
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.needs("hypothesis"),
+]
 
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.kv_policy import BLOCK_FORMATS, KVCachePolicy  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
-
-pytestmark = pytest.mark.torch
 
 BATCH, HEADS, CAPACITY, ROLLBACK = 2, 2, 24, 3
 NAMES = ("k_sem", "k_geo", "v")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from test_cache_layer import POLICIES, make, part, stores, tokens
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
-
-from test_cache_layer import POLICIES, make, part, stores, tokens  # noqa: E402
-
-from dba_core.errors import CacheError  # noqa: E402
-from dba_plugins.decode.triton.writer import TritonWriter  # noqa: E402
+from dba_core.errors import CacheError
+from dba_plugins.decode.triton.writer import TritonWriter
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.needs("triton"),
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
 ]

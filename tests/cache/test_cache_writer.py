@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from test_cache_layer import MIXED, POLICIES, make, part, same, stores, tokens
 
-torch = pytest.importorskip("torch")
-
-from test_cache_layer import MIXED, POLICIES, make, part, same, stores, tokens  # noqa: E402
-
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
+from dba_core.attention.module import DecoupledAttention
+from dba_core.config.attention import AttentionConfig
+from dba_core.errors import CacheError
 
 pytestmark = pytest.mark.torch
 

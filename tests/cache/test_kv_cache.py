@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.cache.kv_cache import KVCache  # noqa: E402
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
+from dba_core.cache.kv_cache import KVCache
+from dba_core.cache.layer import LayerCache
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.errors import CacheError
 
 pytestmark = pytest.mark.torch
+
 
 POLICY = KVCachePolicy.parse("ksem=q4_0,kgeo=q8_0,v=q4_0,resid=3")
 

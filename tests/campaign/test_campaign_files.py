@@ -6,13 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
+from campaign_files import Outcome, damage_file, damaged_files
+from campaign_inputs import INPUTS
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
-torch = pytest.importorskip("torch")
-pytest.importorskip("gguf")
-
-from campaign_files import Outcome, damage_file, damaged_files  # noqa: E402
-from campaign_inputs import INPUTS  # noqa: E402
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.needs("gguf")]
 
 
 def test_no_damaged_file_ends_in_an_exception_or_in_a_number_that_is_none(tmp_path: Path) -> None:

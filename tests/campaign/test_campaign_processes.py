@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import campaign_processes as campaign
 import pytest
 
 pytestmark = [
@@ -12,9 +13,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="forks, POSIX signals, a tmpfs"),
 ]
-torch = pytest.importorskip("torch")
-
-import campaign_processes as campaign  # noqa: E402
 
 
 def test_a_killed_run_goes_on_to_the_numbers_of_one_that_was_not(tmp_path: Path) -> None:

@@ -11,19 +11,19 @@ from typing import Any
 
 import attrs
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.config.loading import load_config  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.evaluation.drift import measure_drift  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
-from dba_core.runs.folder import new_folder, write_json  # noqa: E402
-from dba_core.runs.load import Run, load_run  # noqa: E402
-from dba_core.runs.prepare import prepare  # noqa: E402
-from dba_core.training.loop import train  # noqa: E402
+from dba_core.config.loading import load_config
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.evaluation.drift import measure_drift
+from dba_core.registry import Registry
+from dba_core.runs.folder import new_folder, write_json
+from dba_core.runs.load import Run, load_run
+from dba_core.runs.prepare import prepare
+from dba_core.training.loop import train
 
 pytestmark = pytest.mark.torch
+
 
 CONFIG = """
 [model]

@@ -8,7 +8,6 @@ import pytest
 from fake_site import GOOD_GATE, empty_site
 
 pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
 
 
 def test_a_broken_promise_is_exit_code_1_with_case_and_hint(dba) -> None:

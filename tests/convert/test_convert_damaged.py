@@ -11,22 +11,21 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import origin_oracle as origin
 import pytest
+import torch
+from damage import cases, ends
+from gguf_files import write_gguf
+from llama_oracle import CONFIG, random_weights, write_folder
+
+from dba_cli.main import main
+from dba_core.convert.gguf_file import TYPES, _read
+from dba_core.convert.gguf_header import GgufTensor, read_gguf_header
+from dba_core.convert.load import load_source
+from dba_core.documents import LFS_POINTER
+from dba_core.errors import CheckpointError, DBAError, UnsupportedError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-import origin_oracle as origin  # noqa: E402
-from damage import cases, ends  # noqa: E402
-from gguf_files import write_gguf  # noqa: E402
-from llama_oracle import CONFIG, random_weights, write_folder  # noqa: E402
-
-from dba_cli.main import main  # noqa: E402
-from dba_core.convert.gguf_file import TYPES, _read  # noqa: E402
-from dba_core.convert.gguf_header import GgufTensor, read_gguf_header  # noqa: E402
-from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.documents import LFS_POINTER  # noqa: E402
-from dba_core.errors import CheckpointError, DBAError, UnsupportedError  # noqa: E402
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 WIDE = {**CONFIG, "hidden_size": 32, "intermediate_size": 64}

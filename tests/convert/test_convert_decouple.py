@@ -7,25 +7,24 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from llama_oracle import CONFIG, random_weights, write_folder
+
+from dba_cli.main import main
+from dba_core.attention.rope import rope_frequencies
+from dba_core.cache.bytes import bytes_per_token
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.convert.calibration import Calibration, calibrate
+from dba_core.convert.comparators import with_rotated_split
+from dba_core.convert.decouple import Recipe, decouple, spreading_matrix
+from dba_core.convert.heal import heal
+from dba_core.convert.load import load_source
+from dba_core.convert.selection import RULES, select_pairs
+from dba_core.errors import UnsupportedError, UsageError
+from dba_core.evaluation.cached_loss import text_loss
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from llama_oracle import CONFIG, random_weights, write_folder  # noqa: E402
-
-from dba_cli.main import main  # noqa: E402
-from dba_core.attention.rope import rope_frequencies  # noqa: E402
-from dba_core.cache.bytes import bytes_per_token  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.convert.calibration import Calibration, calibrate  # noqa: E402
-from dba_core.convert.comparators import with_rotated_split  # noqa: E402
-from dba_core.convert.decouple import Recipe, decouple, spreading_matrix  # noqa: E402
-from dba_core.convert.heal import heal  # noqa: E402
-from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.convert.selection import RULES, select_pairs  # noqa: E402
-from dba_core.errors import UnsupportedError, UsageError  # noqa: E402
-from dba_core.evaluation.cached_loss import text_loss  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
 
 #: With a context that long training would take memory tokens for.
 WIDE = {

@@ -7,17 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+from llama_oracle import CONFIG, random_weights, write_folder
+
+from dba_cli.main import main
+from dba_core import free_memory
+from dba_core.errors import RecordMismatchError
+from dba_core.runs.load import load_run
+from dba_core.runs.lock import one_writer
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from llama_oracle import CONFIG, random_weights, write_folder  # noqa: E402
-
-from dba_cli.main import main  # noqa: E402
-from dba_core import free_memory  # noqa: E402
-from dba_core.errors import RecordMismatchError  # noqa: E402
-from dba_core.runs.load import load_run  # noqa: E402
-from dba_core.runs.lock import one_writer  # noqa: E402
 
 
 @pytest.fixture

@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from gguf_files import write_gguf
+from llama_oracle import CONFIG, random_weights, write_folder
+
+from dba_cli.main import main
+from dba_core.convert.load import load_source
+from dba_core.errors import SourceError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from gguf_files import write_gguf  # noqa: E402
-from llama_oracle import CONFIG, random_weights, write_folder  # noqa: E402
-
-from dba_cli.main import main  # noqa: E402
-from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.errors import SourceError  # noqa: E402
 
 
 @pytest.mark.parametrize(

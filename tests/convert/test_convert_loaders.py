@@ -7,17 +7,16 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from gguf_files import write_gguf
+from llama_oracle import CONFIG, llama_logits, random_weights, write_folder
+from safetensors.torch import save_file
+
+from dba_core.attention.rope import rope_frequencies
+from dba_core.convert.load import load_source
+from dba_core.errors import CheckpointError, UnsupportedError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from gguf_files import write_gguf  # noqa: E402
-from llama_oracle import CONFIG, llama_logits, random_weights, write_folder  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-from dba_core.attention.rope import rope_frequencies  # noqa: E402
-from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.errors import CheckpointError, UnsupportedError  # noqa: E402
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import origin_oracle as origin
 import pytest
+import torch
+
+from dba_core.convert.calibration import calibrate
+from dba_core.convert.decouple import Recipe, decouple
+from dba_core.convert.load import load_source
+from dba_core.convert.selection import select_pairs
+from dba_core.errors import CheckpointError, UnsupportedError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-import origin_oracle as origin  # noqa: E402
-
-from dba_core.convert.calibration import calibrate  # noqa: E402
-from dba_core.convert.decouple import Recipe, decouple  # noqa: E402
-from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.convert.selection import select_pairs  # noqa: E402
-from dba_core.errors import CheckpointError, UnsupportedError  # noqa: E402
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "decoupled": {},

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from gguf_files import write_gguf
+from llama_oracle import CONFIG, llama_logits, random_weights, write_folder
+
+from dba_core.attention.rope import rope_frequencies
+from dba_core.convert.load import load_source
+from dba_core.errors import CheckpointError, UnsupportedError
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from gguf_files import write_gguf  # noqa: E402
-from llama_oracle import CONFIG, llama_logits, random_weights, write_folder  # noqa: E402
-
-from dba_core.attention.rope import rope_frequencies  # noqa: E402
-from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.errors import CheckpointError, UnsupportedError  # noqa: E402
 
 WIDE = {**CONFIG, "hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 64}
 CLOSE = 1e-4  # transformers takes cos and sin of angles in float32

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import origin_oracle as origin
 import pytest
+import torch
+from llama_oracle import CONFIG, random_weights, write_folder
+
+from dba_cli.main import main
+from dba_core.config.attention import AttentionConfig
+from dba_core.convert.decouple import Recipe
+from dba_core.convert.recipe_search import Scope, recipes_of
+from dba_core.runs.load import load_run
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-import origin_oracle as origin  # noqa: E402
-from llama_oracle import CONFIG, random_weights, write_folder  # noqa: E402
-
-from dba_cli.main import main  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.convert.decouple import Recipe  # noqa: E402
-from dba_core.convert.recipe_search import Scope, recipes_of  # noqa: E402
-from dba_core.runs.load import load_run  # noqa: E402
 
 WIDE = {**CONFIG, "head_dim": 16, "max_position_embeddings": 8192}
 

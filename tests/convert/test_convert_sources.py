@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from llama_oracle import CONFIG, llama_logits, random_weights, write_folder
+from safetensors.torch import save_file
+
+from dba_core.attention.rope import rope_frequencies
+from dba_core.convert.load import load_source
+from dba_core.convert.shapes import expected_shapes
+from dba_core.convert.source import SourceModel
+from dba_core.errors import CheckpointError, DBAError, UnsupportedError
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from llama_oracle import CONFIG, llama_logits, random_weights, write_folder  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-from dba_core.attention.rope import rope_frequencies  # noqa: E402
-from dba_core.convert.load import load_source  # noqa: E402
-from dba_core.convert.shapes import expected_shapes  # noqa: E402
-from dba_core.convert.source import SourceModel  # noqa: E402
-from dba_core.errors import CheckpointError, DBAError, UnsupportedError  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
 
 UNTIED = {**CONFIG, "tie_word_embeddings": False}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -12,20 +12,19 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+import tokenizers
+import torch
+import transformers
+from tokenizer_files import adding, byte_level
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-tokenizers = pytest.importorskip("tokenizers")
-transformers = pytest.importorskip("transformers")
+from dba_cli.main import main
+from dba_core.convert.fields import Fields
+from dba_core.convert.gguf_tokenizer import tokenizer_config, tokenizer_json
+from dba_core.data.special_tokens import SPECIAL_FILE
+from dba_core.errors import ConfigError
+from dba_core.runs.load import load_run
 
-from tokenizer_files import adding, byte_level  # noqa: E402
-
-from dba_cli.main import main  # noqa: E402
-from dba_core.convert.fields import Fields  # noqa: E402
-from dba_core.convert.gguf_tokenizer import tokenizer_config, tokenizer_json  # noqa: E402
-from dba_core.data.special_tokens import SPECIAL_FILE  # noqa: E402
-from dba_core.errors import ConfigError  # noqa: E402
-from dba_core.runs.load import load_run  # noqa: E402
+pytestmark = [pytest.mark.torch, pytest.mark.needs("tokenizers", "transformers")]
 
 PROMPT, CONTEXT = "the cat", 32
 TEMPLATE = (

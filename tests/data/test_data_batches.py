@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dba_core.data.batches import BatchSampler, held_out_windows
 from dba_core.errors import ConfigError, DataError
 
-torch = pytest.importorskip("torch")
-
-from dba_core.data.batches import BatchSampler, held_out_windows  # noqa: E402
-
 pytestmark = pytest.mark.torch
+
 
 TOKENS = np.arange(100, dtype=np.uint16)
 

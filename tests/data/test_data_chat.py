@@ -8,14 +8,14 @@ from typing import Any
 
 import attrs
 import pytest
-
-pytest.importorskip("tokenizers")
 from tokenizer_files import adding, byte_level
 
 from dba_core.data.chat import chat_of, encode_chat, render_chat
 from dba_core.data.special_tokens import SpecialTokens
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, with_special
 from dba_core.errors import DataError
+
+pytestmark = pytest.mark.needs("tokenizers")
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "

@@ -7,8 +7,6 @@ import random
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("tokenizers")
 from tokenizer_files import adding, byte_level, damaged, documents
 
 from dba_core.config.data import DataConfig
@@ -16,6 +14,8 @@ from dba_core.data.corpus import load_corpus
 from dba_core.data.foreign import guarded
 from dba_core.data.tokenizers import load_tokenizer, special_of
 from dba_core.errors import DataError
+
+pytestmark = pytest.mark.needs("tokenizers")
 
 LONG = "abcdefghij" * 500
 

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
-pytest.importorskip("torch")
+from dba_cli.main import main
 
-from dba_cli.main import main  # noqa: E402
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [

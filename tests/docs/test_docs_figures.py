@@ -6,10 +6,10 @@ import importlib.util
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-np = pytest.importorskip("numpy")
-pytest.importorskip("mkdocs")
+pytestmark = pytest.mark.needs("numpy", "mkdocs")
 
 GEN = Path(__file__).resolve().parents[2] / "docs" / "gen"
 

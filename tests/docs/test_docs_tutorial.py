@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
+from dba_cli.main import main
 
-from dba_cli.main import main  # noqa: E402
+pytestmark = pytest.mark.torch
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial" / "first-run.md"
 

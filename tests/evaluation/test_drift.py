@@ -5,20 +5,19 @@ from __future__ import annotations
 import attrs
 import numpy as np
 import pytest
+import torch
+from drift_oracle import dense_figures, dense_logits
 
-torch = pytest.importorskip("torch")
-
-from drift_oracle import dense_figures, dense_logits  # noqa: E402
-
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.errors import PluginError, UnsupportedError  # noqa: E402
-from dba_core.evaluation.drift import keys_per_query, measure_drift, resolved_setting  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.errors import PluginError, UnsupportedError
+from dba_core.evaluation.drift import keys_per_query, measure_drift, resolved_setting
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
+
 
 VOCAB = 29
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 200).astype(np.uint16)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from sharp_model import TOKENS, sharp_model
 
-torch = pytest.importorskip("torch")
-
-from sharp_model import TOKENS, sharp_model  # noqa: E402
-
-from dba_core.errors import ConfigError, DataError  # noqa: E402
-from dba_core.evaluation.fidelity import policy_fidelity  # noqa: E402
-from dba_core.evaluation.metrics import FidelityAccumulator  # noqa: E402
-from dba_core.evaluation.throughput import measure_throughput  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.errors import ConfigError, DataError
+from dba_core.evaluation.fidelity import policy_fidelity
+from dba_core.evaluation.metrics import FidelityAccumulator
+from dba_core.evaluation.throughput import measure_throughput
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
+
 
 FP32 = "ksem=fp32,kgeo=fp32,v=fp32"
 SMALL = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=3"

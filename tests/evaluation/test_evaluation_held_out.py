@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.data.tokenizers import ByteTokenizer, IdTokenizer  # noqa: E402
-from dba_core.errors import DataError  # noqa: E402
-from dba_core.evaluation.held_out import held_out_loss  # noqa: E402
+from dba_core.data.tokenizers import ByteTokenizer, IdTokenizer
+from dba_core.errors import DataError
+from dba_core.evaluation.held_out import held_out_loss
 
 pytestmark = pytest.mark.torch
+
 
 VOCAB = 20
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, 50).astype(np.uint16)

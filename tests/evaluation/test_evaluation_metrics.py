@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.errors import DataError  # noqa: E402
-from dba_core.evaluation import metrics  # noqa: E402
-from dba_core.evaluation.metrics import FidelityAccumulator, exp_or_inf, fidelity_metrics  # noqa: E402
+from dba_core.errors import DataError
+from dba_core.evaluation import metrics
+from dba_core.evaluation.metrics import FidelityAccumulator, exp_or_inf, fidelity_metrics
 
 pytestmark = pytest.mark.torch
+
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 

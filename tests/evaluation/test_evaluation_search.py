@@ -6,27 +6,26 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from sharp_model import TOKENS, sharp_model
 
-torch = pytest.importorskip("torch")
-
-from sharp_model import TOKENS, sharp_model  # noqa: E402
-
-from dba_core.cache.bytes import bytes_per_token  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.errors import DataError, UsageError  # noqa: E402
-from dba_core.evaluation.metrics import fidelity_metrics  # noqa: E402
-from dba_core.evaluation.policy_search import (  # noqa: E402
+from dba_core.cache.bytes import bytes_per_token
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.errors import DataError, UsageError
+from dba_core.evaluation.metrics import fidelity_metrics
+from dba_core.evaluation.policy_search import (
     Sizes,
     combinations,
     measure_singles,
     search_policy,
 )
-from dba_core.evaluation.reference import Divergence, Reference  # noqa: E402
-from dba_core.evaluation.search import MOST_TRIES, Candidate, Goal, SearchError, bytes_text, frontier, search  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.evaluation.reference import Divergence, Reference
+from dba_core.evaluation.search import MOST_TRIES, Candidate, Goal, SearchError, bytes_text, frontier, search
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
+
 
 FP32 = KVCachePolicy.parse("ksem=fp32,kgeo=fp32,v=fp32")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from generation_toy import VOCAB, ToyModel
+
+from dba_core import GenerationConfig, generate
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.errors import ConfigError, DataError, LongPromptWarning
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from generation_toy import VOCAB, ToyModel  # noqa: E402
-
-from dba_core import GenerationConfig, generate  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.errors import ConfigError, DataError, LongPromptWarning  # noqa: E402
 
 GREEDY = GenerationConfig(max_new_tokens=4, temperature=0.0)
 PROMPTS = [[1, 2, 3], [4]]

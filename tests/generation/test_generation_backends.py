@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-pytest.importorskip("llvmlite")
+from dba_core.cache.bytes import bytes_per_token, residual_bytes
+from dba_core.config.generation import GenerationConfig
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.generation.loop import generate
+from dba_core.model.language_model import LanguageModel
 
-from dba_core.cache.bytes import bytes_per_token, residual_bytes  # noqa: E402
-from dba_core.config.generation import GenerationConfig  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.generation.loop import generate  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 
 POLICIES = (
     "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=32",

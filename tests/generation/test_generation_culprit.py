@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import attrs
 import pytest
+import torch
+from broken_plugins.decode_backends import Dense, DensePlugin
+
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.generation import GenerationConfig
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.errors import CheckpointError, DBAError, PluginError
+from dba_core.generation.loop import generate
+from dba_core.model.language_model import LanguageModel
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from broken_plugins.decode_backends import Dense, DensePlugin  # noqa: E402
-
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.generation import GenerationConfig  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.errors import CheckpointError, DBAError, PluginError  # noqa: E402
-from dba_core.generation.loop import generate  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
 
 FP32 = "ksem=fp32,kgeo=fp32,v=fp32"
 STEPS = GenerationConfig(max_new_tokens=6, temperature=0.0)

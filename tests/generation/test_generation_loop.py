@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from generation_toy import VOCAB, ToyModel, oracle_logits
 
-torch = pytest.importorskip("torch")
-
-from generation_toy import VOCAB, ToyModel, oracle_logits  # noqa: E402
-
-from dba_core.config.generation import GenerationConfig  # noqa: E402
-from dba_core.data.special_tokens import SpecialTokens  # noqa: E402
-from dba_core.data.tokenizers import ByteTokenizer, with_special  # noqa: E402
-from dba_core.errors import ConfigError, DataError  # noqa: E402
-from dba_core.generation import loop  # noqa: E402
-from dba_core.generation.loop import generate  # noqa: E402
-from dba_core.generation.sampling import RowStreams  # noqa: E402
+from dba_core.config.generation import GenerationConfig
+from dba_core.data.special_tokens import SpecialTokens
+from dba_core.data.tokenizers import ByteTokenizer, with_special
+from dba_core.errors import ConfigError, DataError
+from dba_core.generation import loop
+from dba_core.generation.loop import generate
+from dba_core.generation.sampling import RowStreams
 
 pytestmark = pytest.mark.torch
+
 
 POLICY = "ksem=fp16,kgeo=fp16,v=fp16"
 PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], [9, 10, 0], [1, 1]]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.generation import GenerationConfig  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.generation import loop  # noqa: E402
-from dba_core.generation.loop import generate, prefill  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.generation import GenerationConfig
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.generation import loop
+from dba_core.generation.loop import generate, prefill
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
+
 
 PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [40, 39, 38], [7, 7, 7, 7, 7, 7]]
 FP32 = "ksem=fp32,kgeo=fp32,v=fp32"

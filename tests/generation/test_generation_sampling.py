@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.errors import DBAError  # noqa: E402
-from dba_core.generation.sampling import RowStreams, keep_top_k, keep_top_p, sample  # noqa: E402
+from dba_core.errors import DBAError
+from dba_core.generation.sampling import RowStreams, keep_top_k, keep_top_p, sample
 
 pytestmark = pytest.mark.torch
+
 
 INF = math.inf
 PROBABILITIES = [0.4, 0.1, 0.25, 0.05, 0.2]

@@ -6,18 +6,17 @@ import math
 
 import attrs
 import pytest
+import torch
+from model_oracle import oracle_logits
 
-torch = pytest.importorskip("torch")
-
-from model_oracle import oracle_logits  # noqa: E402
-
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.errors import ConfigError, DataError  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.errors import ConfigError, DataError
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
+
 
 LLAMA = ModelConfig(
     vocab_size=37,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import attrs
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.cache.kv_cache import KVCache  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.attention.module import DecoupledAttention
+from dba_core.cache.kv_cache import KVCache
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.errors import CacheError
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
+
 
 EXACT = "ksem=fp32,kgeo=fp32,v=fp32"
 QUANTIZED = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=4"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from dba_core.errors import CheckpointError
+from dba_core.model.finite import check_finite
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from dba_core.errors import CheckpointError  # noqa: E402
-from dba_core.model.finite import check_finite  # noqa: E402
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -8,16 +8,16 @@ import pickle
 
 import attrs
 import pytest
+import torch
+
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.generation import GenerationConfig
+from dba_core.config.model import ModelConfig
+from dba_core.errors import CacheError, DataError
+from dba_core.generation.loop import generate
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.generation import GenerationConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.errors import CacheError, DataError  # noqa: E402
-from dba_core.generation.loop import generate  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
 
 POLICY = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=4"
 CONFIG = ModelConfig(

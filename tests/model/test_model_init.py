@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.model.init import is_plugin_parameter, seed_of  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.model.init import is_plugin_parameter, seed_of
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
+
 
 CONFIG = ModelConfig(
     vocab_size=50,

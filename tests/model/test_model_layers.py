@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import attrs
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.errors import ConfigError, UnsupportedError  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.errors import ConfigError, UnsupportedError
+from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
+
 
 LONG = LongSequenceConfig(enabled=True, threshold=8, mem_block=4, local_window=2, q_chunk=2)
 CONFIG = ModelConfig(

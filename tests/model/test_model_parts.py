@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.errors import ConfigError  # noqa: E402
-from dba_core.model.block import Block  # noqa: E402
-from dba_core.model.mlp import SwiGLU, build_mlp  # noqa: E402
-from dba_core.model.norm import build_norm  # noqa: E402
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.model import ModelConfig
+from dba_core.errors import ConfigError
+from dba_core.model.block import Block
+from dba_core.model.mlp import SwiGLU, build_mlp
+from dba_core.model.norm import build_norm
 
 pytestmark = pytest.mark.torch
+
 
 WIDTHS = [1, 7, 64]
 

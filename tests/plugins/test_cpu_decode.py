@@ -15,23 +15,21 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
+from decode_cases import expected, filled, queries, random_null, request
 from tolerances import TOL
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-pytest.importorskip("llvmlite")
+from dba_core.attention.decode import decode_request
+from dba_core.contracts import CachedTensor
+from dba_core.errors import UnsupportedError
+from dba_core.registry import Registry
+from dba_plugins.decode.cpu import compiler, threads
+from dba_plugins.decode.cpu.backend import CpuDecode
+from dba_plugins.decode.cpu.kernel import build_module
+from dba_plugins.decode.cpu.layout import head_layout
+from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec
 
-from decode_cases import expected, filled, queries, random_null, request  # noqa: E402
-
-from dba_core.attention.decode import decode_request  # noqa: E402
-from dba_core.contracts import CachedTensor  # noqa: E402
-from dba_core.errors import UnsupportedError  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
-from dba_plugins.decode.cpu import compiler, threads  # noqa: E402
-from dba_plugins.decode.cpu.backend import CpuDecode  # noqa: E402
-from dba_plugins.decode.cpu.kernel import build_module  # noqa: E402
-from dba_plugins.decode.cpu.layout import head_layout  # noqa: E402
-from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec  # noqa: E402
+pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 
 FORMATS = ("fp32", "fp16", "bf16", "q8_0@8", "q8_0@32", "q4_0@16", "q4_0@32", "q4_0@64", "nf4@32", "nf4@8")
 WIDTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 24, 31, 33, 48, 63, 64, 65, 100, 128)

@@ -10,17 +10,16 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-pytest.importorskip("llvmlite")
+from dba_core.attention.module import DecoupledAttention
+from dba_core.config.attention import AttentionConfig
+from dba_core.errors import KernelCacheWarning
+from dba_plugins.decode.cpu import compiler, object_files
+from dba_plugins.decode.cpu.kernel import ENTRIES, build_module
+from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec
 
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.errors import KernelCacheWarning  # noqa: E402
-from dba_plugins.decode.cpu import compiler, object_files  # noqa: E402
-from dba_plugins.decode.cpu.kernel import ENTRIES, build_module  # noqa: E402
-from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec  # noqa: E402
+pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 
 CODE = bytes(range(256)) * 4
 posix = pytest.mark.skipif(sys.platform == "win32", reason="mode bits and owners of POSIX")

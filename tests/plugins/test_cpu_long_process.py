@@ -8,24 +8,22 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
+from decode_cases import request
 from tolerances import TOL
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-pytest.importorskip("llvmlite")
+from dba_core.attention import decode
+from dba_core.attention.module import DecoupledAttention
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.contracts import CONTRACT_VERSIONS, NoOptions, Support
+from dba_core.registry import Registry
+from dba_plugins.decode.cpu import compiler
+from dba_plugins.decode.cpu.backend import CpuDecode
+from dba_plugins.decode.cpu.spec import KernelSpec
+from dba_plugins.decode.streaming import StreamingDecode, StreamingOptions
 
-from decode_cases import request  # noqa: E402
-
-from dba_core.attention import decode  # noqa: E402
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.contracts import CONTRACT_VERSIONS, NoOptions, Support  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
-from dba_plugins.decode.cpu import compiler  # noqa: E402
-from dba_plugins.decode.cpu.backend import CpuDecode  # noqa: E402
-from dba_plugins.decode.cpu.spec import KernelSpec  # noqa: E402
-from dba_plugins.decode.streaming import StreamingDecode, StreamingOptions  # noqa: E402
+pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 
 POLICY = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=4")
 CONFIG = AttentionConfig(d_model=32, n_heads=4, n_kv_heads=2, sem_head_dim=4, geo_head_dim=8, v_head_dim=8)

@@ -5,25 +5,23 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
+from decode_cases import planes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-pytest.importorskip("llvmlite")
+from dba_core.attention.decode import decode_request
+from dba_core.attention.module import DecoupledAttention
+from dba_core.cache.formats.nf4 import NF4_LEVELS
+from dba_core.cache.layer import LayerCache
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.contracts import AttentionShape
+from dba_core.errors import CacheError
+from dba_core.registry import Registry
+from dba_plugins.decode.cpu import threads
 
-from decode_cases import planes  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from dba_core.attention.decode import decode_request  # noqa: E402
-from dba_core.attention.module import DecoupledAttention  # noqa: E402
-from dba_core.cache.formats.nf4 import NF4_LEVELS  # noqa: E402
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.contracts import AttentionShape  # noqa: E402
-from dba_core.errors import CacheError  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
-from dba_plugins.decode.cpu import threads  # noqa: E402
+pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 
 POLICIES = (
     "ksem=q4_0@32,kgeo=q8_0@32,v=nf4@32,resid=5",

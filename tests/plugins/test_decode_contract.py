@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from attention_oracle import POLICIES
+from decode_cases import SIZES, expected, filled, planes, queries, random_null, repeated, request
 from tolerances import TOL
 
+from dba_core.attention.decode import decode_request
+from dba_core.config.plugins import PluginChoice
+from dba_core.registry import Registry
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import POLICIES  # noqa: E402
-from decode_cases import SIZES, expected, filled, planes, queries, random_null, repeated, request  # noqa: E402
-
-from dba_core.attention.decode import decode_request  # noqa: E402
-from dba_core.config.plugins import PluginChoice  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
 
 LENGTHS = ((13, 13), (13, 4), (1, 13), (0, 6))
 #: Those for which tiles, vectors and partitions of a compiled backend are crossed, begun and left half full.

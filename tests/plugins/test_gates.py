@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from dba_core.config.plugins import PluginChoice
+from dba_core.contracts import AttentionShape, GateRequest
+from dba_core.errors import ConfigError, UnsupportedError
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from dba_core.config.plugins import PluginChoice  # noqa: E402
-from dba_core.contracts import AttentionShape, GateRequest  # noqa: E402
-from dba_core.errors import ConfigError, UnsupportedError  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
 
 SHAPE = AttentionShape(d_model=7, n_heads=3, n_kv_heads=3, sem_head_dim=2, geo_head_dim=4, v_head_dim=5)
 NO_SEMANTICS = AttentionShape(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from dba_core.contracts import AttentionShape, NullTokenRequest
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from dba_core.contracts import AttentionShape, NullTokenRequest  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
 
 
 def build(name: str, sem_head_dim: int = 2):

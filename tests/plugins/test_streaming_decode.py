@@ -6,18 +6,17 @@ That its numbers are right: test_decode_contract.
 from __future__ import annotations
 
 import pytest
+import torch
+from attention_oracle import POLICIES
+from decode_cases import SIZES, expected, filled, queries, request
 from tolerances import TOL
 
+from dba_core.config.plugins import PluginChoice
+from dba_core.contracts import CachedTensor
+from dba_core.errors import ConfigError, UnsupportedError
+from dba_core.registry import Registry
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from attention_oracle import POLICIES  # noqa: E402
-from decode_cases import SIZES, expected, filled, queries, request  # noqa: E402
-
-from dba_core.config.plugins import PluginChoice  # noqa: E402
-from dba_core.contracts import CachedTensor  # noqa: E402
-from dba_core.errors import ConfigError, UnsupportedError  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
 
 
 def streaming(block: int = 4):

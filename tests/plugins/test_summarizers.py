@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from tolerances import TOL
+
+from dba_core.attention.long_sequence import long_sequence_attention
+from dba_core.config.plugins import PluginChoice
+from dba_core.contracts import AttentionShape, SummarizerRequest
+from dba_core.errors import ConfigError, UnsupportedError
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from tolerances import TOL  # noqa: E402
-
-from dba_core.attention.long_sequence import long_sequence_attention  # noqa: E402
-from dba_core.config.plugins import PluginChoice  # noqa: E402
-from dba_core.contracts import AttentionShape, SummarizerRequest  # noqa: E402
-from dba_core.errors import ConfigError, UnsupportedError  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
 
 L = 6
 SHAPE = AttentionShape(d_model=16, n_heads=4, n_kv_heads=2, sem_head_dim=3, geo_head_dim=4, v_head_dim=5)

@@ -11,25 +11,26 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
+from decode_cases import request
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+from dba_core.bench.kernels import kernel_row
+from dba_core.bench.sass import read_machine_code
+from dba_core.config.plugins import PluginChoice
+from dba_core.contracts import CachedTensor
+from dba_core.errors import UnsupportedError
+from dba_core.registry import Registry
+from dba_plugins.decode.triton import kernel
+from dba_plugins.decode.triton.inspect import Case, compile_case, compiled_kernels
 
-from decode_cases import request  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import make_backend  # noqa: E402
-from triton.runtime.jit import create_function_from_signature  # noqa: E402
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.needs("triton"),
+]
 
-from dba_core.bench.kernels import kernel_row  # noqa: E402
-from dba_core.bench.sass import read_machine_code  # noqa: E402
-from dba_core.config.plugins import PluginChoice  # noqa: E402
-from dba_core.contracts import CachedTensor  # noqa: E402
-from dba_core.errors import UnsupportedError  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
-from dba_plugins.decode.triton import kernel  # noqa: E402
-from dba_plugins.decode.triton.inspect import Case, compile_case, compiled_kernels  # noqa: E402
-
-pytestmark = pytest.mark.torch
 
 HERE = Path(__file__).parent
 LIMITED = (

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import attrs
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
-
-from triton_decode_cases import (  # noqa: E402
+import torch
+from triton_decode_cases import (
     GROUPED,
     MANY,
     NARROW,
@@ -29,14 +26,16 @@ from triton_decode_cases import (  # noqa: E402
     prepared,
 )
 
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.contracts import NullKV  # noqa: E402
+from dba_core.cache.layer import LayerCache
+from dba_core.contracts import NullKV
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.needs("triton"),
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
 ]
+
 
 FORMATS = ("fp16", "bf16", "q8_0", "q4_0", "nf4")
 POLICIES = (

@@ -5,16 +5,15 @@ from __future__ import annotations
 import struct
 
 import pytest
+from ptx_model import halves, run
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+from dba_core.cache.formats.nf4 import NF4_LEVELS
+from dba_plugins.decode.triton.unpack import NF4_CODE, Q4_CODE, Q8_CODE
 
-from ptx_model import halves, run  # noqa: E402
-
-from dba_core.cache.formats.nf4 import NF4_LEVELS  # noqa: E402
-from dba_plugins.decode.triton.unpack import NF4_CODE, Q4_CODE, Q8_CODE  # noqa: E402
-
-pytestmark = pytest.mark.torch
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.needs("triton"),
+]
 
 
 def words():

@@ -8,21 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+from dba_core.bench.sass import read_machine_code
+from dba_core.cache.layer import LayerCache
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_plugins.decode.triton import writer
+from dba_plugins.decode.triton.static import compile_kernel
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import make_backend  # noqa: E402
-from triton.runtime.jit import create_function_from_signature  # noqa: E402
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.needs("triton"),
+]
 
-from dba_core.bench.sass import read_machine_code  # noqa: E402
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_plugins.decode.triton import writer  # noqa: E402
-from dba_plugins.decode.triton.static import compile_kernel  # noqa: E402
-
-pytestmark = pytest.mark.torch
 
 HERE = Path(__file__).parent
 CODES = {"fp32": "fp32", "fp16": "fp16", "bf16": "i16", "q8_0": "i8", "q4_0": "u8", "nf4": "u8"}

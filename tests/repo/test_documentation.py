@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 import pytest
 from source_tree import PYPROJECT, ROOT
@@ -39,7 +40,21 @@ def pages_with_python() -> list[Any]:
     return [pytest.param(page, id=name_of(page), marks=slow[page]) for page in pages]
 
 
+@pytest.fixture
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that trains models for its figures does so for two steps here: its code is what is tested."""
+    from dba_core.bench import recall
+
+    learn = recall.learn_recall
+
+    def shortly(task: Any, *, training: Any = recall.TRAINING, **others: Any) -> Any:
+        return learn(task, training=attrs.evolve(training, steps=2, warmup_steps=1), **others)
+
+    monkeypatch.setattr(recall, "learn_recall", shortly)
+
+
 @pytest.mark.torch
+@pytest.mark.usefixtures("_few_steps")
 @pytest.mark.parametrize("page", pages_with_python())
 def test_python_blocks_of_a_page_run_one_after_the_other(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -121,16 +121,19 @@ def test_test_modules_have_names_of_their_own() -> None:
 
 
 def test_test_modules_that_import_torch_are_marked() -> None:
-    """torch needs both: the mark deselects, importorskip lets collection pass without torch."""
+    """The mark keeps a module from being imported where torch is not installed (see `conftest.py`)."""
     wrong = []
     for path in TESTS:
-        text = path.read_text(encoding="utf-8")
         imports_torch = any(
             found.target.split(".")[0] == "torch" and not found.types_only for found in imports(path)
         )
-        skips = re.search(r'^(\w+ = )?pytest\.importorskip\("torch"\)', text, re.MULTILINE)
-        if path.name.startswith("test_") and (imports_torch or skips):
-            marked = re.search(r"^pytestmark = (\[\s*)?pytest\.mark\.torch\b", text, re.MULTILINE)
-            if not (skips and marked):
-                wrong.append(str(path.relative_to(ROOT)))
+        marked = re.search(
+            r"^pytestmark = (\[\s*)?pytest\.mark\.torch\b", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        if path.name.startswith("test_") and imports_torch and not marked:
+            wrong.append(str(path.relative_to(ROOT)))
     assert not wrong
+
+
+def test_no_test_imports_after_code() -> None:
+    assert [path.name for path in TESTS if "noqa: " + "E402" in path.read_text(encoding="utf-8")] == []

@@ -7,14 +7,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from runs_tiny import POLICY, dba, losses
 
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+from dba_core import load_run
+from dba_core.config.run import RunConfig
+from dba_core.data.corpus import load_corpus
 
-from dba_core import load_run  # noqa: E402
-from dba_core.config.run import RunConfig  # noqa: E402
-from dba_core.data.corpus import load_corpus  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 from runs_tiny import dba, losses, only_run
 
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+from dba_core.config.loading import load_config
+from dba_core.errors import RecordMismatchError
+from dba_core.runs.folder import RunFolder
+from dba_core.runs.job import RunInterruptedError, run_job
+from dba_core.runs.load import load_run
+from dba_core.runs.report import SilentReporter
+from dba_core.training.events import StepFinished
 
-from dba_core.config.loading import load_config  # noqa: E402
-from dba_core.errors import RecordMismatchError  # noqa: E402
-from dba_core.runs.folder import RunFolder  # noqa: E402
-from dba_core.runs.job import RunInterruptedError, run_job  # noqa: E402
-from dba_core.runs.load import load_run  # noqa: E402
-from dba_core.runs.report import SilentReporter  # noqa: E402
-from dba_core.training.events import StepFinished  # noqa: E402
+pytestmark = pytest.mark.torch
 
 CHOICES = [
     "summarizer=linear",

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 from runs_tiny import dba
 
-pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from runs_tiny import losses, only_run
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from runs_tiny import POLICY, dba
 
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+from dba_core.errors import ConfigError
+from dba_core.printable import printable
+from dba_core.runs.load import load_run
 
-from dba_core.errors import ConfigError  # noqa: E402
-from dba_core.printable import printable  # noqa: E402
-from dba_core.runs.load import load_run  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def sample(tiny, *args: str):

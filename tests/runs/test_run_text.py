@@ -13,23 +13,21 @@ import sys
 from pathlib import Path
 
 import attrs
+import cattrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs_tiny import Done, dba, only_run, write_inputs
 
-torch = pytest.importorskip("torch")
+from dba_cli.main import main
+from dba_core.convert.decouple import Recipe
+from dba_core.convert.report import ConversionReport, VariantReport
+from dba_core.convert.report import markdown as conversion_markdown
+from dba_core.evaluation.cached_loss import TextLoss
+from dba_core.runs.summary import Summary
+from dba_core.runs.summary_markdown import markdown
+
 pytestmark = pytest.mark.torch
-
-import cattrs  # noqa: E402
-
-from dba_cli.main import main  # noqa: E402
-from dba_core.convert.decouple import Recipe  # noqa: E402
-from dba_core.convert.report import ConversionReport, VariantReport  # noqa: E402
-from dba_core.convert.report import markdown as conversion_markdown  # noqa: E402
-from dba_core.evaluation.cached_loss import TextLoss  # noqa: E402
-from dba_core.runs.summary import Summary  # noqa: E402
-from dba_core.runs.summary_markdown import markdown  # noqa: E402
 
 SHORT = [
     f"--set={setting}"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from runs_tiny import POLICY, dba, only_run
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 

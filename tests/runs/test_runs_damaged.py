@@ -11,24 +11,23 @@ from random import Random
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from runs_tiny import dba
 
-torch = pytest.importorskip("torch")
+from dba_core.data.corpus import load_corpus
+from dba_core.errors import CheckpointError, DBAError, RecordMismatchError
+from dba_core.model.language_model import LanguageModel
+from dba_core.runs.evaluate import text_of
+from dba_core.runs.folder import RunFolder, read_resolved
+from dba_core.runs.load import load_run
+from dba_core.runs.selection import model_choices
+from dba_core.training.checkpoint_files import read_checkpoint
+from dba_core.training.distributed import World
+from dba_core.training.metrics_log import read_metrics
+from dba_core.training.session import Session
+
 pytestmark = pytest.mark.torch
-
-import safetensors.torch  # noqa: E402
-
-from dba_core.data.corpus import load_corpus  # noqa: E402
-from dba_core.errors import CheckpointError, DBAError, RecordMismatchError  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.runs.evaluate import text_of  # noqa: E402
-from dba_core.runs.folder import RunFolder, read_resolved  # noqa: E402
-from dba_core.runs.load import load_run  # noqa: E402
-from dba_core.runs.selection import model_choices  # noqa: E402
-from dba_core.training.checkpoint_files import read_checkpoint  # noqa: E402
-from dba_core.training.distributed import World  # noqa: E402
-from dba_core.training.metrics_log import read_metrics  # noqa: E402
-from dba_core.training.session import Session  # noqa: E402
 
 ODD: tuple[Any, ...] = (
     None, True, [], {}, "", "x", -1, 0, 1 << 70, 1.5, [[]], {"a": None}, "../../etc", "/etc", "\u202e",

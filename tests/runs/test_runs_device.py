@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from dba_core.errors import ConfigError
+from dba_core.runs.device import resolve_device
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from dba_core.errors import ConfigError  # noqa: E402
-from dba_core.runs.device import resolve_device  # noqa: E402
 
 
 def test_without_cuda_the_build_of_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

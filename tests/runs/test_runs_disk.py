@@ -12,20 +12,18 @@ from pathlib import Path
 
 import pytest
 from runs_tiny import dba, losses, only_run
+from test_run_again import StopsAfter, tiny_config
 
-torch = pytest.importorskip("torch")
+from dba_core.errors import CheckpointError, UsageError
+from dba_core.runs import plots
+from dba_core.runs.folder import FolderError, RunFolder, find_run, new_folder
+from dba_core.runs.job import RunInterruptedError, resume_job, run_job
+from dba_core.runs.report import SilentReporter
+from dba_core.training import checkpoint_files, metrics_log
+from dba_core.training.checkpoint_files import has_checkpoint
+from dba_core.training.events import StepFinished, TrainingStarted
+
 pytestmark = pytest.mark.torch
-
-from test_run_again import StopsAfter, tiny_config  # noqa: E402
-
-from dba_core.errors import CheckpointError, UsageError  # noqa: E402
-from dba_core.runs import plots  # noqa: E402
-from dba_core.runs.folder import FolderError, RunFolder, find_run, new_folder  # noqa: E402
-from dba_core.runs.job import RunInterruptedError, resume_job, run_job  # noqa: E402
-from dba_core.runs.report import SilentReporter  # noqa: E402
-from dba_core.training import checkpoint_files, metrics_log  # noqa: E402
-from dba_core.training.checkpoint_files import has_checkpoint  # noqa: E402
-from dba_core.training.events import StepFinished, TrainingStarted  # noqa: E402
 
 
 class Listener(SilentReporter):

@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from runs_tiny import dba, only_run, write_inputs
+
+from dba_core.config import KVCachePolicy, RunConfig, load_config
+from dba_core.config.presets import list_presets
+from dba_core.model.language_model import LanguageModel
+from dba_core.runs.kv_memory import policy_of
+from dba_core.runs.plots import memory_title
 
 pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
-
-from runs_tiny import dba, only_run, write_inputs  # noqa: E402
-
-from dba_core.config import KVCachePolicy, RunConfig, load_config  # noqa: E402
-from dba_core.config.presets import list_presets  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.runs.kv_memory import policy_of  # noqa: E402
-from dba_core.runs.plots import memory_title  # noqa: E402
 
 FP16 = "ksem=fp16,kgeo=fp16,v=fp16"
 NARROW = ("model.n_layers=2", "model.d_model=48", "model.vocab_size=64")

@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from runs_tiny import dba
 
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+from dba_core.runs.lock import FolderInUseError, one_group_of_writers, one_writer
+from dba_core.training.distributed import World
 
-from dba_core.runs.lock import FolderInUseError, one_group_of_writers, one_writer  # noqa: E402
-from dba_core.training.distributed import World  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def contents(folder: Path) -> dict[str, bytes]:

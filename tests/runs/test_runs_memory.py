@@ -7,27 +7,26 @@ import json
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
+import torch
 from runs_tiny import dba
 
-torch = pytest.importorskip("torch")
+from dba_core import free_memory
+from dba_core.cache.layer import LayerCache
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.model import ModelConfig
+from dba_core.config.run import RunConfig
+from dba_core.config.training import TrainingConfig
+from dba_core.data.corpus import Corpus
+from dba_core.data.tokenizers import load_tokenizer
+from dba_core.free_memory import NotEnoughMemoryError, free_bytes, gib, require_memory
+from dba_core.model.language_model import LanguageModel
+from dba_core.runs.memory_need import least_parameters, training_need
+from dba_core.training.loop import train
+
 pytestmark = pytest.mark.torch
-
-import numpy as np  # noqa: E402
-
-from dba_core import free_memory  # noqa: E402
-from dba_core.cache.layer import LayerCache  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.run import RunConfig  # noqa: E402
-from dba_core.config.training import TrainingConfig  # noqa: E402
-from dba_core.data.corpus import Corpus  # noqa: E402
-from dba_core.data.tokenizers import load_tokenizer  # noqa: E402
-from dba_core.free_memory import NotEnoughMemoryError, free_bytes, gib, require_memory  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.runs.memory_need import least_parameters, training_need  # noqa: E402
-from dba_core.training.loop import train  # noqa: E402
 
 ATTENTION = AttentionConfig(n_heads=4, sem_head_dim=4, geo_head_dim=8, v_head_dim=8)
 #: How many times the estimate the measured peak may be, at most.

@@ -7,21 +7,21 @@ import io
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
+from dba_cli.progress import TerminalReporter
+from dba_core.config.attention import AttentionConfig
+from dba_core.config.model import ModelConfig
+from dba_core.config.plugins import PluginChoice, PluginChoices, PluginRecord
+from dba_core.model.language_model import LanguageModel
+from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention
+from dba_core.runs.gates import gate_means
+from dba_core.runs.outcome import _far_from_exact
+from dba_core.runs.rows import human_count
+from dba_core.runs.selection import model_choices
+from dba_core.training.events import Evaluated, StepFinished, TrainingStarted
+
 pytestmark = pytest.mark.torch
-
-from dba_cli.progress import TerminalReporter  # noqa: E402
-from dba_core.config.attention import AttentionConfig  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.config.plugins import PluginChoice, PluginChoices, PluginRecord  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention  # noqa: E402
-from dba_core.runs.gates import gate_means  # noqa: E402
-from dba_core.runs.outcome import _far_from_exact  # noqa: E402
-from dba_core.runs.rows import human_count  # noqa: E402
-from dba_core.runs.selection import model_choices  # noqa: E402
-from dba_core.training.events import Evaluated, StepFinished, TrainingStarted  # noqa: E402
 
 
 def small(mode: str) -> LanguageModel:

@@ -7,17 +7,15 @@ import math
 from pathlib import Path
 
 import pytest
+from runs_tiny import POLICY, dba
+
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.evaluation.search import Goal, bytes_text
+from dba_core.runs.load import load_run
+from dba_core.runs.tune import TuneRequest, tune_run
+from dba_core.runs.tune_plot import chart_title
 
 pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
-
-from runs_tiny import POLICY, dba  # noqa: E402
-
-from dba_core.config.kv_policy import KVCachePolicy  # noqa: E402
-from dba_core.evaluation.search import Goal, bytes_text  # noqa: E402
-from dba_core.runs.load import load_run  # noqa: E402
-from dba_core.runs.tune import TuneRequest, tune_run  # noqa: E402
-from dba_core.runs.tune_plot import chart_title  # noqa: E402
 
 
 def run_of(tiny) -> str:

@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from runs_tiny import dba
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+from dba_core.errors import CheckpointError, UsageError
+from dba_core.runs.evaluate import evaluate_run
+from dba_core.runs.load import load_run
 
-from dba_core.errors import CheckpointError, UsageError  # noqa: E402
-from dba_core.runs.evaluate import evaluate_run  # noqa: E402
-from dba_core.runs.load import load_run  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def test_weights_of_a_run_that_did_not_finish(tiny, tmp_path: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from broken_plugins import decode_backends as broken
+
+from dba_core.testing import SUITES, check_plugin
 
 pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
-
-from broken_plugins import decode_backends as broken  # noqa: E402
-
-from dba_core.testing import SUITES, check_plugin  # noqa: E402
 
 PER_PARTITION = "Row 0 of 70 tokens equals the result with the null token counted 2 times."
 INTERLEAVED = "query head h reading KV head h % G"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from broken_plugins import modules as broken
+
+from dba_core.testing import check_plugin
 
 pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
-
-from broken_plugins import modules as broken  # noqa: E402
-
-from dba_core.testing import check_plugin  # noqa: E402
 
 SOUND = [("summarizer", broken.Learned), ("gate", broken.CausalGate), ("null_token", broken.LearnedNull)]
 CASES = [

@@ -7,20 +7,19 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from broken_plugins.decode_backends import Dense, DensePlugin, ForgetsNull
 from click.testing import CliRunner
 from fake_site import GOOD_GATE, empty_site
 
+from dba_cli.main import cli
+from dba_core.errors import ConfigError, PluginError, UsageError
+from dba_core.registry import Registry
+from dba_core.registry.doctor import typical_request
+from dba_core.registry.options import structure_options
+from dba_core.testing import SUITES, DecodeBackendContract, GateContract, check_plugin
+
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from broken_plugins.decode_backends import Dense, DensePlugin, ForgetsNull  # noqa: E402
-
-from dba_cli.main import cli  # noqa: E402
-from dba_core.errors import ConfigError, PluginError, UsageError  # noqa: E402
-from dba_core.registry import Registry  # noqa: E402
-from dba_core.registry.doctor import typical_request  # noqa: E402
-from dba_core.registry.options import structure_options  # noqa: E402
-from dba_core.testing import SUITES, DecodeBackendContract, GateContract, check_plugin  # noqa: E402
 
 INSTALLED = [
     (info.kind, info.name) for info in Registry.default().list() if info.distribution == "dba-attention"

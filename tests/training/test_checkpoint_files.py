@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
-torch = pytest.importorskip("torch")
-import safetensors.torch  # noqa: E402
-
-from dba_core.errors import CheckpointError  # noqa: E402
-from dba_core.training import checkpoint_files  # noqa: E402
-from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint, write_checkpoint  # noqa: E402
+from dba_core.errors import CheckpointError
+from dba_core.training import checkpoint_files
+from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.torch
+
 
 BOTH = ("best", "last")
 

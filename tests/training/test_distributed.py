@@ -11,19 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from distributed_worker import CONFIG
+from tiny_run import Trained, events_of, run, without_dropout
 
-torch = pytest.importorskip("torch")
-
-from distributed_worker import CONFIG  # noqa: E402
-from tiny_run import Trained, events_of, run, without_dropout  # noqa: E402
-
-from dba_core.errors import ConfigError  # noqa: E402
-from dba_core.training import distributed  # noqa: E402
-from dba_core.training.distributed import World  # noqa: E402
-from dba_core.training.events import CheckpointSaved, StepFinished  # noqa: E402
-from dba_core.training.metrics_log import read_metrics  # noqa: E402
+from dba_core.errors import ConfigError
+from dba_core.training import distributed
+from dba_core.training.distributed import World
+from dba_core.training.events import CheckpointSaved, StepFinished
+from dba_core.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.torch
+
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 CASES = ("train", "straight", "stop", "resume", "partial", "collectives")

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
+from tiny_run import build, events_of, run, tiny_config
+
+from dba_core.attention import module
+from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.training.events import StepFinished
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
-
-from tiny_run import build, events_of, run, tiny_config  # noqa: E402
-
-from dba_core.attention import module  # noqa: E402
-from dba_core.config.long_sequence import LongSequenceConfig  # noqa: E402
-from dba_core.training.events import StepFinished  # noqa: E402
 
 PATH = LongSequenceConfig(threshold=16, mem_block=2, local_window=2, q_chunk=2, mem_summarizer="mean")
 

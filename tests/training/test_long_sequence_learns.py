@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import attrs
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dba_core.attention.long_sequence_masks import ChunkMasks  # noqa: E402
-from dba_core.attention.long_sequence_path import plan_of  # noqa: E402
-from dba_core.bench import recall as recall_tasks  # noqa: E402
-from dba_core.bench.recall import (  # noqa: E402
+from dba_core.attention.long_sequence_masks import ChunkMasks
+from dba_core.attention.long_sequence_path import plan_of
+from dba_core.bench import recall as recall_tasks
+from dba_core.bench.recall import (
     COPY_DISTANCE,
     HELD_OUT_SEQUENCES,
     LENGTH,
@@ -28,9 +27,10 @@ from dba_core.bench.recall import (  # noqa: E402
     measure_recall,
     recall_losses,
 )
-from dba_core.errors import ConfigError  # noqa: E402
+from dba_core.errors import ConfigError
 
 pytestmark = pytest.mark.torch
+
 
 TASKS = {"copy": copy_task(), "mark": mark_task()}
 #: Shares of the loss of guessing: what counts as learned, and as not learned.

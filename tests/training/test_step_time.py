@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import attrs
 import pytest
+import torch
+from tiny_run import tiny_config, without_dropout
 
-torch = pytest.importorskip("torch")
-
-from tiny_run import tiny_config, without_dropout  # noqa: E402
-
-from dba_core.bench import train as step_time  # noqa: E402
-from dba_core.bench.plain_gpt import PlainGPT  # noqa: E402
-from dba_core.bench.train import PLAIN, measure_step_times  # noqa: E402
-from dba_core.config.model import ModelConfig  # noqa: E402
-from dba_core.errors import ConfigError  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.training.distributed import World  # noqa: E402
+from dba_core.bench import train as step_time
+from dba_core.bench.plain_gpt import PlainGPT
+from dba_core.bench.train import PLAIN, measure_step_times
+from dba_core.config.model import ModelConfig
+from dba_core.errors import ConfigError
+from dba_core.model.language_model import LanguageModel
+from dba_core.training.distributed import World
 
 pytestmark = pytest.mark.torch
+
 
 CONFIG = tiny_config()
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
+import torch
+from tiny_run import build, tiny_config
 
-torch = pytest.importorskip("torch")
-
-import attrs  # noqa: E402
-from tiny_run import build, tiny_config  # noqa: E402
-
-from dba_core.errors import CheckpointError  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.training.checkpoint import (  # noqa: E402
+from dba_core.errors import CheckpointError
+from dba_core.model.language_model import LanguageModel
+from dba_core.training.checkpoint import (
     Progress,
     collect_random_states,
     load_model_weights,
@@ -21,11 +19,12 @@ from dba_core.training.checkpoint import (  # noqa: E402
     restore_random_states,
     save_checkpoint,
 )
-from dba_core.training.checkpoint_files import read_checkpoint  # noqa: E402
-from dba_core.training.distributed import World  # noqa: E402
-from dba_core.training.optimizer import build_optimizer  # noqa: E402
+from dba_core.training.checkpoint_files import read_checkpoint
+from dba_core.training.distributed import World
+from dba_core.training.optimizer import build_optimizer
 
 pytestmark = pytest.mark.torch
+
 
 CONFIG = tiny_config()
 

@@ -9,16 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from tiny_run import Trained, events_of, run, tiny_config
 
-torch = pytest.importorskip("torch")
-
-from tiny_run import Trained, events_of, run, tiny_config  # noqa: E402
-
-from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint  # noqa: E402
-from dba_core.training.events import CheckpointSaved, Interrupted, StepFinished  # noqa: E402
-from dba_core.training.interrupt import StopRequest  # noqa: E402
+from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
+from dba_core.training.events import CheckpointSaved, Interrupted, StepFinished
+from dba_core.training.interrupt import StopRequest
 
 pytestmark = pytest.mark.torch
+
 
 CONFIG = tiny_config(steps=8, eval_every=8)
 

@@ -7,21 +7,20 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
+from tiny_run import Trained, build, events_of, run, tiny_config, tiny_corpus, without_dropout
 
-torch = pytest.importorskip("torch")
-
-from tiny_run import Trained, build, events_of, run, tiny_config, tiny_corpus, without_dropout  # noqa: E402
-
-from dba_core.errors import CheckpointError, ConfigError, DataError, TrainingError  # noqa: E402
-from dba_core.evaluation.held_out import held_out_loss  # noqa: E402
-from dba_core.training.checkpoint import load_model_weights  # noqa: E402
-from dba_core.training.checkpoint_files import read_checkpoint  # noqa: E402
-from dba_core.training.distributed import World  # noqa: E402
-from dba_core.training.events import CheckpointSaved, Evaluated, StepFinished, TrainingStarted  # noqa: E402
-from dba_core.training.metrics_log import read_metrics  # noqa: E402
-from dba_core.training.schedule import learning_rate  # noqa: E402
+from dba_core.errors import CheckpointError, ConfigError, DataError, TrainingError
+from dba_core.evaluation.held_out import held_out_loss
+from dba_core.training.checkpoint import load_model_weights
+from dba_core.training.checkpoint_files import read_checkpoint
+from dba_core.training.distributed import World
+from dba_core.training.events import CheckpointSaved, Evaluated, StepFinished, TrainingStarted
+from dba_core.training.metrics_log import read_metrics
+from dba_core.training.schedule import learning_rate
 
 pytestmark = pytest.mark.torch
+
 
 CONFIG = tiny_config()
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from tiny_run import build, tiny_config
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from tiny_run import build, tiny_config  # noqa: E402
-from torch import nn  # noqa: E402
-
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.config.training import TrainingConfig  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.training.optimizer import build_optimizer  # noqa: E402
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.config.training import TrainingConfig
+from dba_core.model.language_model import LanguageModel
+from dba_core.training.optimizer import build_optimizer
 
 pytestmark = pytest.mark.torch
 

@@ -6,19 +6,18 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
+from tiny_run import Trained, build, events_of, run, tiny_config, tiny_corpus
 
-torch = pytest.importorskip("torch")
-
-from tiny_run import Trained, build, events_of, run, tiny_config, tiny_corpus  # noqa: E402
-
-from dba_core.config.plugins import PluginChoice, PluginChoices  # noqa: E402
-from dba_core.config.run import RunConfig  # noqa: E402
-from dba_core.errors import CheckpointError, ConfigError  # noqa: E402
-from dba_core.training.checkpoint_files import read_checkpoint  # noqa: E402
-from dba_core.training.events import Evaluated, Interrupted, StepFinished, TrainingStarted  # noqa: E402
-from dba_core.training.metrics_log import read_metrics  # noqa: E402
+from dba_core.config.plugins import PluginChoice, PluginChoices
+from dba_core.config.run import RunConfig
+from dba_core.errors import CheckpointError, ConfigError
+from dba_core.training.checkpoint_files import read_checkpoint
+from dba_core.training.events import Evaluated, Interrupted, StepFinished, TrainingStarted
+from dba_core.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.torch
+
 
 CONFIG = tiny_config()
 TIMES = ("seconds", "tokens_per_second")

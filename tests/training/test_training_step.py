@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import attrs
 import pytest
+import torch
+from tiny_run import build, tiny_config, without_dropout
 
-torch = pytest.importorskip("torch")
-
-from tiny_run import build, tiny_config, without_dropout  # noqa: E402
-
-from dba_core.errors import DataError  # noqa: E402
-from dba_core.model.language_model import LanguageModel  # noqa: E402
-from dba_core.training.distributed import World  # noqa: E402
-from dba_core.training.optimizer import build_optimizer  # noqa: E402
-from dba_core.training.step import TrainingStep, autocast  # noqa: E402
+from dba_core.errors import DataError
+from dba_core.model.language_model import LanguageModel
+from dba_core.training.distributed import World
+from dba_core.training.optimizer import build_optimizer
+from dba_core.training.step import TrainingStep, autocast
 
 pytestmark = pytest.mark.torch
 
