@@ -8,7 +8,7 @@ from rich.progress import TaskID
 
 from dba_cli.rendering import progress
 from dba_cli.terminal import echo
-from dba_core.convert.request import ConvertReporter
+from dba_plugins.convert.request import ConvertReporter
 
 
 class ConvertProgress(ConvertReporter):

@@ -15,9 +15,9 @@ from dba_cli.terminal import echo, warn
 
 if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy
-    from dba_core.convert.decouple import Recipe
-    from dba_core.convert.report import ConversionReport
-    from dba_core.convert.request import ConvertRequest, Wanted
+    from dba_plugins.convert.decouple import Recipe
+    from dba_plugins.convert.report import ConversionReport
+    from dba_plugins.convert.request import ConvertRequest, Wanted
 
 
 def _latent(_ctx: click.Context, _param: click.Parameter, text: str) -> int | None:
@@ -156,7 +156,7 @@ def convert(model: Path, out: Path, as_json: bool, quiet: bool, **settings: Any)
       dba convert origin.pt --out runs/origin --keep --tokenizer tiktoken:gpt2
     """
     from dba_cli.convert_progress import ConvertProgress
-    from dba_core.convert.job import convert as run_conversion
+    from dba_plugins.convert.job import convert as run_conversion
 
     request = _request(model, out, **settings)
     with input_errors(model), ConvertProgress(quiet=quiet) as reporter:
@@ -196,8 +196,8 @@ def _request(
     **rest: Any,
 ) -> ConvertRequest:
     from dba_core.config.kv_policy import KVCachePolicy
-    from dba_core.convert.decouple import Recipe
-    from dba_core.convert.request import DEFAULT_POLICY, ConvertRequest
+    from dba_plugins.convert.decouple import Recipe
+    from dba_plugins.convert.request import DEFAULT_POLICY, ConvertRequest
 
     if keep:
         _refuse_with_keep()
@@ -219,9 +219,9 @@ def _search(
     """The search that was asked for; what was given on the command line stays fixed in it."""
     if budget_bytes is None and max_delta_nll is None:
         return None
-    from dba_core.convert.recipe_search import Scope
-    from dba_core.convert.request import Wanted
-    from dba_core.evaluation.search import Goal
+    from dba_plugins.convert.recipe_search import Scope
+    from dba_plugins.convert.request import Wanted
+    from dba_plugins.tune.search import Goal
 
     return Wanted(
         goal=Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll),
@@ -251,7 +251,7 @@ def _refuse_with_keep() -> None:
 
 def _show(report: ConversionReport, out: Path, *, as_json: bool) -> None:
     from dba_cli.rendering import columns, echo_json
-    from dba_core.convert.report import SEARCH_HEADER, files_read, header, rows, search_rows
+    from dba_plugins.convert.report import SEARCH_HEADER, files_read, header, rows, search_rows
 
     if as_json:
         echo_json(report.to_dict())

@@ -14,9 +14,9 @@ from dba_cli.run_options import RunFlags, weights_options
 from dba_cli.terminal import echo
 
 if TYPE_CHECKING:
-    from dba_core.runs.drift_report import DriftReport
-    from dba_core.runs.drift_thresholds import Threshold
     from dba_core.runs.load import Run
+    from dba_plugins.drift.report import DriftReport
+    from dba_plugins.drift.thresholds import Threshold
 
 _SWITCH = {"on": (True,), "off": (False,), "both": (True, False)}
 
@@ -94,7 +94,7 @@ def drift(
       dba drift latest --length 2048 --mass-correction both --json
       dba drift latest --q-chunk 32 --local-window 64 --fail-above delta_nll=0.5
     """
-    from dba_core.runs.drift_thresholds import check_thresholds, parse_threshold
+    from dba_plugins.drift.thresholds import check_thresholds, parse_threshold
 
     thresholds = tuple(map(parse_threshold, limits))
     check_data(settings["data"])
@@ -109,7 +109,7 @@ def drift(
 def _measured(
     run: Run, thresholds: tuple[Threshold, ...], mass_correction: tuple[bool, ...], settings: dict[str, Any]
 ) -> DriftReport:
-    from dba_core.runs.drift import DriftRequest, drift_of_run
+    from dba_plugins.drift.measure import DriftRequest, drift_of_run
 
     request = DriftRequest(thresholds=thresholds, mass_correction=mass_correction, **settings)
     with bar("comparing") as on_pass:
@@ -118,7 +118,7 @@ def _measured(
 
 def _written(run: Run, report: DriftReport, out: Path | None, *, plot: bool) -> list[Path]:
     def draw(path: Path) -> None:
-        from dba_core.runs.drift_plot import drift_curves
+        from dba_plugins.drift.plot import drift_curves
 
         drift_curves(path, report, name=run.config.name)
 
@@ -129,7 +129,7 @@ def _written(run: Run, report: DriftReport, out: Path | None, *, plot: bool) -> 
 
 def _show(report: DriftReport, written: list[Path], *, as_json: bool) -> None:
     from dba_cli.rendering import columns, echo_json, two_columns
-    from dba_core.runs.drift_rows import HEADER, report_rows, setting_rows
+    from dba_plugins.drift.rows import HEADER, report_rows, setting_rows
 
     if as_json:
         echo_json(report.to_dict())

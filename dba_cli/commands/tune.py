@@ -15,7 +15,7 @@ from dba_cli.terminal import echo
 
 if TYPE_CHECKING:
     from dba_core.runs.load import Run
-    from dba_core.runs.tune import TuneReport
+    from dba_plugins.tune.measure import TuneReport
 
 
 @click.command()
@@ -83,8 +83,8 @@ def tune(
       dba tune latest --max-delta-nll 0.01 --plot
       dba tune latest --budget-bytes 300 --target-context 8192 --max-delta-nll 0.02 --json
     """
-    from dba_core.evaluation.search import Goal
-    from dba_core.runs.tune import TuneRequest, tune_run
+    from dba_plugins.tune.measure import TuneRequest, tune_run
+    from dba_plugins.tune.search import Goal
 
     goal = Goal(budget_bytes=budget_bytes, max_delta_nll=max_delta_nll)
     check_data(data)
@@ -101,7 +101,7 @@ def tune(
 
 def _written(run: Run, report: TuneReport, out: Path | None, *, plot: bool) -> list[Path]:
     def draw(path: Path) -> None:
-        from dba_core.runs.tune_plot import tune_chart
+        from dba_plugins.tune.plot import tune_chart
 
         tune_chart(path, report, name=run.config.name)
 
@@ -110,7 +110,7 @@ def _written(run: Run, report: TuneReport, out: Path | None, *, plot: bool) -> l
 
 def _show(report: TuneReport, written: list[Path], *, as_json: bool) -> None:
     from dba_cli.rendering import columns, echo_json
-    from dba_core.runs.tune import header, rows
+    from dba_plugins.tune.measure import header, rows
 
     if as_json:
         echo_json(report.to_dict())

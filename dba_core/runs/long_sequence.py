@@ -1,7 +1,4 @@
-"""The long-sequence path in words and as data, wherever it is used at evaluation. No torch.
-
-Called by runs.drift and runs.evaluate.
-"""
+"""The long-sequence path in words and as data, wherever it is used at evaluation. No torch."""
 
 from __future__ import annotations
 

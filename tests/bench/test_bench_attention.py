@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dba_core.bench import attention as attention_time
-from dba_core.bench import timing
-from dba_core.bench.attention import FP16, QUANTIZED, measure_long, measure_prefill
-from dba_core.bench.timing import interleaved
 from dba_core.errors import ConfigError
+from dba_plugins.bench import attention as attention_time
+from dba_plugins.bench import timing
+from dba_plugins.bench.attention import FP16, QUANTIZED, measure_long, measure_prefill
+from dba_plugins.bench.timing import interleaved
 
 pytestmark = pytest.mark.torch
 

@@ -42,8 +42,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 4.0}])
 def test_transformers_own_llama_gives_the_sources_logits(scaling, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from dba_core.bench.llama import llama_of
-    from dba_core.convert.load import load_source
+    from dba_plugins.bench.llama import llama_of
+    from dba_plugins.checkpoints.load import load_source
 
     config = WIDE if scaling is None else {**WIDE, "rope_scaling": scaling}
     source = load_source(write_folder(tmp_path / "model", config, random_weights(config)))
@@ -54,7 +54,7 @@ def test_transformers_own_llama_gives_the_sources_logits(scaling, tmp_path: Path
 
 
 def test_names_go_back_and_forth() -> None:
-    from dba_core.convert.llama_names import from_huggingface, to_huggingface
+    from dba_plugins.checkpoints.llama_names import from_huggingface, to_huggingface
 
     for name in random_weights(WIDE):
         ours = from_huggingface(name)

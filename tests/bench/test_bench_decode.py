@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from dba_cli.main import main
-from dba_core.bench import decode_data
-from dba_core.bench.baselines import baselines
-from dba_core.bench.decode import DecodeSettings, measure_decode
-from dba_core.bench.machine import describe_machine, machine_line
-from dba_core.bench.report import Column, Report
 from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.errors import UnsupportedError
+from dba_plugins.bench import decode_data
+from dba_plugins.bench.baselines import baselines
+from dba_plugins.bench.decode import DecodeSettings, measure_decode
+from dba_plugins.bench.machine import describe_machine, machine_line
+from dba_plugins.bench.report import Column, Report
 
 pytestmark = pytest.mark.torch
 
@@ -28,8 +28,8 @@ POLICY = KVCachePolicy.parse("ksem=q4_0@8,kgeo=q8_0@16,v=fp16,resid=5")
 @pytest.fixture(autouse=True)
 def _few_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_data, "_MOST_COPIES", 2)
-    monkeypatch.setattr("dba_core.bench.bandwidth._LEAST", 1 << 16)
-    monkeypatch.setattr("dba_core.bench.bandwidth.last_cache_bytes", lambda: None)
+    monkeypatch.setattr("dba_plugins.bench.bandwidth._LEAST", 1 << 16)
+    monkeypatch.setattr("dba_plugins.bench.bandwidth.last_cache_bytes", lambda: None)
 
 
 def measured(**more: object) -> Report:

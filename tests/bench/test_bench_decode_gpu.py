@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from dba_cli.main import main
-from dba_core.bench import decode_gpu
-from dba_core.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode
-from dba_core.bench.timing import Timing
 from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.errors import UnsupportedError
+from dba_plugins.bench import decode_gpu
+from dba_plugins.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode
+from dba_plugins.bench.timing import Timing
 
 pytestmark = pytest.mark.torch
 

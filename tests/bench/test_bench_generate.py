@@ -13,7 +13,7 @@ POLICIES = ("ksem=q4_0@8,kgeo=q8_0@8,v=q4_0@8,resid=4", "ksem=fp32,kgeo=fp32,v=f
 
 
 def tiny(**changes):
-    from dba_core.bench.generate import GenerateSettings
+    from dba_plugins.bench.generate import GenerateSettings
 
     sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "vocab_size": 61, "policies": POLICIES}
     return GenerateSettings(
@@ -23,9 +23,9 @@ def tiny(**changes):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_filled_cache_has_its_length_in_every_layer_and_the_bytes_of_its_policy(policy):
-    from dba_core.bench.generate import build_ours, filled_cache
     from dba_core.cache.bytes import bytes_per_token
     from dba_core.config.kv_policy import KVCachePolicy
+    from dba_plugins.bench.generate import build_ours, filled_cache
 
     settings = tiny()
     model = build_ours(settings)
@@ -41,9 +41,9 @@ def test_a_filled_cache_has_its_length_in_every_layer_and_the_bytes_of_its_polic
 
 
 def test_our_greedy_tokens_are_the_argmax_of_the_whole_sequence():
-    from dba_core.bench.generate import build_ours
     from dba_core.config.generation import GenerationConfig
     from dba_core.generation.loop import generate
+    from dba_plugins.bench.generate import build_ours
 
     model = build_ours(tiny())
     prompt = [5, 17, 2]
@@ -57,8 +57,8 @@ def test_our_greedy_tokens_are_the_argmax_of_the_whole_sequence():
 
 
 def test_models_of_different_sizes_are_not_compared():
-    from dba_core.bench.generate import parameter_counts
     from dba_core.errors import ConfigError
+    from dba_plugins.bench.generate import parameter_counts
 
     assert parameter_counts(torch.nn.Linear(10, 101), torch.nn.Linear(10, 100)) == (1111, 1100)
     with pytest.raises(ConfigError, match=r"1,144 parameters and the Llama 1,100, more than 2% apart"):
@@ -67,7 +67,7 @@ def test_models_of_different_sizes_are_not_compared():
 
 def test_the_report_has_a_row_per_shape_and_cache():
     pytest.importorskip("transformers")
-    from dba_core.bench.generate import measure_generate
+    from dba_plugins.bench.generate import measure_generate
 
     before = torch.get_num_threads()
     report = measure_generate(tiny(lengths=(9, 5), threads=(1,)), command="dba bench generate")
@@ -92,7 +92,7 @@ def test_the_report_has_a_row_per_shape_and_cache():
 @pytest.mark.parametrize("static", [True, False])
 def test_the_llama_decodes_after_its_filled_cache_and_goes_back_to_it(static):
     pytest.importorskip("transformers")
-    from dba_core.bench.llama import FIRST, LlamaGenerator, build_llama
+    from dba_plugins.bench.llama import FIRST, LlamaGenerator, build_llama
 
     llama = build_llama(tiny().model, seed=0)
     generator = LlamaGenerator(llama, batch=2, length=9, new_tokens=4, static=static)
@@ -114,8 +114,8 @@ def test_the_llama_decodes_after_its_filled_cache_and_goes_back_to_it(static):
 
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch):
-    from dba_core.bench.generate import measure_generate
     from dba_core.errors import UnsupportedError
+    from dba_plugins.bench.generate import measure_generate
 
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UnsupportedError, match=r"python -m pip install .*\[bench\]"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dba_core.bench import plugin_cost
 from dba_core.registry import Registry
+from dba_plugins.bench import plugin_cost
 
 pytestmark = pytest.mark.torch
 

@@ -35,7 +35,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def report(model, text):
-    from dba_core.bench.quality import measure_quality
+    from dba_plugins.bench.quality import measure_quality
 
     return measure_quality(
         model,
@@ -73,7 +73,7 @@ def test_differences_are_those_of_decoding_token_by_token(model, text, report):
 def test_the_standard_error_is_that_of_the_mean_over_windows(model, text, report):
     import numpy as np
 
-    from dba_core.bench.quality import measure_quality
+    from dba_plugins.bench.quality import measure_quality
 
     deltas = []
     for window in range(6):
@@ -93,7 +93,7 @@ def test_the_standard_error_is_that_of_the_mean_over_windows(model, text, report
 
 
 def test_bytes_per_token_are_those_of_the_cache_with_its_window(model, text, report):
-    from dba_core.bench.quality import measure_quality
+    from dba_plugins.bench.quality import measure_quality
 
     for row in report.rows:
         made = model.new_cache(batch=1, capacity=CONTEXT, policy=row["policy"])
@@ -121,8 +121,8 @@ def test_the_frontier_holds_what_nothing_else_beats(report):
 
 
 def test_the_dozen_policies_go_from_fp32_to_all_q4_with_and_without_a_residual_window():
-    from dba_core.bench.quality import POLICIES
     from dba_core.config.kv_policy import KVCachePolicy
+    from dba_plugins.bench.quality import POLICIES
 
     policies = [KVCachePolicy.parse(text) for text in POLICIES]
     assert len(set(policies)) == len(policies) >= 12
@@ -133,16 +133,16 @@ def test_the_dozen_policies_go_from_fp32_to_all_q4_with_and_without_a_residual_w
 
 
 def test_a_text_of_one_token_is_refused(model, text):
-    from dba_core.bench.quality import measure_quality
     from dba_core.errors import DataError
+    from dba_plugins.bench.quality import measure_quality
 
     with pytest.raises(DataError, match="give at least 2"):
         measure_quality(model, text[:1], context=8, limit_tokens=8, name="toy", command="")
 
 
 def test_a_policy_that_cannot_be_read_is_refused(model, text):
-    from dba_core.bench.quality import measure_quality
     from dba_core.errors import ConfigError
+    from dba_plugins.bench.quality import measure_quality
 
     with pytest.raises(ConfigError, match="cache format"):
         measure_quality(
@@ -157,7 +157,7 @@ def test_a_policy_that_cannot_be_read_is_refused(model, text):
 
 
 def test_the_picture_names_every_policy(report, tmp_path):
-    from dba_core.bench.quality_chart import quality_chart, short_policy
+    from dba_plugins.bench.quality_chart import quality_chart, short_policy
 
     quality_chart(tmp_path / "deep" / "quality.png", report)
     assert (tmp_path / "deep" / "quality.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

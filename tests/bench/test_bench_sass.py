@@ -6,7 +6,7 @@ import pytest
 import triton
 import triton.language as tl
 
-from dba_core.bench.sass import MachineCode, read_machine_code
+from dba_plugins.bench.sass import MachineCode, read_machine_code
 from dba_plugins.decode.triton.static import compile_kernel
 
 pytestmark = [

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dba_cli.main import main
-from dba_core.bench.startup import measure_startup
+from dba_plugins.bench.startup import measure_startup
 
 pytestmark = pytest.mark.torch
 

@@ -15,12 +15,12 @@ import torch
 
 from dba_core.config.loading import load_config
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.evaluation.drift import measure_drift
 from dba_core.registry import Registry
 from dba_core.runs.folder import new_folder, write_json
 from dba_core.runs.load import Run, load_run
 from dba_core.runs.prepare import prepare
 from dba_core.training.loop import train
+from dba_plugins.drift.logits import measure_drift
 
 pytestmark = pytest.mark.torch
 

@@ -27,8 +27,8 @@ import origin_oracle
 from gguf_files import write_gguf
 from llama_oracle import CONFIG, random_weights, write_folder
 
-from dba_core.convert.load import load_source
 from dba_core.errors import DBAError
+from dba_plugins.checkpoints.load import load_source
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 7, 2**31, 2**40, 2**62, 2**64, 10**4000, 0.0, -1.5, 1e308, 1e-320),

@@ -19,11 +19,11 @@ from gguf_files import write_gguf
 from llama_oracle import CONFIG, random_weights, write_folder
 
 from dba_cli.main import main
-from dba_core.convert.gguf_file import TYPES, _read
-from dba_core.convert.gguf_header import GgufTensor, read_gguf_header
-from dba_core.convert.load import load_source
 from dba_core.documents import LFS_POINTER
 from dba_core.errors import CheckpointError, DBAError, UnsupportedError
+from dba_plugins.checkpoints.gguf_file import TYPES, _read
+from dba_plugins.checkpoints.gguf_header import GgufTensor, read_gguf_header
+from dba_plugins.checkpoints.load import load_source
 
 pytestmark = pytest.mark.torch
 

@@ -14,15 +14,15 @@ from dba_cli.main import main
 from dba_core.attention.rope import rope_frequencies
 from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.convert.calibration import Calibration, calibrate
-from dba_core.convert.comparators import with_rotated_split
-from dba_core.convert.decouple import Recipe, decouple, spreading_matrix
-from dba_core.convert.heal import heal
-from dba_core.convert.load import load_source
-from dba_core.convert.selection import RULES, select_pairs
 from dba_core.errors import UnsupportedError, UsageError
 from dba_core.evaluation.cached_loss import text_loss
 from dba_core.model.language_model import LanguageModel
+from dba_plugins.checkpoints.load import load_source
+from dba_plugins.convert.calibration import Calibration, calibrate
+from dba_plugins.convert.comparators import with_rotated_split
+from dba_plugins.convert.decouple import Recipe, decouple, spreading_matrix
+from dba_plugins.convert.heal import heal
+from dba_plugins.convert.selection import RULES, select_pairs
 
 pytestmark = pytest.mark.torch
 
@@ -102,7 +102,7 @@ def variance(p, x):
 
 def test_damage_is_half_the_variance_of_the_change_of_the_scores(tmp_path: Path, monkeypatch) -> None:
     """The same by dense matrices, pair by pair, from the definition."""
-    monkeypatch.setattr("dba_core.convert.calibration.QUERY_STRIDE", 3)
+    monkeypatch.setattr("dba_plugins.convert.calibration.QUERY_STRIDE", 3)
     model = source(tmp_path)
     row = tokens()[:1]
     layer = calibrate(model.requires_grad_(False), row).layers[0]

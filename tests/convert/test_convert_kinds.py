@@ -11,8 +11,8 @@ from gguf_files import write_gguf
 from llama_oracle import CONFIG, random_weights, write_folder
 
 from dba_cli.main import main
-from dba_core.convert.load import load_source
 from dba_core.errors import SourceError
+from dba_plugins.checkpoints.load import load_source
 
 pytestmark = pytest.mark.torch
 

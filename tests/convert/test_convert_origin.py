@@ -9,11 +9,11 @@ import origin_oracle as origin
 import pytest
 import torch
 
-from dba_core.convert.calibration import calibrate
-from dba_core.convert.decouple import Recipe, decouple
-from dba_core.convert.load import load_source
-from dba_core.convert.selection import select_pairs
 from dba_core.errors import CheckpointError, UnsupportedError
+from dba_plugins.checkpoints.load import load_source
+from dba_plugins.convert.calibration import calibrate
+from dba_plugins.convert.decouple import Recipe, decouple
+from dba_plugins.convert.selection import select_pairs
 
 pytestmark = pytest.mark.torch
 

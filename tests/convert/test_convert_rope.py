@@ -12,8 +12,8 @@ from gguf_files import write_gguf
 from llama_oracle import CONFIG, llama_logits, random_weights, write_folder
 
 from dba_core.attention.rope import rope_frequencies
-from dba_core.convert.load import load_source
 from dba_core.errors import CheckpointError, UnsupportedError
+from dba_plugins.checkpoints.load import load_source
 
 pytestmark = pytest.mark.torch
 

@@ -12,9 +12,9 @@ from llama_oracle import CONFIG, random_weights, write_folder
 
 from dba_cli.main import main
 from dba_core.config.attention import AttentionConfig
-from dba_core.convert.decouple import Recipe
-from dba_core.convert.recipe_search import Scope, recipes_of
 from dba_core.runs.load import load_run
+from dba_plugins.convert.decouple import Recipe
+from dba_plugins.convert.recipe_search import Scope, recipes_of
 
 pytestmark = pytest.mark.torch
 
@@ -153,10 +153,10 @@ def test_an_origin_checkpoint_becomes_a_run_as_it_is(tmp_path: Path, capsys) -> 
 
 
 def test_the_source_and_what_is_made_of_it_share_all_but_attention(tmp_path: Path) -> None:
-    from dba_core.convert.calibration import calibrate
-    from dba_core.convert.decouple import decouple
-    from dba_core.convert.load import load_source
-    from dba_core.convert.selection import select_pairs
+    from dba_plugins.checkpoints.load import load_source
+    from dba_plugins.convert.calibration import calibrate
+    from dba_plugins.convert.decouple import decouple
+    from dba_plugins.convert.selection import select_pairs
 
     model = load_source(write_folder(tmp_path / "model", WIDE, random_weights(WIDE))).build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -15,17 +15,17 @@ import torch
 
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.convert.calibration import calibrate
-from dba_core.convert.decouple import Recipe, decouple
-from dba_core.convert.load import load_source
-from dba_core.convert.selection import select_pairs
-from dba_core.convert.source import SourceModel
-from dba_core.convert.texts import read_calibration, read_evaluation
 from dba_core.data.chat import chat_of, encode_chat
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
-from dba_core.evaluation.reference import Reference
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
+from dba_plugins.checkpoints.load import load_source
+from dba_plugins.checkpoints.source import SourceModel
+from dba_plugins.convert.calibration import calibrate
+from dba_plugins.convert.decouple import Recipe, decouple
+from dba_plugins.convert.selection import select_pairs
+from dba_plugins.convert.texts import read_calibration, read_evaluation
+from dba_plugins.tune.reference import Reference
 
 pytestmark = [
     pytest.mark.torch,
@@ -101,7 +101,7 @@ def test_its_logits_are_those_of_transformers(
     source: SourceModel, model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
     pytest.importorskip("transformers")
-    from dba_core.bench.llama import llama_of
+    from dba_plugins.bench.llama import llama_of
 
     tokens = torch.tensor([tokenizer.encode(PROMPT * 8).tolist()])
     llama = llama_of(source)

@@ -13,11 +13,11 @@ from llama_oracle import CONFIG, llama_logits, random_weights, write_folder
 from safetensors.torch import save_file
 
 from dba_core.attention.rope import rope_frequencies
-from dba_core.convert.load import load_source
-from dba_core.convert.shapes import expected_shapes
-from dba_core.convert.source import SourceModel
 from dba_core.errors import CheckpointError, DBAError, UnsupportedError
 from dba_core.model.language_model import LanguageModel
+from dba_plugins.checkpoints.load import load_source
+from dba_plugins.checkpoints.shapes import expected_shapes
+from dba_plugins.checkpoints.source import SourceModel
 
 pytestmark = pytest.mark.torch
 
@@ -53,7 +53,7 @@ def test_expected_shapes_are_those_of_the_model_that_is_built() -> None:
     import origin_oracle as origin
 
     from dba_core.config.plugins import PluginChoice, PluginChoices
-    from dba_core.convert.origin_file import _model_config
+    from dba_plugins.checkpoints.origin_file import _model_config
 
     for change in ({}, {"attn_mode": "standard"}, {"attn_mode": "gqa", "kv_head": 2}, {"tie_qk": True}):
         config = _model_config(

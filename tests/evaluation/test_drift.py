@@ -13,8 +13,8 @@ from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.errors import PluginError, UnsupportedError
-from dba_core.evaluation.drift import keys_per_query, measure_drift, resolved_setting
 from dba_core.model.language_model import LanguageModel
+from dba_plugins.drift.logits import keys_per_query, measure_drift, resolved_setting
 
 pytestmark = pytest.mark.torch
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from dba_core.errors import DataError
-from dba_core.evaluation.drift_text import choose_stretches
+from dba_plugins.drift.text import choose_stretches
 
 
 def test_left_out_it_takes_up_to_four_stretches_of_the_preferred_length() -> None:

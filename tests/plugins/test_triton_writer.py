@@ -13,9 +13,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from dba_core.bench.sass import read_machine_code
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_plugins.bench.sass import read_machine_code
 from dba_plugins.decode.triton import writer
 from dba_plugins.decode.triton.static import compile_kernel
 

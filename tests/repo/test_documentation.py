@@ -43,7 +43,7 @@ def pages_with_python() -> list[Any]:
 @pytest.fixture
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that trains models for its figures does so for two steps here: its code is what is tested."""
-    from dba_core.bench import recall
+    from dba_plugins.bench import recall
 
     learn = recall.learn_recall
 

@@ -9,10 +9,10 @@ import attrs
 import pytest
 
 from dba_core.errors import UsageError
-from dba_core.runs.drift_report import CurvePoint, DriftFigures, DriftReport, SettingReport
-from dba_core.runs.drift_rows import HEADER, report_rows, setting_rows
-from dba_core.runs.drift_thresholds import NAMES, DriftError, Threshold, check_thresholds, parse_threshold
 from dba_core.runs.long_sequence import LongSequenceNumbers
+from dba_plugins.drift.report import CurvePoint, DriftFigures, DriftReport, SettingReport
+from dba_plugins.drift.rows import HEADER, report_rows, setting_rows
+from dba_plugins.drift.thresholds import NAMES, DriftError, Threshold, check_thresholds, parse_threshold
 
 ZERO = DriftFigures(delta_nll=0.0, ppl_ratio=1.0, max_abs_logit=0.0, kl=0.0, exact_nll=2.0, tokens=40)
 
@@ -138,6 +138,6 @@ def test_the_table_has_two_lines_a_setting_and_one_where_nothing_is_beyond_the_w
 
 
 def test_a_line_of_the_picture_is_labelled_by_what_differs() -> None:
-    plot = pytest.importorskip("dba_core.runs.drift_plot")
+    plot = pytest.importorskip("dba_plugins.drift.plot")
     assert plot.setting_labels([setting(block=4), setting(block=8)]) == ["block 4", "block 8"]
     assert plot.setting_labels([setting()]) == ["mean, block 8, window 8, chunk 4, mass correction on"]

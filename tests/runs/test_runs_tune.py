@@ -10,10 +10,10 @@ import pytest
 from runs_tiny import POLICY, dba
 
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.evaluation.search import Goal, bytes_text
 from dba_core.runs.load import load_run
-from dba_core.runs.tune import TuneRequest, tune_run
-from dba_core.runs.tune_plot import chart_title
+from dba_plugins.tune.measure import TuneRequest, tune_run
+from dba_plugins.tune.plot import chart_title
+from dba_plugins.tune.search import Goal, bytes_text
 
 pytestmark = pytest.mark.torch
 

@@ -10,8 +10,9 @@ import torch
 
 from dba_core.attention.long_sequence_masks import ChunkMasks
 from dba_core.attention.long_sequence_path import plan_of
-from dba_core.bench import recall as recall_tasks
-from dba_core.bench.recall import (
+from dba_core.errors import ConfigError
+from dba_plugins.bench import recall as recall_tasks
+from dba_plugins.bench.recall import (
     COPY_DISTANCE,
     HELD_OUT_SEQUENCES,
     LENGTH,
@@ -27,7 +28,6 @@ from dba_core.bench.recall import (
     measure_recall,
     recall_losses,
 )
-from dba_core.errors import ConfigError
 
 pytestmark = pytest.mark.torch
 

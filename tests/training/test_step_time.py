@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny_run import tiny_config, without_dropout
 
-from dba_core.bench import train as step_time
-from dba_core.bench.plain_gpt import PlainGPT
-from dba_core.bench.train import PLAIN, measure_step_times
 from dba_core.config.model import ModelConfig
 from dba_core.errors import ConfigError
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
+from dba_plugins.bench import train as step_time
+from dba_plugins.bench.plain_gpt import PlainGPT
+from dba_plugins.bench.train import PLAIN, measure_step_times
 
 pytestmark = pytest.mark.torch
 

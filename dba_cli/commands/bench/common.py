@@ -16,7 +16,7 @@ import click
 from dba_cli.terminal import echo
 
 if TYPE_CHECKING:
-    from dba_core.bench.report import Report
+    from dba_plugins.bench.report import Report
 
 #: More is a slip of the hand: OpenMP ends the process where it cannot start that many.
 MOST_THREADS = 1024
@@ -36,7 +36,7 @@ class Output:
     def check(self) -> None:
         """Before anything is measured. Raises UsageError."""
         if self.save is not None:
-            from dba_core.bench.report import check_folder
+            from dba_plugins.bench.report import check_folder
 
             check_folder(self.save)
 
@@ -150,8 +150,8 @@ def command_line() -> str:
 def show(report: Report, output: Output, *, draw: Callable[[Path, Report], None] | None = None) -> None:
     """Print the report, and write what was asked for."""
     from dba_cli.rendering import columns, echo_json
-    from dba_core.bench.machine import machine_line
-    from dba_core.bench.report import save_report
+    from dba_plugins.bench.machine import machine_line
+    from dba_plugins.bench.report import save_report
 
     written: list[Path] = []
     picture: Path | None = None

@@ -47,7 +47,7 @@ def converted(output: Output, source: Path, run_flags: RunFlags, **settings: Any
       dba bench converted model.gguf runs/smol
       dba bench converted model.gguf runs/smol --prompt 512 --threads 1,2
     """
-    from dba_core.bench.converted import ConvertedSettings, measure_converted
+    from dba_plugins.bench.converted import ConvertedSettings, measure_converted
 
     report = measure_converted(
         source,

@@ -111,16 +111,16 @@ def decode(output: Output, device: str, kv_policy: str, **rest: Any) -> None:
     if device.startswith("cuda"):
         _on_gpu(output, device, policy, rest)
         return
-    from dba_core.bench.charts import decode_chart
-    from dba_core.bench.decode import measure_decode
+    from dba_plugins.bench.charts import decode_chart
+    from dba_plugins.bench.decode import measure_decode
 
     settings = _settings(device, policy, rest)
     show(measure_decode(settings, command=command_line(), on_case=output.progress), output, draw=decode_chart)
 
 
 def _settings(device: str, policy: Any, rest: dict[str, Any]) -> Any:
-    from dba_core.bench.decode import DecodeSettings
     from dba_core.contracts import AttentionShape
+    from dba_plugins.bench.decode import DecodeSettings
 
     heads = rest["heads"] or 8
     kv_heads, v_dim = _one("--kv-heads", rest["kv_heads"], heads), _one("--v-dim", rest["v_dim"], 64)
@@ -148,8 +148,8 @@ def _settings(device: str, policy: Any, rest: dict[str, Any]) -> Any:
 
 
 def _on_gpu(output: Output, device: str, policy: Any, rest: dict[str, Any]) -> None:
-    from dba_core.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode
     from dba_core.errors import UsageError
+    from dba_plugins.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode
 
     if output.plot:
         raise UsageError("there is no picture of decoding on a GPU; leave --plot out")

@@ -82,8 +82,8 @@ def generate(output: Output, policies: tuple[str, ...], **sizes: Any) -> None:
       dba bench generate
       dba bench generate --batch 1 --length 1024,8192 --threads 1
     """
-    from dba_core.bench.charts import generate_chart
-    from dba_core.bench.generate import POLICIES, GenerateSettings, measure_generate
+    from dba_plugins.bench.charts import generate_chart
+    from dba_plugins.bench.generate import POLICIES, GenerateSettings, measure_generate
 
     settings = GenerateSettings(policies=policies or POLICIES, **sizes)
     report = measure_generate(settings, command=command_line(), on_case=output.progress)

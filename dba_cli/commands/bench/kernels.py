@@ -33,8 +33,8 @@ def kernels(output: Output, backends: tuple[str, ...], *, static: bool, check: b
       dba bench kernels --static
       dba bench kernels --static --check --backend triton_2pass
     """
-    from dba_core.bench.kernels import read_kernels
     from dba_core.errors import UsageError
+    from dba_plugins.bench.kernels import read_kernels
 
     if not static:
         raise UsageError(

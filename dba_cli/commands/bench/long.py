@@ -29,8 +29,8 @@ def long(output: Output, tokens: tuple[int, ...], q_chunk: int, repeats: int) ->
       dba bench long
       dba bench long --tokens 4096 --q-chunk 256
     """
-    from dba_core.bench.attention import long_report
-    from dba_core.bench.charts import bars
+    from dba_plugins.bench.attention import long_report
+    from dba_plugins.bench.charts import bars
 
     show(
         long_report(tokens=tokens, q_chunk=q_chunk, repeats=repeats, command=command_line()),

@@ -17,6 +17,6 @@ def plugins(output: Output, repeats: int) -> None:
     Examples:
       dba bench plugins
     """
-    from dba_core.bench.plugin_cost import measure_plugins
+    from dba_plugins.bench.plugin_cost import measure_plugins
 
     show(measure_plugins(repeats=repeats, command=command_line()), output)

@@ -34,8 +34,8 @@ def prefill(output: Output, tokens: int, policies: tuple[str, ...], repeats: int
       dba bench prefill
       dba bench prefill --tokens 512 --repeats 50
     """
-    from dba_core.bench.attention import POLICIES, prefill_report
-    from dba_core.bench.charts import bars
+    from dba_plugins.bench.attention import POLICIES, prefill_report
+    from dba_plugins.bench.charts import bars
 
     report = prefill_report(
         tokens=tokens, policies=policies or POLICIES, repeats=repeats, command=command_line()

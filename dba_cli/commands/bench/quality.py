@@ -46,9 +46,9 @@ def quality(
       dba bench quality latest
       dba bench quality latest --tokens 65536 --context 512 --plot
     """
-    from dba_core.bench.quality import POLICIES, measure_quality
-    from dba_core.bench.quality_chart import quality_chart
     from dba_core.runs.evaluate import text_of
+    from dba_plugins.bench.quality import POLICIES, measure_quality
+    from dba_plugins.bench.quality_chart import quality_chart
 
     check_data(data)
     run = run_flags.load()

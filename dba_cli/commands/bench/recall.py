@@ -20,6 +20,6 @@ def recall(output: Output, seeds: int) -> None:
       dba bench recall
       dba bench recall --seeds 1
     """
-    from dba_core.bench.recall import recall_report
+    from dba_plugins.bench.recall import recall_report
 
     show(recall_report(seeds=seeds, command=command_line()), output)

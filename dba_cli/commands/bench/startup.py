@@ -17,6 +17,6 @@ def startup(output: Output, repeats: int) -> None:
     Examples:
       dba bench startup
     """
-    from dba_core.bench.startup import measure_startup
+    from dba_plugins.bench.startup import measure_startup
 
     show(measure_startup(repeats=repeats, command=command_line()), output)

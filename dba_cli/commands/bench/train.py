@@ -31,10 +31,10 @@ def train(output: Output, flags: ConfigFlags, modes: tuple[str, ...], repeats: i
       dba bench train
       dba bench train --preset paper-decoupled --mode standard,decoupled --repeats 5
     """
-    from dba_core.bench.charts import bars
-    from dba_core.bench.train import train_report
     from dba_core.config.attention import MODES
     from dba_core.errors import UsageError, unknown
+    from dba_plugins.bench.charts import bars
+    from dba_plugins.bench.train import train_report
 
     for mode in modes:
         if mode not in MODES:
@@ -44,7 +44,7 @@ def train(output: Output, flags: ConfigFlags, modes: tuple[str, ...], repeats: i
 
 
 def _config(flags: ConfigFlags) -> Any:
-    from dba_core.bench.train import default_config
+    from dba_plugins.bench.train import default_config
 
     if [flag for flag in flags.given if flag != "--device"]:
         return flags.load().config

@@ -1,0 +1,149 @@
+"""`dba bench kernels --static`: what the machine code of the GPU decode kernels says, without a GPU.
+
+A decode backend's plugin that is a `contracts.CompilesOffline` is asked for them. Each is read by `sass` and
+held to its limits: no spill, no 1-byte load, in the main loop 2-byte loads for scales alone, tensor-core
+instructions as many as the shapes need, registers and warp instructions per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from dba_core.contracts import CompiledKernel, CompilesOffline
+from dba_core.distribution import install_command
+from dba_core.errors import UsageError
+from dba_core.registry import Registry
+from dba_plugins.bench.machine import describe_machine
+from dba_plugins.bench.report import Column, Report
+from dba_plugins.bench.sass import MachineCode, load_bytes, read_machine_code
+
+COLUMNS = (
+    Column("kernel", "kernel"),
+    Column("case", "case"),
+    Column("target", "target"),
+    Column("registers", "registers"),
+    Column("spills", "spills"),
+    Column("shared_bytes", "shared bytes", "{:,}"),
+    Column("loads", "loads (bytes)"),
+    Column("tensor_core", "tensor core"),
+    Column("per_token", "instructions per token", "{:.1f}"),
+    Column("limit", "limit"),
+    Column("verdict", "verdict"),
+)
+
+
+def read_kernels(
+    names: tuple[str, ...],
+    *,
+    command: str,
+    registry: Registry | None = None,
+    on_kernel: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """The kernels of these decode backends; of all that have some where none is named.
+
+    Raises UsageError for a backend that has none.
+    """
+    registry = Registry.default() if registry is None else registry
+    rows = []
+    for kernel in _kernels(names, registry):
+        on_kernel(f"{kernel.kernel}, {kernel.case}, {kernel.target}")
+        rows.append(kernel_row(kernel))
+    return Report(
+        name="kernels",
+        title="Machine code of the decode kernels",
+        command=command,
+        columns=COLUMNS,
+        rows=tuple(rows),
+        machine=describe_machine(torch.device("cpu")),
+        notes=(
+            "compiled offline; nothing here was run on a GPU",
+            "loads: global loads of the main loop by bytes per thread, as count x bytes",
+            "tensor core, instructions: of the main loop; per token: of all warps of a program",
+            "limit: registers, and warp instructions per token; with it, no spills, no 1-byte loads, and "
+            "2-byte loads in the main loop for scales alone",
+        ),
+    )
+
+
+def kernel_row(kernel: CompiledKernel) -> dict[str, Any]:
+    """One row; `failures` says which limits are exceeded."""
+    code = read_machine_code(kernel.sass, kernel.usage)
+    loop = code.main_loop
+    loads = _loads(code)
+    per_token = len(loop) * kernel.warps / kernel.tokens
+    limit = None
+    if kernel.most_registers is not None and kernel.most_per_token is not None:
+        limit = f"{kernel.most_registers}, {kernel.most_per_token:g}"
+    failures = tuple(_failures(kernel, code, loads, per_token))
+    return {
+        "kernel": kernel.kernel,
+        "case": kernel.case,
+        "target": kernel.target,
+        "registers": code.registers,
+        "spills": code.spills,
+        "shared_bytes": kernel.shared_bytes,
+        "loads_by_bytes": {str(width): count for width, count in loads.items()},
+        "loads": ", ".join(f"{count}x{width}" for width, count in loads.items()),
+        "tensor_core": sum(each.is_tensor_core for each in loop),
+        "tensor_core_needed": kernel.tensor_core,
+        "instructions": len(loop),
+        "per_token": per_token,
+        "limit": limit,
+        "failures": list(failures),
+        "verdict": "; ".join(failures) or ("within" if limit else "no limit"),
+    }
+
+
+def _loads(code: MachineCode) -> dict[int, int]:
+    """Global loads of the main loop."""
+    found: dict[int, int] = {}
+    for each in code.main_loop:
+        if each.base in ("LDG", "LDGSTS", "LD"):
+            found[load_bytes(each)] = found.get(load_bytes(each), 0) + 1
+    return dict(sorted(found.items()))
+
+
+def _failures(
+    kernel: CompiledKernel, code: MachineCode, loads: dict[int, int], per_token: float
+) -> Iterator[str]:
+    found = sum(each.is_tensor_core for each in code.main_loop)
+    if found != kernel.tensor_core:
+        yield f"{found} tensor-core instructions, {kernel.tensor_core} needed"
+    if kernel.most_registers is None or kernel.most_per_token is None:
+        return
+    if code.spills:
+        yield f"{code.spills} spills"
+    if 1 in code.global_loads:
+        yield f"{code.global_loads[1]} loads of 1 byte"
+    if loads.get(2, 0) > kernel.scale_loads:
+        yield f"{loads[2]} loads of 2 bytes, {kernel.scale_loads} scales"
+    if code.registers > kernel.most_registers:
+        yield f"{code.registers} registers"
+    if per_token > kernel.most_per_token:
+        yield f"{per_token:.1f} instructions per token"
+
+
+def _kernels(names: tuple[str, ...], registry: Registry) -> Iterator[CompiledKernel]:
+    asked = names or tuple(
+        dict.fromkeys(info.qualified for info in registry.list("decode_backend") if info.problem is None)
+    )
+    found = False
+    for name in asked:
+        plugin: object = registry.load("decode_backend", name).plugin
+        if not isinstance(plugin, CompilesOffline):
+            if names:
+                raise UsageError(f"decode backend {name!r} has no kernels that can be compiled without a GPU")
+            continue
+        found = True
+        try:
+            yield from plugin.compiled_kernels()
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"the kernels of {name!r} need {error.name}, which is not installed; install it: "
+                + install_command("triton")
+            ) from error
+    if not found:
+        raise UsageError("no decode backend here has kernels that can be compiled without a GPU")

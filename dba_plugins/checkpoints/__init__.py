@@ -1,0 +1,1 @@
+"""Pretrained models on the disk: what reads their configuration, tensors and tokenizer."""

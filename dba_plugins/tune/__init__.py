@@ -1,0 +1,1 @@
+"""The cheapest cache policy whose fidelity is good enough."""
