@@ -97,8 +97,8 @@ def _formats(value: str) -> Iterator[str]:
 
 def _settings(incomplete: str) -> Iterator[str]:
     """The keys of one level, tables with the dot that goes on; after the `=` the values, where known."""
-    from dba_core.config.keys import keys_of
     from dba_core.config.run import RunConfig
+    from dba_core.serialization.keys import keys_of
 
     keys = keys_of(RunConfig)
     dotted, equals, value = incomplete.partition("=")

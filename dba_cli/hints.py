@@ -79,8 +79,8 @@ def _option_hint(ctx: click.Context, option: str, value: str | None) -> str | No
         if "--set" in options or (name == "decode_backend" and "--plugin" in options):
             return f"A {name} is a plugin: --plugin {name}={given}."
         return f"A {name} is a plugin, chosen when a run is made: dba run --plugin {name}={given}."
-    from dba_core.config.keys import meant_by
     from dba_core.config.run import RunConfig
+    from dba_core.serialization.keys import meant_by
 
     keys = meant_by(RunConfig, name)
     if not keys:

@@ -15,8 +15,8 @@ from dba_cli.terminal import warn
 from dba_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from dba_core.config.plugins import PluginChoice
     from dba_core.contracts import Kind
+    from dba_core.registry.choice import PluginChoice
     from dba_core.runs.load import Run
 
 Command = Callable[..., Any]
@@ -65,7 +65,7 @@ class RunFlags:
         """Raises UsageError for no such run or a plugin that the weights depend on."""
         replaced = dict(map(_decode_backend, self.plugins))
         if self.device is not None:
-            from dba_core.config.validators import check_device_name
+            from dba_core.serialization.validators import check_device_name
 
             check_device_name(self.device, path="device")
         from dba_core.runs.folder import find_run
@@ -92,7 +92,7 @@ class RunFlags:
 
 def _decode_backend(text: str) -> tuple[Kind, PluginChoice]:
     from dba_core.config.overrides import parse_plugin
-    from dba_core.config.plugins import PluginChoice
+    from dba_core.registry.choice import PluginChoice
 
     given = parse_plugin(text)
     if given.kind != "decode_backend":

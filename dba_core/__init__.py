@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy
     from dba_core.config.long_sequence import LongSequenceConfig
     from dba_core.config.model import ModelConfig
-    from dba_core.config.plugins import PluginChoice
     from dba_core.config.run import RunConfig
     from dba_core.evaluation.metrics import fidelity_metrics
     from dba_core.generation.loop import generate
     from dba_core.hookspecs import hookimpl
     from dba_core.model.language_model import LanguageModel
+    from dba_core.registry.choice import PluginChoice
     from dba_core.registry.registry import Registry
     from dba_core.runs.load import load_run
 
@@ -53,7 +53,7 @@ _MODULES = {
     "LanguageModel": "model.language_model",
     "LongSequenceConfig": "config.long_sequence",
     "ModelConfig": "config.model",
-    "PluginChoice": "config.plugins",
+    "PluginChoice": "registry.choice",
     "Registry": "registry.registry",
     "RunConfig": "config.run",
     "fidelity_metrics": "evaluation.metrics",

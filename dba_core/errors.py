@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dba_core.printable import printable
 
 if TYPE_CHECKING:
-    from dba_core.contracts import Reason
+    from dba_core.support import Reason
 
 
 class DBAError(Exception):

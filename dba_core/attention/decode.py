@@ -17,10 +17,10 @@ import torch
 from dba_core.attention.parts import built_backend
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, CachedTensor, DecodeBackend, DecodeRequest
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
+from dba_core.registry.choice import PluginChoice
 
 #: Requests whose backend stays although no cache needs it any more.
 KEPT = 16

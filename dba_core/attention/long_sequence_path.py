@@ -16,10 +16,10 @@ from torch import nn
 from dba_core.attention.long_sequence_plan import LongSequencePlan
 from dba_core.attention.parts import built_module
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, Reason, SummarizerRequest
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
+from dba_core.registry.choice import PluginChoice
 
 #: The summarizer of a layer that has none of its own: without weights, and what the learned ones start from.
 WITHOUT_WEIGHTS = "mean"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import attrs
 
-from dba_core.config.validators import at_least
+from dba_core.serialization.validators import at_least
 
 
 @attrs.frozen(kw_only=True)

@@ -34,9 +34,9 @@ from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import DecodeBackend, GateRequest, Kind, NullKV, NullTokenRequest
 from dba_core.registry import Registry, Selection
+from dba_core.registry.choice import PluginChoice
 
 
 class DecoupledAttention(nn.Module):

@@ -12,10 +12,10 @@ from torch import nn
 
 from dba_core.attention.entrance import wrong
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, DecodeBackend, Kind, Request, SummarizerRequest, TokenWriter
 from dba_core.errors import ConfigError
 from dba_core.registry import Registry, Selection
+from dba_core.registry.choice import PluginChoice
 from dba_core.registry.contain import shown
 
 

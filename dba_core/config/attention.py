@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import attrs
 
-from dba_core.config.converter import Serializable
-from dba_core.config.exact import exact_types
-from dba_core.config.validators import at_least, between, one_of, positive
 from dba_core.contracts import AttentionShape
 from dba_core.errors import ConfigError
+from dba_core.serialization.converter import Serializable
+from dba_core.serialization.exact import exact_types
+from dba_core.serialization.validators import at_least, between, one_of, positive
 
 MODES = ("standard", "gqa", "bottleneck", "decoupled")
 

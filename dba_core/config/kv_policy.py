@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import attrs
 
-from dba_core.config.exact import exact, exact_types
 from dba_core.errors import ConfigError, unknown
+from dba_core.serialization.exact import OneText, exact, exact_types
 
 FLOAT_FORMATS = ("fp32", "fp16", "bf16")
 BLOCK_FORMATS = ("q8_0", "q4_0", "nf4")
@@ -74,7 +74,7 @@ class TensorFormat:
 
 
 @attrs.frozen(kw_only=True, repr=False, field_transformer=exact_types)
-class KVCachePolicy:
+class KVCachePolicy(OneText):
     """Every setting of the KV cache. Frozen: a policy is replaced as a whole, never in part."""
 
     k_sem: TensorFormat = TensorFormat("fp16")
@@ -127,6 +127,13 @@ class KVCachePolicy:
         except ConfigError as error:
             wrong = error.message.rstrip(".")
             raise ConfigError(f"KV policy {text!r}: {wrong}. Example: {_EXAMPLE}") from None
+
+    @classmethod
+    def not_one_text(cls, value: object) -> str:
+        return (
+            f'{value!r}: kv_policy is one atomic text such as "{_EXAMPLE}". '
+            "Use --kv-policy for a unified configuration."
+        )
 
     @property
     def short(self) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.layer_ranges import layers_text, parse_layers
 from dba_core.config.long_sequence import FLAT_SPELLINGS
 from dba_core.contracts import KINDS, Kind
 from dba_core.errors import ConfigError
+from dba_core.registry.layer_ranges import layers_text, parse_layers
 
 Path = tuple[str, ...]
 _PLUGIN_SUMMARIZER: Path = ("plugins", "summarizer", "name")

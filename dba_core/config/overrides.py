@@ -15,12 +15,12 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.converter import one_policy
-from dba_core.config.layer_ranges import layers_text, parse_layers
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.layers import Layer, Path, Setting, choice_path, flatten
 from dba_core.config.toml_io import parse_toml
 from dba_core.contracts import KINDS, Kind
 from dba_core.errors import ConfigError, unknown
+from dba_core.registry.layer_ranges import layers_text, parse_layers
 
 ENVIRONMENT_PREFIX = "DBA__"
 _PLUGIN_FORM = "write --plugin kind=name or --plugin kind=name:key=value,key=value"
@@ -144,7 +144,9 @@ def parse_value(text: str) -> Any:
 def _settings(path: Path, text: str, origin: str) -> Layer:
     if path[0] == "kv_policy":
         if len(path) > 1:
-            raise ConfigError(f"{one_policy(text.strip())} (set by {origin})", path=".".join(path))
+            raise ConfigError(
+                f"{KVCachePolicy.not_one_text(text.strip())} (set by {origin})", path=".".join(path)
+            )
         return {path: Setting(text.strip().strip("\"'"), origin)}
     try:
         value = parse_value(text)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import attrs
 
-from dba_core.config.converter import Serializable
 from dba_core.config.data import DataConfig
-from dba_core.config.exact import exact_types
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoices
 from dba_core.config.training import EvaluationConfig, TrainingConfig
-from dba_core.config.validators import MAX_SEED, between, device_name, not_empty, one_of, real_text
 from dba_core.errors import ConfigError
+from dba_core.registry.choice import PluginChoices
+from dba_core.serialization.converter import Serializable
+from dba_core.serialization.exact import exact_types
+from dba_core.serialization.validators import MAX_SEED, between, device_name, not_empty, one_of, real_text
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from dba_core.attention.module import DecoupledAttention
 from dba_core.cache.layer import LayerCache
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoices
 from dba_core.model.mlp import build_mlp
 from dba_core.model.norm import build_norm
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoices
 
 
 class Block(nn.Module):

@@ -25,10 +25,8 @@ from dba_core.cache.bytes import memory_table
 from dba_core.cache.checks import whole_number
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.layer_ranges import by_layer
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.contracts import Kind
 from dba_core.errors import CacheError, DataError
 from dba_core.free_memory import many, require_memory
@@ -36,6 +34,8 @@ from dba_core.model.block import Block, attention_of_layer
 from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
 from dba_core.registry import Registry, Selection
+from dba_core.registry.choice import PluginChoice, PluginChoices
+from dba_core.registry.layer_ranges import by_layer
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

@@ -5,8 +5,8 @@ Names need metadata only, so that a wrong one is known before torch is imported;
 
 from __future__ import annotations
 
-from dba_core.config.plugins import PluginChoices
 from dba_core.contracts import KINDS
+from dba_core.registry.choice import PluginChoices
 from dba_core.registry.options import refuse_options_of_auto, structure_options
 from dba_core.registry.registry import Registry
 

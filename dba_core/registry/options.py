@@ -11,12 +11,12 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.converter import UnreadableTypeError, structure, unstructure
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, PluginError, unknown
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.loading import LoadedPlugin
 from dba_core.registry.surroundings import kept_surroundings
+from dba_core.serialization.converter import UnreadableTypeError, structure, unstructure
 
 _FIELD_TYPES = (
     "int, float, str, bool, Literal, list[X], tuple[X, ...], dict[str, X] and attrs classes of these, and "

@@ -6,13 +6,13 @@ Called before a recorded configuration runs again; a difference stops it (exit c
 
 from __future__ import annotations
 
-from dba_core.config.layer_ranges import in_words
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.contracts import Kind
 from dba_core.distribution import canonical
 from dba_core.errors import RecordMismatchError
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_core.registry.contract import contract_text
 from dba_core.registry.discovery import PluginInfo
+from dba_core.registry.layer_ranges import in_words
 from dba_core.registry.registry import Registry
 
 

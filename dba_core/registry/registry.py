@@ -14,7 +14,6 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import KINDS, Kind, Request, Support
 from dba_core.errors import (
     DBAError,
@@ -25,6 +24,7 @@ from dba_core.errors import (
 from dba_core.registry.access import Access
 from dba_core.registry.auto_order import AutoOrder, read_auto_order
 from dba_core.registry.catalogue import Catalogue, Key, key_of
+from dba_core.registry.choice import PluginChoice
 from dba_core.registry.contain import contain
 from dba_core.registry.contract import Terms, current_terms
 from dba_core.registry.discovery import PluginInfo, name_problem

@@ -10,9 +10,9 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.plugins import PluginChoice, PluginRecord
 from dba_core.contracts import AnyPlugin, Kind, Reason, Request, Support
 from dba_core.registry.blame import Blame, attributed
+from dba_core.registry.choice import PluginChoice, PluginRecord
 from dba_core.registry.contain import Failure, contain, shown
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.loading import LoadedPlugin

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import attrs
 
-from dba_core.config.layer_ranges import in_words
 from dba_core.contracts import Reason
 from dba_core.errors import UnsupportedError
+from dba_core.registry.layer_ranges import in_words
 from dba_core.registry.selection import Selection
 
 

@@ -7,8 +7,8 @@ import platform
 
 import torch
 
-from dba_core.config.validators import check_device_name
 from dba_core.errors import ConfigError
+from dba_core.serialization.validators import check_device_name
 
 
 def resolve_device(text: str) -> str:

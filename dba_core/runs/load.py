@@ -13,7 +13,6 @@ import attrs
 
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.plugins import PluginChoice
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.chat import Reading
@@ -24,6 +23,7 @@ from dba_core.errors import ConfigError, RecordMismatchError
 from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
+from dba_core.registry.choice import PluginChoice
 from dba_core.runs.device import resolve_device
 from dba_core.runs.folder import RunFolder, find_run, read_resolved
 from dba_core.runs.kv_memory import policy_of

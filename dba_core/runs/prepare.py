@@ -14,13 +14,13 @@ import attrs
 from dba_core.config.data import DataConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoices
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.errors import ConfigError
 from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_options, check_records, refuse_fallbacks
+from dba_core.registry.choice import PluginChoices
 from dba_core.runs.kv_memory import policy_of
 from dba_core.runs.memory_need import least_parameters, training_need
 from dba_core.runs.selection import Selections, model_choices, select_plugins

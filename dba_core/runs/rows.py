@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dba_core.config.layer_ranges import in_words
 from dba_core.free_memory import gib
+from dba_core.registry.layer_ranges import in_words
 from dba_core.runs.kv_memory import KvMemory, human_bytes, times_smaller
 from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import attrs
 import torch
 
-from dba_core.config.layer_ranges import by_layer, layers_text, parse_layers
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
 from dba_core.errors import UnsupportedError
 from dba_core.model.block import attention_of_layer
 from dba_core.registry import Registry, Selection
+from dba_core.registry.choice import PluginChoice, PluginChoices
+from dba_core.registry.layer_ranges import by_layer, layers_text, parse_layers
 from dba_core.runs.device import resolve_device
 from dba_core.runs.kv_memory import policy_of
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from dba_core.attention.decode import decode_request
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, DecodeBackend, NullKV
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoice
 from dba_plugins.bench.baselines import Baseline
 from dba_plugins.bench.decode_data import as_read, cache_bytes, copies, copy_planes, scale_of
 from dba_plugins.bench.timing import Timing, interleaved

@@ -21,10 +21,10 @@ from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.errors import ConfigError, UsageError
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_plugins.bench.llama import FIRST, LlamaGenerator, build_llama
 from dba_plugins.bench.machine import describe_machine
 from dba_plugins.bench.report import Column, Report

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import (
     AttentionShape,
     GateRequest,
@@ -27,6 +26,7 @@ from dba_core.contracts import (
 )
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoice
 from dba_plugins.bench.machine import describe_machine
 from dba_plugins.bench.report import Column, Report
 from dba_plugins.bench.timing import interleaved

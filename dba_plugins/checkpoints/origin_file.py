@@ -26,9 +26,9 @@ from torch import Tensor
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.errors import CheckpointError, ConfigError, SourceError, unknown
 from dba_core.printable import printable
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_plugins.checkpoints.fields import Fields, told
 from dba_plugins.checkpoints.origin_pickle import read_tables
 from dba_plugins.checkpoints.source import SourceModel, SourceTensor, as_it_is

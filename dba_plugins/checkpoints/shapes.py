@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoices
 from dba_core.errors import CheckpointError
 from dba_core.printable import printable
+from dba_core.registry.choice import PluginChoices
 
 Shape = tuple[int, ...]
 

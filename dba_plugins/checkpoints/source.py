@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.errors import CheckpointError
 from dba_core.model.finite import check_finite
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_plugins.checkpoints.shapes import check_shapes
 
 #: What a converted model starts from: no gate and no null token, as the source model had none.

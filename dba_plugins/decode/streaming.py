@@ -19,7 +19,6 @@ from torch import Tensor
 
 from dba_core.cache.layer import LayerCache
 from dba_core.cache.store import TensorStore
-from dba_core.config.validators import at_least
 from dba_core.contracts import (
     CONTRACT_VERSIONS,
     DecodeBackend,
@@ -32,6 +31,7 @@ from dba_core.contracts import (
     TokenWriter,
 )
 from dba_core.hookspecs import hookimpl
+from dba_core.serialization.validators import at_least
 
 LOWEST = -1e30
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -13,8 +13,8 @@ from tolerances import TOL
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.config.plugins import PluginChoice
 from dba_core.errors import ConfigError, PluginError, UnsupportedError
+from dba_core.registry.choice import PluginChoice
 
 pytestmark = pytest.mark.torch
 

@@ -52,7 +52,7 @@ def in_shards(folder: Path, parts: Mapping[str, Mapping[str, torch.Tensor]], **i
 def test_expected_shapes_are_those_of_the_model_that_is_built() -> None:
     import origin_oracle as origin
 
-    from dba_core.config.plugins import PluginChoice, PluginChoices
+    from dba_core.registry.choice import PluginChoice, PluginChoices
     from dba_plugins.checkpoints.origin_file import _model_config
 
     for change in ({}, {"attn_mode": "standard"}, {"attn_mode": "gqa", "kv_head": 2}, {"tie_qk": True}):

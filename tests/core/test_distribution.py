@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from fake_site import GOOD_GATE, FakeSite, empty_site
 
-from dba_core.config.plugins import PluginChoice, PluginRecord
 from dba_core.distribution import canonical, install_command, installed_version
 from dba_core.errors import RecordMismatchError
 from dba_core.registry import Access, Registry, check_record
+from dba_core.registry.choice import PluginChoice, PluginRecord
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from drift_oracle import dense_figures, dense_logits
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.errors import PluginError, UnsupportedError
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_plugins.drift.logits import keys_per_query, measure_drift, resolved_setting
 
 pytestmark = pytest.mark.torch

@@ -8,9 +8,9 @@ from dba_core.cache.bytes import bytes_per_token, residual_bytes
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices
 
 pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 

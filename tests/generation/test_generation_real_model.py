@@ -9,10 +9,10 @@ from dba_core.config.attention import AttentionConfig
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.generation import loop
 from dba_core.generation.loop import generate, prefill
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices
 
 pytestmark = pytest.mark.torch
 

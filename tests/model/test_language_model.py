@@ -11,9 +11,9 @@ from model_oracle import oracle_logits
 
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.errors import ConfigError, DataError
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices
 
 pytestmark = pytest.mark.torch
 

@@ -10,9 +10,9 @@ from dba_core.attention.module import DecoupledAttention
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.errors import CacheError
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices
 
 pytestmark = pytest.mark.torch
 

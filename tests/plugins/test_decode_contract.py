@@ -12,8 +12,8 @@ from decode_cases import SIZES, expected, filled, planes, queries, random_null, 
 from tolerances import TOL
 
 from dba_core.attention.decode import decode_request
-from dba_core.config.plugins import PluginChoice
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoice
 
 pytestmark = pytest.mark.torch
 

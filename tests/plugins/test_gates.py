@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, GateRequest
 from dba_core.errors import ConfigError, UnsupportedError
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoice
 
 pytestmark = pytest.mark.torch
 

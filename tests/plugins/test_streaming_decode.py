@@ -11,10 +11,10 @@ from attention_oracle import POLICIES
 from decode_cases import SIZES, expected, filled, queries, request
 from tolerances import TOL
 
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import CachedTensor
 from dba_core.errors import ConfigError, UnsupportedError
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoice
 
 pytestmark = pytest.mark.torch
 

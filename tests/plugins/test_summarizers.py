@@ -7,10 +7,10 @@ import torch
 from tolerances import TOL
 
 from dba_core.attention.long_sequence import long_sequence_attention
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import AttentionShape, SummarizerRequest
 from dba_core.errors import ConfigError, UnsupportedError
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoice
 
 pytestmark = pytest.mark.torch
 

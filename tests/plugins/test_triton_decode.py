@@ -17,10 +17,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import CachedTensor
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoice
 from dba_plugins.bench.kernels import kernel_row
 from dba_plugins.bench.sass import read_machine_code
 from dba_plugins.decode.triton import kernel

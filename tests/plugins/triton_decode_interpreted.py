@@ -29,9 +29,9 @@ from triton_decode_cases import (
 from dba_core.attention.decode import decode_request
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.plugins import PluginChoice
 from dba_core.contracts import NullKV
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginChoice
 from dba_plugins.decode.triton import reference
 from dba_plugins.decode.triton.launch import Step, attend, merge
 

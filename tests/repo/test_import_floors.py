@@ -11,6 +11,7 @@ from source_tree import PACKAGES, Import, imports, module_name, python_files
 # Lowest first. A part is dba_core.X, or a whole package.
 FLOORS = (
     (
+        "dba_core.support",
         "dba_core.errors",
         "dba_core.printable",
         "dba_core.markdown",
@@ -20,9 +21,11 @@ FLOORS = (
         "dba_core.free_memory",
         "dba_core.contracts",
         "dba_core.hookspecs",
+        "dba_core.kinds",
     ),
-    ("dba_core.config",),
+    ("dba_core.serialization",),
     ("dba_core.registry",),
+    ("dba_core.config",),
     ("dba_core.cache", "dba_core.attention"),
     ("dba_core.model",),
     ("dba_core.data", "dba_core.training", "dba_core.generation", "dba_core.evaluation"),
@@ -32,7 +35,7 @@ FLOORS = (
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 #: Commands drive the rooms of the core; every other plugin needs the ground floor alone.
 COMMANDS = tuple(f"dba_plugins.{name}" for name in ("bench", "checkpoints", "convert", "drift", "tune"))
-PUBLIC_TO_PLUGINS = ("contracts", "hookspecs", "errors", "distribution", "cache", "config")
+PUBLIC_TO_PLUGINS = ("contracts", "hookspecs", "errors", "distribution", "serialization", "cache", "config")
 
 
 def part_of(module: str) -> str:

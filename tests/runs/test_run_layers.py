@@ -158,7 +158,7 @@ def test_it_is_evaluated_sampled_and_compared(layered) -> None:
 
 
 def test_a_backend_for_all_layers_replaces_those_of_single_layers(layered) -> None:
-    from dba_core.config.plugins import PluginChoice
+    from dba_core.registry.choice import PluginChoice
 
     choice = PluginChoice("streaming", options={"block": 4})
     run = load_run(layered[0].path, plugins={"decode_backend": choice})

@@ -38,9 +38,9 @@ def test_a_wrong_name_is_no_error_of_torch(name: str) -> None:
 
 
 def test_options_are_checked_before_the_data_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dba_core.config.plugins import PluginChoice, PluginChoices
     from dba_core.config.run import RunConfig
     from dba_core.registry import Registry
+    from dba_core.registry.choice import PluginChoice, PluginChoices
     from dba_core.runs import prepare
 
     def refuse(*_: object, **__: object) -> None:

@@ -12,8 +12,8 @@ import torch
 from dba_cli.progress import TerminalReporter
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.plugins import PluginChoice, PluginChoices, PluginRecord
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices, PluginRecord
 from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention
 from dba_core.runs.gates import gate_means
 from dba_core.runs.outcome import _far_from_exact

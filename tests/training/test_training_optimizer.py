@@ -7,9 +7,9 @@ import torch
 from tiny_run import build, tiny_config
 from torch import nn
 
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.config.training import TrainingConfig
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_core.training.optimizer import build_optimizer
 
 pytestmark = pytest.mark.torch

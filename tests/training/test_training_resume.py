@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_run import Trained, build, events_of, run, tiny_config, tiny_corpus
 
-from dba_core.config.plugins import PluginChoice, PluginChoices
 from dba_core.config.run import RunConfig
 from dba_core.errors import CheckpointError, ConfigError
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_core.training.checkpoint_files import read_checkpoint
 from dba_core.training.events import Evaluated, Interrupted, StepFinished, TrainingStarted
 from dba_core.training.metrics_log import read_metrics

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.validators import among, at_least
+from dba_core.serialization.validators import among, at_least
 
 
 @attrs.frozen(kw_only=True)

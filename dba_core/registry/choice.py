@@ -8,12 +8,12 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.converter import Serializable
-from dba_core.config.exact import exact_types
-from dba_core.config.layer_ranges import in_words, parse_layers
-from dba_core.config.validators import not_empty
 from dba_core.contracts import KINDS, Kind
 from dba_core.errors import ConfigError, unknown
+from dba_core.registry.layer_ranges import in_words, parse_layers
+from dba_core.serialization.converter import Serializable
+from dba_core.serialization.exact import exact_types
+from dba_core.serialization.validators import not_empty
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)

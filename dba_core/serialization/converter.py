@@ -15,16 +15,20 @@ from cattrs import Converter
 from cattrs.errors import ClassValidationError, IterableValidationError, StructureHandlerNotFoundError
 from cattrs.gen import make_dict_structure_fn
 
-from dba_core.config.exact import exact, inside, mismatch, optional, plain_table, table
-from dba_core.config.keys import unknown_key
-from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import ConfigError, unknown
+from dba_core.serialization.exact import (
+    OneText,
+    exact,
+    inside,
+    is_one_text,
+    mismatch,
+    optional,
+    plain_table,
+    table,
+)
+from dba_core.serialization.keys import unknown_key
 
 T = TypeVar("T")
-_ONE_POLICY = (
-    'kv_policy is one atomic text such as "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128". '
-    "Use --kv-policy for a unified configuration."
-)
 
 
 class _UnknownKeyError(ConfigError):
@@ -103,11 +107,6 @@ def unstructure(value: Any) -> Any:
     return _CONVERTER.unstructure(value)
 
 
-def one_policy(value: Any) -> str:
-    """The error text for a KV policy that is not one text."""
-    return f"{value!r}: {_ONE_POLICY}"
-
-
 def _config_errors(error: BaseException, path: str) -> Iterator[ConfigError]:
     """The leaves of cattrs' error tree, each with its path from the root."""
     if isinstance(error, ConfigError):
@@ -158,12 +157,13 @@ def _attrs_structure(cls: type[Any], converter: Converter) -> Callable[[Any, Any
     return read
 
 
-def _policy(data: Any, _: Any) -> KVCachePolicy:
-    if isinstance(data, KVCachePolicy):
+def _one_text(data: Any, cls: type[OneText]) -> OneText:
+    """From its text, or an object of it as it is."""
+    if isinstance(data, cls):
         return data
     if not isinstance(data, str):
-        raise ConfigError(one_policy(data))
-    return KVCachePolicy.parse(data)
+        raise ConfigError(cls.not_one_text(data))
+    return cls.parse(data)
 
 
 def _optional_number(hint: Any) -> Callable[[Any, Any], Any]:
@@ -241,8 +241,8 @@ def _make_converter() -> Converter:
         lambda hint: optional(hint) in (int, float, bool), lambda hint: _optional_number(hint)
     )
     converter.register_structure_hook_factory(attrs.has, _attrs_structure)
-    converter.register_structure_hook(KVCachePolicy, _policy)
-    converter.register_unstructure_hook(KVCachePolicy, lambda policy: policy.short)
+    converter.register_structure_hook_func(is_one_text, _one_text)
+    converter.register_unstructure_hook_func(is_one_text, lambda value: value.short)
     converter.register_unstructure_hook_func(
         lambda hint: (_origin(hint) or hint) is tuple,
         lambda items: [converter.unstructure(item) for item in items],

@@ -13,8 +13,7 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.exact import ALLOWED, optional
-from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.serialization.exact import ALLOWED, OneText, optional
 
 #: What other programs call our settings -> the last part of our key.
 OTHER_NAMES = {
@@ -126,7 +125,7 @@ def _walk(cls: type, above: str) -> Iterator[Key]:
         hint = hints[field.name]
         dotted = f"{above}.{field.name}" if above else field.name
         yield Key(dotted=dotted, hint=hint, values=_values(hint, field.metadata.get(ALLOWED, ())))
-        if isinstance(hint, type) and attrs.has(hint) and hint is not KVCachePolicy:
+        if isinstance(hint, type) and attrs.has(hint) and not issubclass(hint, OneText):
             yield from _walk(hint, dotted)
 
 

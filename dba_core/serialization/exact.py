@@ -15,8 +15,8 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.validators import OneOf
 from dba_core.errors import ConfigError
+from dba_core.serialization.validators import OneOf
 
 #: In a field's metadata: all values that it takes, where its validator lists them.
 ALLOWED = "allowed"
@@ -175,3 +175,28 @@ def _exact_validator(hint: Any) -> typing.Callable[[Any, Any, Any], None]:
             raise error.under(attribute.name) from None
 
     return check
+
+
+class OneText:
+    """A class of several settings that plain data hold as one text: `parse` reads what `short` writes."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> OneText:
+        """Raises ConfigError that names the part that is wrong."""
+        raise NotImplementedError
+
+    @property
+    def short(self) -> str:
+        """The text that `parse` reads back to an equal object."""
+        raise NotImplementedError
+
+    @classmethod
+    def not_one_text(cls, value: Any) -> str:
+        """The error text for plain data of another type."""
+        raise NotImplementedError
+
+
+def is_one_text(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, OneText)

@@ -1,0 +1,1 @@
+"""attrs classes from plain data (TOML, JSON, options) and back: exact types, every error with its path."""
