@@ -33,8 +33,7 @@ class CpuPlugin:
 
     def build(self, request: DecodeRequest, options: NoOptions) -> DecodeBackend:
         # these need llvmlite, which `supports` has found
-        from dba_plugins.decode.cpu.backend import CpuDecode
-        from dba_plugins.decode.cpu.writer import CpuWriter
+        from dba_plugins.decode.cpu.backend import CpuDecode, CpuWriter
 
         spec = KernelSpec.of(request)
         return CpuDecode(spec, writer=CpuWriter(spec))
