@@ -1,16 +1,17 @@
-"""The decode backend `cpu` and its writer: one call of a compiled kernel per token and layer, on torch's threads.
+"""The decode backend `cpu` and its writer: one call of a compiled kernel per token and layer.
 
-What does not change while a cache lives (addresses of its planes, sizes) is packed once for each cache; a call
-copies that array and adds what is its own, so that several threads may decode at once. Threads:
+What does not change while a cache lives (addresses of its planes, sizes) is packed once for each cache; a
+call copies that array and adds what is its own, so that several may run at once. A kernel runs on torch's
+threads:
 
     GNU OpenMP   `GOMP_parallel` of the library that torch computes with: the team that has just done a matrix
                  product, still awake, so that nothing is started and nothing competes with it
     elsewhere    a pool of Python threads, which ctypes lets run at the same time; also in a forked child,
                  where the team of the parent does not exist
 
-As many as `torch.get_num_threads()` says, the calling one included. A compiled function is called once on every
-thread and shares its work through a counter of its own. A call returns, or raises KeyboardInterrupt, only when
-all threads are done.
+As many as `torch.get_num_threads()` says, the calling one included. A compiled function is called once on
+every thread and shares its work through a counter of its own. A call returns, or raises KeyboardInterrupt,
+only when all threads are done.
 """
 
 from __future__ import annotations
@@ -98,10 +99,9 @@ class CpuDecode:
         lse = q_geo.new_empty((batch, self._heads), requires_grad=False) if needs_lse else None
         if lse is not None:
             given[Arg.LSE] = lse.data_ptr()
-        nulls = (
-            () if null is None else tuple(x.float().contiguous() for x in (null.k_sem, null.k_geo, null.v))
-        )
-        for number, part in enumerate(nulls):  # held until the kernel has run
+        nulls = () if null is None else (null.k_sem, null.k_geo, null.v)
+        held = [part.float().contiguous() for part in nulls]  # until the kernel has run
+        for number, part in enumerate(held):
             given[Arg.NULL_SEM + number] = part.data_ptr()
             given[Arg.NULL_HEADS + number] = len(part)
         address = ctypes.addressof(given)
@@ -165,12 +165,9 @@ def _decode_arguments(cache: LayerCache) -> ctypes.Array[ctypes.c_int64]:
     given[Arg.LENGTHS], given[Arg.RESIDUAL] = cache.lengths_device.data_ptr(), cache.residual_len
     given[Arg.RING_SIZE] = max(1, cache.ring_size)
     for number, store in enumerate((cache.k_sem, cache.k_geo, cache.v)):
-        for plane, arg in (
-            (store.codes, Arg.CODES),
-            (store.scales, Arg.SCALES),
-            (store.recent_ring, Arg.RING),
-        ):
-            given[arg + number] = _address(plane)
+        given[Arg.CODES + number] = _address(store.codes)
+        given[Arg.SCALES + number] = _address(store.scales)
+        given[Arg.RING + number] = _address(store.recent_ring)
     return given
 
 

@@ -1,9 +1,9 @@
 """What one kernel is compiled for, and how one head's values lie in memory.
 
-Lengths, capacity, batch and partitions are arguments of the kernel. A head is cut into pieces of at most eight
-values that one vector takes. A segment is a stretch of a head that has one scale. Where the blocks of the
-flattened [heads * width] row do not line up with the heads in stretches of whole vectors, every value looks up
-its own scale instead (`by_lane`): right for every layout, and slower.
+Lengths, capacity, batch and partitions are arguments of the kernel. A head is cut into pieces of at most
+eight values that one vector takes. A segment is a stretch of a head that has one scale. Where the blocks of
+the flattened [heads * width] row do not line up with the heads in stretches of whole vectors, every value
+looks up its own scale instead (`by_lane`): right for every layout, and slower.
 """
 
 from __future__ import annotations

@@ -316,8 +316,8 @@ def _padded(zero: ir.Value, vectors: list[ir.Value]) -> list[ir.Value]:
 
 
 def emit_softmax(tile: Tile, heads: range) -> None:
-    """Turn tile.scores into tile.weights, scaled for the values that they weigh; m and l of the state are those after it, `keep` is what acc is yet
-    to be multiplied by.
+    """Turn tile.scores into tile.weights, scaled for the values that they weigh; m and l of the state are
+    those after it, `keep` is what acc is yet to be multiplied by.
     """
     e, b = tile.e, tile.e.b
     for h, head in enumerate(heads):
