@@ -10,16 +10,15 @@ without the rest of the library.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dba_core.attention.autocast import without_autocast
 from dba_core.attention.checks import check_inputs
-from dba_core.attention.decode import DecodeBackends
-from dba_core.attention.entrance import DecodeEntrance, NamedWriter, PartEntrance
+from dba_core.attention.decode import DecodeBackends, ServedCache
+from dba_core.attention.entrance import PartEntrance, taking_part
 from dba_core.attention.fused import fused_attention
 from dba_core.attention.long_sequence import long_sequence_attention
 from dba_core.attention.long_sequence_path import LongSequencePath, OwnSummarizer, evaluation_path
@@ -27,7 +26,6 @@ from dba_core.attention.parts import build_part, build_summarizer, sizes_in_word
 from dba_core.attention.prefill import angles_after, prefill_attention
 from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
 from dba_core.attention.rope import RopeFrequencies, RopeTable, rope_frequencies, shared_rope_table
-from dba_core.attention.taking_part import taking_part
 from dba_core.attention.uncompiled import uncompiled
 from dba_core.cache.checks import whole_numbers
 from dba_core.cache.layer import LayerCache
@@ -99,7 +97,6 @@ class DecoupledAttention(nn.Module):
         self._summarizer_entrance = PartEntrance(
             "summarizer", self.summarizer, self.selections.get("summarizer")
         )
-        self._decode_entrance = DecodeEntrance()
         self._at_evaluation: LongSequencePath | None = None
         self._exact_in_training = False
 
@@ -179,11 +176,12 @@ class DecoupledAttention(nn.Module):
 
     def decode_backend(self, cache: LayerCache, dtype: torch.dtype | None = None) -> DecodeBackend:
         """The decode backend that serves this cache for queries of this dtype (the weights' by default)."""
-        dtype = self.out_proj.weight.dtype if dtype is None else dtype
-        backend = self._backends.backend(cache, dtype)
-        if self._backends.chosen:
-            self._note("decode_backend", self._backends.selection(cache, dtype))
-        return backend
+        return self._serving(cache, self.out_proj.weight.dtype if dtype is None else dtype).backend
+
+    def _serving(self, cache: LayerCache, dtype: torch.dtype) -> ServedCache:
+        served = self._backends.serving(cache, dtype)
+        self._note("decode_backend", served.selection)
+        return served
 
     @contextlib.contextmanager
     def long_sequence_at_evaluation(
@@ -221,12 +219,12 @@ class DecoupledAttention(nn.Module):
         """Look at the values that plugins return in every call, not in the first one alone (`--strict`).
         Returns whether that was so before.
         """
-        before = self._decode_entrance.every_call
+        before = self._backends.every_call
         for entrance in (
             self._gate_entrance,
             self._null_entrance,
             self._summarizer_entrance,
-            self._decode_entrance,
+            self._backends,
         ):
             entrance.every_call = wanted
         return before
@@ -336,28 +334,21 @@ class DecoupledAttention(nn.Module):
         if q_len == 0:
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
         heads = self._heads(x, *angles_after(cache, q_len, x, rope=self.rope))
-        backend = self.decode_backend(cache, heads.q_geo.dtype)
-        who = functools.partial(self._backends.who, cache, heads.q_geo.dtype)
-        writer = None if backend.writer is None else NamedWriter(backend.writer, who)
+        served = self._serving(cache, heads.q_geo.dtype)
         with without_autocast(x.device):
             if q_len > 1:
                 return prefill_attention(
-                    heads, cache, null=self._null(), counts=counts, writer=writer
+                    heads, cache, null=self._null(), counts=counts, writer=served.writer
                 ).transpose(1, 2)
-            cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=writer)
-            return self._decode(heads, cache, counts, backend, who).unsqueeze(1)
+            cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=served.writer)
+            return self._decode(heads, cache, counts, served).unsqueeze(1)
 
     def _decode(
-        self,
-        heads: Heads,
-        cache: LayerCache,
-        counts: Sequence[int] | None,
-        backend: DecodeBackend,
-        who: Callable[[], str],
+        self, heads: Heads, cache: LayerCache, counts: Sequence[int] | None, served: ServedCache
     ) -> Tensor:
         """One token per row, which the cache holds: [B, H, Dv]."""
         q_sem, q_geo = heads.q_sem[:, :, 0], heads.q_geo[:, :, 0]
-        out = self._decode_entrance.decode(backend, q_sem, q_geo, cache, null=self._null(), who=who)
+        out = served.decode(q_sem, q_geo, cache, null=self._null(), every_call=self._backends.every_call)
         if counts is None or all(counts):
             return out
         took = torch.tensor(list(counts), device=out.device, dtype=torch.bool)
