@@ -29,6 +29,7 @@ from dba_core.contracts import (
     DecodeBackend,
     DecodeOutput,
     DecodeRequest,
+    KVLayer,
     NullKV,
     TokenWriter,
 )
@@ -120,7 +121,7 @@ class ServedCache:
         return self.selection.who
 
     def decode(
-        self, q_sem: Tensor, q_geo: Tensor, cache: LayerCache, *, null: NullKV | None, every_call: bool
+        self, q_sem: Tensor, q_geo: Tensor, cache: KVLayer, *, null: NullKV | None, every_call: bool
     ) -> Tensor:
         """The backend's out [B,H,Dv]. Raises PluginError for another form, and for a NaN from finite queries.
 
@@ -150,7 +151,7 @@ class ServedCache:
             self._seen = True
         return done.out
 
-    def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
         """As `TokenWriter.write`; exceptions get the backend's name, and the answer is looked at."""
         writer = self.backend.writer
         if writer is None:

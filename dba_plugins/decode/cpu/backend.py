@@ -30,8 +30,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dba_core.cache.layer import LayerCache
-from dba_core.contracts import DecodeOutput, NullKV, TokenWriter
+from dba_core.contracts import DecodeOutput, KVLayer, NullKV, TokenWriter
 from dba_plugins.decode.cpu.compiler import compiled, machine
 from dba_plugins.decode.cpu.encode import CHUNK, N_ARGS, WRITER_ENTRIES, TensorArg, WriteArg, build_writer
 from dba_plugins.decode.cpu.kernel import ENTRIES, Arg, build_module
@@ -65,7 +64,7 @@ class CpuDecode:
         self._merge = code.functions["decode_merge"]
         self._units, self._heads, self._width = spec.units, spec.heads, spec.v.width
         self._state_size = spec.share * (STATE + spec.v.width)
-        self._fixed: WeakKeyDictionary[LayerCache, ctypes.Array[ctypes.c_int64]] = WeakKeyDictionary()
+        self._fixed: WeakKeyDictionary[KVLayer, ctypes.Array[ctypes.c_int64]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type[CpuDecode], tuple[KernelSpec, TokenWriter | None]]:
         return type(self), (self.spec, self.writer)
@@ -74,7 +73,7 @@ class CpuDecode:
         self,
         q_sem: Tensor,
         q_geo: Tensor,
-        cache: LayerCache,
+        cache: KVLayer,
         *,
         null: NullKV | None = None,
         needs_lse: bool = False,
@@ -122,12 +121,12 @@ class CpuWriter:
         code = compiled(f"writer {spec!r}", lambda: build_writer(spec), WRITER_ENTRIES)
         self._code = code
         self._check, self._write = code.functions["write_check"], code.functions["write_tokens"]
-        self._fixed: WeakKeyDictionary[LayerCache, ctypes.Array[ctypes.c_int64]] = WeakKeyDictionary()
+        self._fixed: WeakKeyDictionary[KVLayer, ctypes.Array[ctypes.c_int64]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type[CpuWriter], tuple[KernelSpec]]:
         return type(self), (self.spec,)
 
-    def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
         """k_sem [B,G,T,Ds], k_geo [B,G,T,Dg], v [B,G,T,Dv] -> whether they were stored."""
         fixed = self._fixed.get(cache)
         if fixed is None:
@@ -158,7 +157,7 @@ class CpuWriter:
         return True
 
 
-def _decode_arguments(cache: LayerCache) -> ctypes.Array[ctypes.c_int64]:
+def _decode_arguments(cache: KVLayer) -> ctypes.Array[ctypes.c_int64]:
     """What every call over this cache is given; its planes stay where they are while it lives."""
     given = _DECODE_ARRAY()
     given[Arg.BATCH], given[Arg.CAPACITY] = cache.batch, cache.capacity
@@ -171,7 +170,7 @@ def _decode_arguments(cache: LayerCache) -> ctypes.Array[ctypes.c_int64]:
     return given
 
 
-def _write_arguments(cache: LayerCache) -> ctypes.Array[ctypes.c_int64]:
+def _write_arguments(cache: KVLayer) -> ctypes.Array[ctypes.c_int64]:
     """The same for the writer."""
     given = _WRITE_ARRAY()
     given[WriteArg.LENGTHS], given[WriteArg.CAPACITY] = cache.lengths_device.data_ptr(), cache.capacity
