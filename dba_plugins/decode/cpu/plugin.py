@@ -1,4 +1,4 @@
-"""The plugin `cpu`: what the compiled backend supports, and why not. Chosen by `auto` on the CPU, first."""
+"""The plugin `cpu`: what the compiled backend supports, and why not."""
 
 from __future__ import annotations
 

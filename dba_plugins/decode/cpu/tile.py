@@ -1,8 +1,8 @@
 """One tile: at most TILE tokens of one unit in a row, absorbed into the running softmax of its query heads.
 
-    s[r,t]  = q_sem[r] . k_sem[t] + q_geo[r] . k_geo[t]
-    m'      = max(m, max_t s[r,t])                p[t] = e^(s[r,t] - m')
-    l, acc  = l e^(m - m') + sum_t p[t],  acc e^(m - m') + sum_t p[t] v[t]
+    s[r,t]  = sum_segments scale[t] (q[r] . codes[t] - offset sum q[r])           over k_sem and k_geo
+    m'      = max(m, max_t s[r,t])                p[t] = e^(s[r,t] - m')          w[block,t] = p[t] scale
+    l, acc  = l e^(m - m') + sum_t p[t],  acc e^(m - m') + sum_t w[block,t] codes[t] - offset sum_t w[block,t]
 
 A tensor with scale blocks is summed up block by block: the scale multiplies the score of a whole block (keys)
 or the probability (values), and the 8 of q4_0 becomes one constant per block. The function is emitted twice,
@@ -10,10 +10,7 @@ for tokens as stored and for tokens of the residual window.
 
 Scores come eight at a time. A group is eight (token, head) pairs, each with a vector of partial sums; a tree
 of pairwise additions turns the eight vectors into one vector of eight dot products. So the values of a token
-are converted once for all heads, and nothing is added up across lanes one by one:
-
-    s[r,t] = sum_segments scale[t] (q[r] . codes[t] - offset sum q[r])
-    acc[r] = keep acc[r] + sum_t w[block,t] codes[t]  -  offset sum_t w[block,t]       w = p scale
+are converted once for all heads, and nothing is added up across lanes one by one.
 """
 
 from __future__ import annotations
