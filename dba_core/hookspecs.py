@@ -11,7 +11,6 @@ import pluggy
 from dba_core.contracts import (
     DecodeBackendPlugin,
     GatePlugin,
-    Kind,
     NullTokenPlugin,
     SummarizerPlugin,
 )
@@ -40,12 +39,3 @@ def dba_null_token() -> NullTokenPlugin:  # type: ignore[empty-body]
 @hookspec
 def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
     """Return the decode backend that this module provides."""
-
-
-#: The hook's name for each kind.
-HOOK_NAMES: dict[Kind, str] = {
-    "summarizer": "dba_summarizer",
-    "gate": "dba_gate",
-    "null_token": "dba_null_token",
-    "decode_backend": "dba_decode_backend",
-}
