@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -22,7 +24,22 @@ def uncompiled(function: F) -> F:
     memory; neither is an operation of a graph, and the backends are compiled already. `fullgraph=True`, which
     allows no such call, raises torch's `Unsupported` with this reason.
     """
-    disable = cast("Callable[..., F]", torch.compiler.disable)
+
+    @functools.wraps(function)
+    def outside(*args: object, **kwargs: object) -> object:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        return _disabled(function)(*args, **kwargs)
+
+    # The marks that `torch.compiler.disable` sets. Calling it here would import dynamo, half of the start-up
+    # of every command, for programs that compile nothing.
+    vars(outside).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=_REASON)
+    return cast("F", outside)
+
+
+@functools.cache
+def _disabled(function: Callable[..., object]) -> Callable[..., object]:
+    disable = cast("Callable[..., Callable[..., object]]", torch.compiler.disable)
     return disable(function, reason=_REASON)
 
 
