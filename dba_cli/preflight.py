@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dba_cli.options import ConfigFlags
     from dba_core.config.loading import LoadedConfig
     from dba_core.contracts import Kind
     from dba_core.registry import Registry
+    from dba_core.runs.choosing import ConfigChoice
 
 
-def load_checked(flags: ConfigFlags, registry: Registry) -> LoadedConfig:
+def load_checked(flags: ConfigChoice, registry: Registry) -> LoadedConfig:
     """The configuration, with plugins that are installed. Raises PluginError or ConfigError."""
     from dba_core.registry import check_names
 

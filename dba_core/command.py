@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
+from dba_core.contracts import NoOptions
 from dba_core.errors import UsageError, unknown
 from dba_core.report import Report, Reporter
 
@@ -36,6 +37,8 @@ class Command(Generic[RequestT]):
     name: as typed after `dba`; dots make groups: `bench.decode` is `dba bench decode`. contract: the number
     that the plugin was written for. summary: one line; it begins the docstring of the module that the entry
     point names, where `dba --help` reads it without importing anything. run: its docstring is the help.
+    draws: its reports have pictures, for `--plot`. quick: a request that takes a moment and needs nothing,
+    which the contract suite tries; None where there is no such request.
     """
 
     name: str
@@ -43,6 +46,13 @@ class Command(Generic[RequestT]):
     summary: str
     request_class: type[RequestT]
     run: Callable[[RequestT, Reporter], Report]
+    draws: bool = False
+    quick: RequestT | None = None
+
+    @property
+    def options_class(self) -> type[NoOptions]:
+        """What it is asked for stands in its request."""
+        return NoOptions
 
 
 @attrs.frozen(kw_only=True)
@@ -134,8 +144,8 @@ class Field:
 
     @property
     def key(self) -> str:
-        """A name for it that no other field of the request has."""
-        return "__".join(self.path)
+        """Its name, which no other option of the request has."""
+        return self.path[-1]
 
 
 def fields_of(request_class: type) -> Iterator[Field]:
@@ -189,17 +199,13 @@ def value_of(request: Any, field: Field) -> Any:
 
 def make_request(request_class: type[RequestT], values: typing.Mapping[str, Any]) -> RequestT:
     """A request from values by `Field.key`. Raises UsageError for a value that is not allowed."""
-    request: RequestT = _made(request_class, values, "")
-    return request
-
-
-def _made(request_class: Any, values: typing.Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(request_class)
-    given = {}
-    for attribute in attrs.fields(request_class):
-        key = f"{prefix}{attribute.name}"
-        is_group = OPTION not in attribute.metadata
-        given[attribute.name] = _made(hints[attribute.name], values, f"{key}__") if is_group else values[key]
+    given = {
+        attribute.name: values[attribute.name]
+        if OPTION in attribute.metadata
+        else make_request(hints[attribute.name], values)
+        for attribute in attrs.fields(request_class)  # type: ignore[misc]
+    }
     return request_class(**given)
 
 

@@ -17,7 +17,8 @@ class PluginKind:
     previous_until: the version of dba that drops contract - 1, None where that is not taken (any more).
     request: the class of what `supports` and `build` are given. suite: `module:NAME` of the contract suite.
     template: of `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a
-    configuration); others are named where they are used.
+    configuration); others are named where they are used. calls: what a plugin can do, beside its name,
+    contract, summary and options_class.
     """
 
     name: str
@@ -30,6 +31,7 @@ class PluginKind:
     template: str
     per_layer: bool
     previous_until: str | None = None
+    calls: tuple[str, ...] = ("supports", "build")
 
 
 _ROWS = (
@@ -76,6 +78,18 @@ _ROWS = (
         suite="dba_core.testing.decode_long:DECODE",
         template="decode_backend.py.in",
         per_layer=True,
+    ),
+    PluginKind(
+        name="command",
+        title="Command",
+        group="dba.commands",
+        hook="dba_command",
+        contract=1,
+        request=object,
+        suite="dba_core.testing.command:COMMAND",
+        template="command.py.in",
+        per_layer=False,
+        calls=("run",),
     ),
 )
 
