@@ -1,9 +1,9 @@
 """The commands that are plugins: ours, and those of other distributions, by name and one line of help.
 
-A name with dots stands in groups: `bench.decode` is `dba bench decode`. The line of help begins the docstring of
-the module that the entry point names, that of a group the package where its first command lives; both are read
-without importing anything. What has the name of one of ours is `DISTRIBUTION:NAME`, and so are two others that
-share a name.
+A name with dots stands in groups: `bench.decode` is `dba bench decode`. The line of help begins the docstring
+of the module that the entry point names; that of a group is the docstring of the package where its first
+command lives. Both are read without importing anything. What has the name of one of ours is called
+`DISTRIBUTION:NAME`, and so are two others that share a name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PluginEntry:
         if self.info.problem is not None:
             return f"(broken: {self.info.problem})"
         text = docstring_of(self.info.module.partition(":")[0])
-        return f"(broken: {text})" if isinstance(text, Failure) else summary_of(text)
+        return f"(broken: {text})" if isinstance(text, Failure) else f"{summary_of(text)}."
 
     def load(self) -> click.Command:
         """Raises PluginError for a broken one. The allow list is about what others bring along."""
@@ -67,7 +67,7 @@ class GroupEntry:
 
     @property
     def summary(self) -> str:
-        return summary_of(self._text)
+        return f"{summary_of(self._text)}."
 
     @property
     def _text(self) -> str:

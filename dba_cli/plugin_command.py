@@ -1,4 +1,4 @@
-"""A command from a request: the options are its fields, and what is done with a report is the same everywhere.
+"""A command from a request: its options are the fields; what is done with a report is the same everywhere.
 
 `--json`, `--save`, `--plot` and `--quiet` are made here and nowhere else. The CLI's own commands take single
 classes of options from here too (`request_options`).
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import click
 
 from dba_cli import completing
+from dba_cli.installed import is_ours
 from dba_core.command import Command, Field, Option, fields_of, make_request
-from dba_core.errors import DBAError, PluginError
+from dba_core.errors import DBAError
 
 if TYPE_CHECKING:
     from dba_core.registry import LoadedPlugin
-    from dba_core.report import Report
+    from dba_core.report import Report, Reporter
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")
@@ -36,6 +38,9 @@ plot_option = click.option(
 )
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 @attrs.frozen(kw_only=True)
 class Output:
     """How a report is to be shown."""
@@ -46,7 +51,7 @@ class Output:
     plot: bool
 
 
-def request_options(request_class: type, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def request_options(request_class: type[Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options of a request as a decorator; the command gets them as one argument `name`."""
     keys = [field.key for field in fields_of(request_class)]
 
@@ -66,10 +71,9 @@ def request_options(request_class: type, name: str) -> Callable[[Callable[..., A
 
 def plugin_command(loaded: LoadedPlugin) -> click.Command:
     """The command of a plugin. Raises PluginError where its request is none."""
-    command: Command[Any] = loaded.plugin
-    parts = command.name.split(".")
+    command = cast("Command[Any]", loaded.plugin)
+    request_class: type[Any] = command.request_class
 
-    @request_options(command.request_class, "request")
     def call(request: Any, as_json: bool, quiet: bool, save: Path | None, plot: bool = False) -> None:
         _run(loaded, request, Output(as_json=as_json, quiet=quiet, save=save, plot=plot))
 
@@ -77,7 +81,8 @@ def plugin_command(loaded: LoadedPlugin) -> click.Command:
     for option in reversed(options):
         call = option(call)
     text = inspect.getdoc(command.run) or command.summary
-    return click.command(parts[-1], help=text, short_help=command.summary)(call)
+    made = click.command(command.name.split(".")[-1], help=text, short_help=command.summary)
+    return made(request_options(request_class, "request")(call))
 
 
 def _run(loaded: LoadedPlugin, request: Any, output: Output) -> None:
@@ -93,22 +98,24 @@ def _run(loaded: LoadedPlugin, request: Any, output: Output) -> None:
     report.require()
 
 
-def _report(loaded: LoadedPlugin, request: Any, reporter: Any) -> Report:
-    """What the command returns. Raises PluginError that names it for what no command should raise."""
-    from dba_core.registry.contain import Failure, contain
+def _report(loaded: LoadedPlugin, request: Any, reporter: Reporter) -> Report:
+    """What the command returns. Raises CommandFailedError that names it for what no command should raise."""
+    from dba_core.registry.contain import Failure, contain, shown
     from dba_core.report import Report
 
-    outcome = contain(lambda: loaded.plugin.run(request, reporter))
+    command = cast("Command[Any]", loaded.plugin)
+    if is_ours(loaded.info):
+        return command.run(request, reporter)
+    outcome: object = contain(lambda: command.run(request, reporter))
     if isinstance(outcome, Report):
         return outcome
     if not isinstance(outcome, Failure):
-        raise PluginError(f"{loaded.info.who} returned a {type(outcome).__name__}; allowed: a Report")
-    known = isinstance(outcome.error, (DBAError, click.ClickException, click.Abort, OSError))
-    if known or loaded.info.is_ours:
+        text = f"{loaded.info.who} returned {shown(outcome)}; allowed: a dba_core.report.Report"
+        raise CommandFailedError(f"{text}. Report it to its author")
+    if isinstance(outcome.error, (DBAError, OSError)):
         raise outcome.error
-    raise CommandFailedError(
-        f"{loaded.info.who} failed: {outcome}. Report it to its author."
-    ) from outcome.error
+    text = f"{loaded.info.who} failed ({outcome}); report it to its author"
+    raise CommandFailedError(text) from outcome.error
 
 
 class CommandFailedError(DBAError):
@@ -157,41 +164,27 @@ def _written(report: Report, output: Output) -> list[Path]:
 def _decorator(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """One option or argument for click."""
     spec = field.option
+    required = field.default is attrs.NOTHING
     if spec.positional:
-        return click.argument(
-            field.key, type=_type(field), required=field.default is attrs.NOTHING, **_offered(spec)
-        )
-    names = [field.flag, field.key]
+        return click.argument(field.key, type=_type(field), required=required, **_offered(spec))
+    how: dict[str, Any] = {"help": _help(spec), **_offered(spec)}
     if field.kind is bool:
-        if field.optional or field.default is True:
-            names[0] = f"{field.flag}/{field.flag.replace('--', '--no-', 1)}"
-        plain = not (field.optional or field.default is True)
-        return (
-            click.option(
-                *names,
-                is_flag=True,
-                default=field.default,
-                show_default=field.default is True,
-                help=_help(spec),
-            )
-            if plain
-            else click.option(
-                *names, default=field.default, show_default=field.default is True, help=_help(spec)
-            )
+        both = field.optional or field.default is True
+        name = f"{field.flag}/{field.flag.replace('--', '--no-', 1)}" if both else field.flag
+        return click.option(
+            name, field.key, is_flag=True, default=field.default, show_default=field.default is True, **how
         )
-    how: dict[str, Any] = {"help": _help(spec), "metavar": _unit(field), **_offered(spec)}
-    if field.default is attrs.NOTHING:
+    how["metavar"] = _unit(field)
+    if required:
         how["required"] = True
-    elif field.is_list and field.option.repeated:
-        how["default"] = field.default
-    elif field.is_list:
-        how["default"] = ",".join(map(str, field.default)) if field.default else None
+    elif field.is_list and not spec.repeated:
+        how["default"] = ",".join(map(str, field.default)) or None
     else:
         how["default"] = field.default
     how["show_default"] = how.get("default") not in (None, ())
     if field.is_list and not spec.repeated:
-        return click.option(*names, callback=_comma_reader(field), **how)
-    return click.option(*names, type=_type(field), multiple=field.is_list, **how)
+        return click.option(field.flag, field.key, callback=_comma_reader(field), **how)
+    return click.option(field.flag, field.key, type=_type(field), multiple=field.is_list, **how)
 
 
 def _help(spec: Option) -> str:
@@ -237,27 +230,25 @@ def _comma_reader(field: Field) -> Callable[[click.Context, click.Parameter, str
 
     def read(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[Any, ...]:
         parts = [] if text is None else [part.strip() for part in text.split(",")]
+        if field.kind is str and not all(parts):
+            raise click.BadParameter(f"{text!r} has an empty name; write NAME or NAME,NAME.")
         return tuple(dict.fromkeys(_read_one(field, part) for part in parts))
 
     return read
 
 
 def _read_one(field: Field, part: str) -> Any:
+    """One value of a list. Raises BadParameter."""
     spec = field.option
     if field.kind is str:
-        problem = "is an empty name; write one, or several with commas between them" if not part else None
-        if problem is None and spec.problem(part) is None:
-            return part
-        raise click.BadParameter(f"{part!r} {problem}." if problem else f"{spec.problem(part)}")
-    kind = "whole number" if field.kind is int else "number"
-    try:
-        value = field.kind(part)
-    except ValueError:
-        value = None
-    if value is not None and (part.isdecimal() or field.kind is float) and spec.problem(value) is None:
-        return value
+        problem = spec.problem(part)
+        if problem is not None:
+            raise click.BadParameter(problem)
+        return part
+    is_number = part.isdecimal() if field.kind is int else _NUMBER.fullmatch(part) is not None
+    if is_number and spec.problem(field.kind(part)) is None:
+        return field.kind(part)
     bounded = spec.least is not None or spec.most is not None
-    out = f", or leave {field.flag} out for {spec.without}" if spec.without else ""
-    raise click.BadParameter(
-        f"{part!r} is no {kind}{f' that is allowed ({spec.range_text})' if bounded else ''}; write N or N,N,N{out}."
-    )
+    wanted = f"{'whole ' if field.kind is int else ''}number{f' {spec.range_text}' if bounded else ''}"
+    leave = f", or leave {field.flag} out: {spec.without}" if spec.without else ""
+    raise click.BadParameter(f"{part!r} is no {wanted}; write N or N,N,N{leave}.")

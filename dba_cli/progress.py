@@ -71,7 +71,7 @@ class TerminalReporter:
         self.summary = summary
 
     def event(self, event: object) -> None:
-        """Those of training, and of what is done with plugins, which was asked for and is told even if quiet."""
+        """Those of training; what is done with plugins was asked for, and is told even if quiet."""
         from dba_core.registry import Trace, TraceEvent
 
         if isinstance(event, TraceEvent):

@@ -84,15 +84,15 @@ class Option:
             return None
         low, high = self.least, self.most
         if (low is not None and not value >= low) or (high is not None and not value <= high):
-            return f"{value!r} is out of range; allowed: {self.range_text}"
+            return f"{value!r} is out of range; allowed: numbers {self.range_text}"
         return None
 
     @property
     def range_text(self) -> str:
-        """`1 to 1024`, `at least 1`."""
+        """`from 1 to 1024`, `>= 1`."""
         if self.least is not None and self.most is not None:
-            return f"{self.least:g} to {self.most:g}"
-        return f"at most {self.most:g}" if self.least is None else f"at least {self.least:g}"
+            return f"from {self.least:g} to {self.most:g}"
+        return f"<= {self.most:g}" if self.least is None else f">= {self.least:g}"
 
 
 def option(default: Any = attrs.NOTHING, **how: Any) -> Any:
@@ -199,12 +199,10 @@ def value_of(request: Any, field: Field) -> Any:
 
 def make_request(request_class: type[RequestT], values: typing.Mapping[str, Any]) -> RequestT:
     """A request from values by `Field.key`. Raises UsageError for a value that is not allowed."""
-    hints = typing.get_type_hints(request_class)
+    hints, fields = typing.get_type_hints(request_class), attrs.fields_dict(request_class)  # type: ignore[arg-type]
     given = {
-        attribute.name: values[attribute.name]
-        if OPTION in attribute.metadata
-        else make_request(hints[attribute.name], values)
-        for attribute in attrs.fields(request_class)  # type: ignore[misc]
+        name: values[name] if OPTION in field.metadata else make_request(hints[name], values)
+        for name, field in fields.items()
     }
     return request_class(**given)
 

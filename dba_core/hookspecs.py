@@ -14,7 +14,6 @@ from dba_core.command import Command
 from dba_core.contracts import (
     DecodeBackendPlugin,
     GatePlugin,
-    Kind,
     NullTokenPlugin,
     SummarizerPlugin,
 )
@@ -48,12 +47,3 @@ def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
 @hookspec
 def dba_command() -> Command[Any]:  # type: ignore[empty-body]
     """Return the command that this module provides."""
-
-
-#: The hook's name for each kind.
-HOOK_NAMES: dict[Kind, str] = {
-    "summarizer": "dba_summarizer",
-    "gate": "dba_gate",
-    "null_token": "dba_null_token",
-    "decode_backend": "dba_decode_backend",
-}

@@ -7,9 +7,8 @@ import click
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import run_options, special_options
-from dba_cli.preflight import check_data
 from dba_cli.progress import TerminalReporter
-from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice
+from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice, check_data
 
 
 @refuse_legacy_flags

@@ -11,11 +11,11 @@ import click
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import config_options, plugin_options, strict_option
-from dba_cli.preflight import check_data, load_checked
+from dba_cli.preflight import load_checked
 from dba_cli.progress import TerminalReporter
 from dba_cli.terminal import echo
 from dba_core.errors import UsageError
-from dba_core.runs.choosing import ConfigChoice, PluginUse
+from dba_core.runs.choosing import ConfigChoice, PluginUse, check_data
 
 if TYPE_CHECKING:
     from dba_core.runs.summary import Summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.machinery
 import sys
+from collections.abc import Sequence
 
 from dba_core.registry.contain import Failure, contain
 
@@ -16,20 +17,18 @@ def docstring_of(module: str) -> str | Failure | None:
 
 def _source(module: str) -> str:
     """Package by package, since `importlib.util.find_spec` imports the packages above a module."""
-    path, spec, name = None, None, ""
+    path: Sequence[str] | None = None
+    loader, name = None, ""
     for part in module.split("."):
         name = f"{name}.{part}" if name else part
         spec = _spec(name, path)
         if spec is None:
             raise ModuleNotFoundError(f"there is no module {name}")
-        path = spec.submodule_search_locations
-    source = (
-        spec.loader.get_source(name) if isinstance(spec.loader, importlib.machinery.SourceFileLoader) else ""
-    )
-    return source or ""
+        path, loader = spec.submodule_search_locations, spec.loader
+    return (loader.get_source(name) or "") if isinstance(loader, importlib.machinery.SourceFileLoader) else ""
 
 
-def _spec(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:
+def _spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
     for finder in sys.meta_path:
         spec = finder.find_spec(name, path)
         if spec is not None:

@@ -15,7 +15,10 @@ from dba_core.command import argument, given_flags, group, option
 from dba_core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dba_core.config.loading import LoadedConfig
+    from dba_core.contracts import Kind
     from dba_core.registry import Registry
     from dba_core.registry.choice import PluginChoice
     from dba_core.report import Reporter
@@ -217,3 +220,20 @@ def _existing(file: Path | None) -> Path | None:
     if file is None or file.exists() or file.name != RunFolder(file.parent).config_file.name:
         return file
     return find_run(file.parent).config_file
+
+
+def check_plugins(kind: Kind, names: Iterable[str]) -> None:
+    """Raises PluginError for names that no installed plugin of the kind has."""
+    from dba_core.registry import Registry
+
+    for name in names:
+        if name != "auto":
+            Registry.default().find(kind, name)
+
+
+def check_data(source: str | None) -> None:
+    """Raises DataError for a corpus that is not there; None is the run's own."""
+    if source is not None:
+        from dba_core.data.corpus import check_source
+
+        check_source(source)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dba_core.testing.check import Check, Suite, check_plugin, run_check
 from dba_core.testing.pytest_classes import (
+    CommandContract,
+    Contract,
     DecodeBackendContract,
     GateContract,
     NullTokenContract,
@@ -21,6 +23,8 @@ __all__ = [
     "SUITES",
     "Check",
     "CheckResult",
+    "CommandContract",
+    "Contract",
     "DecodeBackendContract",
     "GateContract",
     "NullTokenContract",

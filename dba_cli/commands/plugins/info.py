@@ -11,6 +11,7 @@ from dba_cli.commands.plugins.common import KIND, info_document, json_option, ki
 from dba_cli.options import plugin_options
 from dba_cli.progress import TerminalReporter
 from dba_core.contracts import Kind
+from dba_core.kinds import KINDS
 from dba_core.runs.choosing import PluginUse
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _show(loaded: LoadedPlugin) -> None:
             ("Module", info.module),
             ("Contract", str(plugin.contract)),
             *([("Needs", needs_text(info))] if info.needs else []),
-            ("Choose it with", f"--plugin {info.kind}={info.name}"),
+            ("Choose it with", KINDS[info.kind].chosen_by(info.name)),
             *([("Warning", loaded.deprecation)] if loaded.deprecation else []),
         ],
     )
