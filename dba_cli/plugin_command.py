@@ -51,7 +51,9 @@ class Output:
     plot: bool
 
 
-def request_options(request_class: type[Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def request_options(
+    request_class: type[Any], name: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options of a request as a decorator; the command gets them as one argument `name`."""
     keys = [field.key for field in fields_of(request_class)]
 

@@ -7,7 +7,6 @@ import click
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import run_options, special_options
-from dba_cli.progress import TerminalReporter
 from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice, check_data
 
 
@@ -56,6 +55,8 @@ def evaluate(
 
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
     check_data(data)
+    from dba_cli.progress import TerminalReporter
+
     run = run_flags.load(TerminalReporter())
     from dba_core.runs.evaluate import evaluate_run
     from dba_core.runs.summary_text import evaluation_sections

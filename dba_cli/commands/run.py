@@ -12,7 +12,6 @@ from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import config_options, plugin_options, strict_option
 from dba_cli.preflight import load_checked
-from dba_cli.progress import TerminalReporter
 from dba_cli.terminal import echo
 from dba_core.errors import UsageError
 from dba_core.runs.choosing import ConfigChoice, PluginUse, check_data
@@ -105,6 +104,8 @@ class _How:
     @property
     def arguments(self) -> dict[str, Any]:
         """What the job is told about plugins."""
+        from dba_cli.progress import TerminalReporter
+
         registry = self.plugin_flags.registry(TerminalReporter())
         return {"registry": registry, "allow_drift": self.allow_drift, "strict": self.strict}
 

@@ -10,7 +10,6 @@ import click
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
 from dba_cli.options import SPECIAL_HELP, run_options
-from dba_cli.progress import TerminalReporter
 from dba_cli.terminal import GrowingText, echo, terminal_input
 from dba_core.errors import UsageError
 from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice
@@ -87,6 +86,8 @@ def sample(
 
     reading = Reading(chat=chat, system=system, bos=bos, eos=eos)
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
+    from dba_cli.progress import TerminalReporter
+
     loaded = run_flags.load(TerminalReporter())
     generation = _generation(loaded.config.generation, settings)
     chosen = policy or loaded.kv_policy

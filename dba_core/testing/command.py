@@ -55,7 +55,7 @@ def light_module(subject: Subject) -> Iterator[Violation]:
         return
     module = subject.loaded.info.module.partition(":")[0]
     code = f"import sys, {module}; print(*[each for each in {_HEAVY!r} if each in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     loaded = done.stdout.split()
     if loaded or done.returncode:
         yield Violation(

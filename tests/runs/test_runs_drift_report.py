@@ -71,8 +71,8 @@ def test_every_metric_can_be_limited(name: str) -> None:
     assert value is not None
     assert parse_threshold(f" {name} = {value!r} ") == Threshold(name, value)
     at, below = Threshold(name, value), Threshold(name, value - 1e-9)
-    assert at.judge([setting()]).exceeded_by == ()
-    assert below.judge([setting()]).exceeded_by == (0,)
+    assert JudgedThreshold.of(at, [setting()]).exceeded_by == ()
+    assert JudgedThreshold.of(below, [setting()]).exceeded_by == (0,)
 
 
 def test_beyond_the_window_is_another_number() -> None:

@@ -17,7 +17,6 @@ from dba_cli.commands.bench.common import (
     threads_option,
 )
 from dba_cli.options import weights_options
-from dba_cli.progress import TerminalReporter
 from dba_core.runs.choosing import RunChoice
 
 
@@ -50,6 +49,8 @@ def converted(output: Output, source: Path, run_flags: RunChoice, **settings: An
       dba bench converted model.gguf runs/smol --prompt 512 --threads 1,2
     """
     from dba_plugins.bench.converted import ConvertedSettings, measure_converted
+
+    from dba_cli.progress import TerminalReporter
 
     report = measure_converted(
         source,

@@ -7,7 +7,6 @@ import click
 from dba_cli import completing
 from dba_cli.commands.bench.common import Output, command_line, report_options, show
 from dba_cli.options import weights_options
-from dba_cli.progress import TerminalReporter
 from dba_core.runs.choosing import RunChoice, check_data
 
 
@@ -52,6 +51,8 @@ def quality(
     from dba_plugins.bench.quality_chart import quality_chart
 
     check_data(data)
+    from dba_cli.progress import TerminalReporter
+
     run = run_flags.load(TerminalReporter())
     report = measure_quality(
         run.model,

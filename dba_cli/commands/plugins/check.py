@@ -9,7 +9,6 @@ import click
 from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, json_option, kinds_with
 from dba_cli.options import plugin_options
-from dba_cli.progress import TerminalReporter
 from dba_cli.terminal import echo
 from dba_core.contracts import Kind
 from dba_core.runs.choosing import PluginUse
@@ -44,6 +43,8 @@ def check(
       dba plugins check streaming --quick
       dba plugins check none --kind gate --json
     """
+    from dba_cli.progress import TerminalReporter
+
     registry = plugin_flags.registry(TerminalReporter())
     kinds = kinds_with(registry, name, kind)
     for each in kinds:

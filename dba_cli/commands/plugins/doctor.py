@@ -7,7 +7,6 @@ import click
 
 from dba_cli.commands.plugins.common import json_option
 from dba_cli.options import plugin_options
-from dba_cli.progress import TerminalReporter
 from dba_cli.terminal import echo
 from dba_core.errors import PluginError
 from dba_core.runs.choosing import PluginUse
@@ -26,6 +25,7 @@ def doctor(plugin_flags: PluginUse, as_json: bool) -> int:
       dba plugins doctor
       dba plugins doctor --json
     """
+    from dba_cli.progress import TerminalReporter
     from dba_cli.rendering import columns, echo_json
     from dba_core.registry.doctor import diagnose
 

@@ -9,7 +9,6 @@ import click
 from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text
 from dba_cli.options import plugin_options
-from dba_cli.progress import TerminalReporter
 from dba_core.contracts import Kind
 from dba_core.kinds import KINDS
 from dba_core.runs.choosing import PluginUse
@@ -31,6 +30,7 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginUse, as_json: bool) -
       dba plugins info causal
       dba plugins info none --kind gate
     """
+    from dba_cli.progress import TerminalReporter
     from dba_cli.rendering import echo_json
 
     registry = plugin_flags.registry(TerminalReporter())

@@ -8,7 +8,6 @@ import click
 
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, needs_text
 from dba_cli.options import plugin_options
-from dba_cli.progress import TerminalReporter
 from dba_cli.terminal import warn
 from dba_core.contracts import Kind
 from dba_core.runs.choosing import PluginUse
@@ -42,6 +41,8 @@ def list_plugins(
     if device is not None and not check:
         raise click.UsageError("--device belongs to --check, which asks the plugins whether they run there.")
     device = device or "cpu"
+    from dba_cli.progress import TerminalReporter
+
     registry = plugin_flags.registry(TerminalReporter())
     found = registry.list(kind)
     runs = _runs(registry, found, device) if check else None

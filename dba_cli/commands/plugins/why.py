@@ -10,7 +10,6 @@ import click
 from dba_cli.commands.plugins.common import KIND_OF_LAYERS, json_option
 from dba_cli.options import config_options, plugin_options, strict_option
 from dba_cli.preflight import load_checked
-from dba_cli.progress import TerminalReporter
 from dba_cli.terminal import echo
 from dba_core.contracts import Kind
 from dba_core.runs.choosing import ConfigChoice, PluginUse
@@ -37,6 +36,7 @@ def why(kind: Kind, flags: ConfigChoice, plugin_flags: PluginUse, strict: bool, 
       dba plugins why gate --preset paper-gqa
       dba plugins why summarizer --plugin summarizer@layers.0-1=conv --json
     """
+    from dba_cli.progress import TerminalReporter
     from dba_cli.rendering import echo_json
     from dba_core.registry import refuse_fallbacks
 
