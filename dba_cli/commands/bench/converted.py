@@ -48,9 +48,8 @@ def converted(output: Output, source: Path, run_flags: RunChoice, **settings: An
       dba bench converted model.gguf runs/smol
       dba bench converted model.gguf runs/smol --prompt 512 --threads 1,2
     """
-    from dba_plugins.bench.converted import ConvertedSettings, measure_converted
-
     from dba_cli.progress import TerminalReporter
+    from dba_plugins.bench.converted import ConvertedSettings, measure_converted
 
     report = measure_converted(
         source,
