@@ -9,6 +9,7 @@ from __future__ import annotations
 import pluggy
 
 from dba_core.contracts import (
+    CheckpointSourcePlugin,
     DecodeBackendPlugin,
     GatePlugin,
     Kind,
@@ -35,6 +36,11 @@ def dba_gate() -> GatePlugin:  # type: ignore[empty-body]
 @hookspec
 def dba_null_token() -> NullTokenPlugin:  # type: ignore[empty-body]
     """Return the null-token provider that this module provides."""
+
+
+@hookspec
+def dba_checkpoint_source() -> CheckpointSourcePlugin:  # type: ignore[empty-body]
+    """Return the checkpoint source that this module provides."""
 
 
 @hookspec

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import attrs
 
-from dba_core.contracts import DecodeRequest, GateRequest, NullTokenRequest, SummarizerRequest
+from dba_core.contracts import (
+    DecodeRequest,
+    GateRequest,
+    NullTokenRequest,
+    SourceRequest,
+    SummarizerRequest,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +82,17 @@ _ROWS = (
         suite="dba_core.testing.decode_long:DECODE",
         template="decode_backend.py.in",
         per_layer=True,
+    ),
+    PluginKind(
+        name="checkpoint_source",
+        title="Checkpoint source",
+        group="dba.checkpoint_sources",
+        hook="dba_checkpoint_source",
+        contract=1,
+        request=SourceRequest,
+        suite="dba_core.testing.checkpoint_source:CHECKPOINT_SOURCE",
+        template="checkpoint_source.py.in",
+        per_layer=False,
     ),
 )
 
