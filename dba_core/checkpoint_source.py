@@ -39,14 +39,13 @@ class SourceRequest:
     """A path that may hold a pretrained model, and what a cheap look at it shows.
 
     entries: the names in a folder, sorted; () for a file. head: the first HEAD_BYTES of a file; b"" for a
-    folder. device: where the weights are read to.
+    folder.
     """
 
     path: Path
     is_folder: bool
     entries: tuple[str, ...] = ()
     head: bytes = b""
-    device: str = "cpu"
 
     @classmethod
     def of(cls, path: Path) -> SourceRequest:

@@ -12,7 +12,6 @@ from dba_core.contracts import (
     CheckpointSourcePlugin,
     DecodeBackendPlugin,
     GatePlugin,
-    Kind,
     NullTokenPlugin,
     SummarizerPlugin,
 )
@@ -46,12 +45,3 @@ def dba_checkpoint_source() -> CheckpointSourcePlugin:  # type: ignore[empty-bod
 @hookspec
 def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
     """Return the decode backend that this module provides."""
-
-
-#: The hook's name for each kind.
-HOOK_NAMES: dict[Kind, str] = {
-    "summarizer": "dba_summarizer",
-    "gate": "dba_gate",
-    "null_token": "dba_null_token",
-    "decode_backend": "dba_decode_backend",
-}

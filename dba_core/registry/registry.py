@@ -14,13 +14,15 @@ from typing import Any
 
 import attrs
 
-from dba_core.contracts import KINDS, Kind, Request, Support
+from dba_core.contracts import Kind, Request, Support
+from dba_core.distribution import canonical
 from dba_core.errors import (
     DBAError,
     DeprecatedContractWarning,
     PluginError,
     UnsupportedError,
 )
+from dba_core.kinds import KINDS
 from dba_core.registry.access import Access
 from dba_core.registry.auto_order import AutoOrder, read_auto_order
 from dba_core.registry.catalogue import Catalogue, Key, key_of
@@ -76,7 +78,12 @@ class Registry:
 
     def auto_order(self, kind: Kind, *, device: str) -> tuple[tuple[str, str], ...]:
         """The plugins that `auto` tries on this device, best first: (name, distribution that lists it)."""
-        return self._auto_order.of(kind, device=device)
+        listed = self._auto_order.of(kind, device=device)
+        if not KINDS[kind].tries_all:
+            return listed
+        known = {(name, canonical(distribution)) for name, distribution in listed}
+        rest = ((info.name, info.distribution) for info in self._catalogue.infos(kind))
+        return (*listed, *((name, owner) for name, owner in rest if (name, canonical(owner)) not in known))
 
     @property
     def auto_problems(self) -> tuple[str, ...]:
@@ -90,7 +97,7 @@ class Registry:
 
     def list(self, kind: Kind | None = None) -> _Infos:
         """Every plugin, in the order of the kinds, then by name. Imports nothing."""
-        kinds = KINDS if kind is None else (kind,)
+        kinds = tuple(KINDS) if kind is None else (kind,)
         return [self._with_problem(info) for each in kinds for info in self._catalogue.infos(each)]
 
     def load(self, kind: Kind, name: str, *, distribution: str | None = None) -> LoadedPlugin:
@@ -126,7 +133,7 @@ class Registry:
         _warn_of(loaded)
         return loaded
 
-    def select(self, kind: Kind, choice: str | PluginChoice, request: Request) -> Selection:
+    def select(self, kind: Kind, choice: str | PluginChoice, request: object) -> Selection:
         """Choose a plugin for `request`: the one that is named, or with `auto` the first that supports it.
 
         Raises PluginError (missing, broken, ambiguous), ConfigError (options), UnsupportedError (reasons).
@@ -134,11 +141,13 @@ class Registry:
         self._catalogue.infos(kind)
         wanted = PluginChoice(choice) if isinstance(choice, str) else choice
         if wanted.name == "auto":
+            if not isinstance(request, Request) and not KINDS[kind].tries_all:
+                raise PluginError(f"there is no order of auto for a {kind}; choose one by name")
             refuse_options_of_auto(kind, wanted.options)
             return self._first_supporting(kind, request)
         return self._by_name(kind, wanted, request)
 
-    def _by_name(self, kind: Kind, choice: PluginChoice, request: Request) -> Selection:
+    def _by_name(self, kind: Kind, choice: PluginChoice, request: object) -> Selection:
         record = choice.record
         loaded = self.load(kind, choice.name, distribution=record.distribution if record else None)
         options = structure_options(loaded, choice.options)
@@ -154,15 +163,16 @@ class Registry:
             why = record.why if record.why.startswith("as recorded") else f"as recorded ({record.why})"
         return self._selection(loaded, options, request, why=why)
 
-    def ask(self, loaded: LoadedPlugin, request: Request, options: Any) -> Support | str:
+    def ask(self, loaded: LoadedPlugin, request: object, options: Any) -> Support | str:
         """The plugin's answer to `supports()`, or the problem with it."""
         return ask_support(loaded, request, options, trace=self.trace)
 
-    def _first_supporting(self, kind: Kind, request: Request) -> Selection:
+    def _first_supporting(self, kind: Kind, request: object) -> Selection:
         """The first, or the one after it where the first stands back for that one."""
         passed = [PassedOver(name="auto order", problem=problem) for problem in self._auto_order.problems]
         held: tuple[LoadedPlugin, Any, Support] | None = None
-        for name, distribution in self._auto_order.of(kind, device=request.device):
+        device = request.device if isinstance(request, Request) else "cpu"
+        for name, distribution in self.auto_order(kind, device=device):
             outcome = self._try(kind, name, distribution, request)
             if isinstance(outcome, PassedOver):
                 if held is not None:
@@ -195,7 +205,7 @@ class Registry:
         self,
         loaded: LoadedPlugin,
         options: Any,
-        request: Request,
+        request: object,
         *,
         why: str,
         passed: Sequence[PassedOver] = (),
@@ -213,7 +223,7 @@ class Registry:
         )
 
     def _try(
-        self, kind: Kind, name: str, distribution: str, request: Request
+        self, kind: Kind, name: str, distribution: str, request: object
     ) -> PassedOver | tuple[LoadedPlugin, Any, Support]:
         try:
             info = self._catalogue.find(kind, name, prefer=distribution)

@@ -20,7 +20,6 @@ from torch import Tensor
 from dba_core.cache.layer import LayerCache
 from dba_core.cache.store import TensorStore
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeOutput,
@@ -143,7 +142,7 @@ def _held(cache: LayerCache, start: int, stop: int) -> Tensor | None:
 
 class StreamingPlugin:
     name = "streaming"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "plain torch, block by block, any format, any device; the reference"
     options_class = StreamingOptions
 

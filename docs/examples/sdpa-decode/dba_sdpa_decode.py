@@ -18,7 +18,6 @@ from dba_core import hookimpl
 from dba_core.cache.layer import LayerCache
 from dba_core.cache.store import TensorStore
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeOutput,
@@ -122,7 +121,7 @@ def _read(store: TensorStore, cache: LayerCache) -> Tensor:
 
 class SdpaPlugin:
     name = "sdpa"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "dequantizes the cache, then one scaled_dot_product_attention"
     options_class = SdpaOptions
 
