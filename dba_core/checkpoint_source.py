@@ -147,7 +147,7 @@ def expected_shapes(model: ModelDescription) -> Iterator[tuple[str, Shape]]:
 
 #: What a source may write as its `example`.
 EXAMPLE = ModelDescription(
-    vocab_size=64,
+    vocab_size=256,
     context=32,
     n_layers=2,
     d_model=32,

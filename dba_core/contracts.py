@@ -264,6 +264,7 @@ class Plugin(Protocol[RequestT, BuiltT]):
     def build(self, request: RequestT, options: Any) -> BuiltT: ...
 
 
+@runtime_checkable
 class CheckpointSourcePlugin(Plugin[SourceRequest, OpenedSource], Protocol):
     """A plugin with an example of its own."""
 

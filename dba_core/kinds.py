@@ -149,3 +149,8 @@ KINDS: dict[Kind, PluginKind] = {row.name: row for row in _ROWS}
 def per_layer() -> tuple[Kind, ...]:
     """The kinds that each layer of a model chooses a plugin of."""
     return tuple(name for name, kind in KINDS.items() if kind.per_layer)
+
+
+def with_auto() -> tuple[Kind, ...]:
+    """The kinds of which `auto` chooses a plugin."""
+    return tuple(name for name, kind in KINDS.items() if kind.per_layer or kind.tries_all)

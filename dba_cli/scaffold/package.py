@@ -62,7 +62,10 @@ class PluginPackage:
         """Every file's path in the package and its text."""
         facts, source = _template(KINDS[self.kind].template)
         values = {**self._values(), **facts}
-        values["options_hint"] = _options_hint(self.kind, self.name, facts.get("option"))
+        values["options"] = "It takes no options."
+        if "${class_name}Options" in source:
+            hint = _options_hint(self.kind, self.name, facts.get("option"))
+            values["options"] = f"Options are the fields of `{self.class_name}Options`{hint}."
         texts = {
             "pyproject.toml": _text("pyproject.toml.in"),
             "README.md": _text("README.md.in"),

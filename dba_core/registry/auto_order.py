@@ -17,7 +17,7 @@ import attrs
 from dba_core.contracts import Kind
 from dba_core.distribution import NAME, canonical
 from dba_core.errors import unknown
-from dba_core.kinds import per_layer
+from dba_core.kinds import with_auto
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.surroundings import kept_surroundings
 
@@ -77,7 +77,7 @@ def _checked(mapping: Any) -> _Mapping | str:
         return problem
     return {
         kind: {device: tuple(names) for device, names in _by_device(mapping[kind]).items()}
-        for kind in per_layer()
+        for kind in with_auto()
         if kind in mapping
     }
 
@@ -95,8 +95,8 @@ def _form_problem(mapping: Any) -> str | None:
     if not isinstance(mapping, Mapping):
         return f"it is {mapping!r}, no mapping of kinds to names"
     for kind, listed in mapping.items():
-        if kind not in per_layer():
-            return unknown("plugin kind", str(kind), per_layer())
+        if kind not in with_auto():
+            return unknown("plugin kind", str(kind), with_auto())
         for device, names in _by_device(listed).items():
             named = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
             if not named or not isinstance(device, str):

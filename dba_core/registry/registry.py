@@ -22,7 +22,7 @@ from dba_core.errors import (
     PluginError,
     UnsupportedError,
 )
-from dba_core.kinds import KINDS
+from dba_core.kinds import KINDS, with_auto
 from dba_core.registry.access import Access
 from dba_core.registry.auto_order import AutoOrder, read_auto_order
 from dba_core.registry.catalogue import Catalogue, Key, key_of
@@ -141,7 +141,7 @@ class Registry:
         self._catalogue.infos(kind)
         wanted = PluginChoice(choice) if isinstance(choice, str) else choice
         if wanted.name == "auto":
-            if not isinstance(request, Request) and not KINDS[kind].tries_all:
+            if kind not in with_auto():
                 raise PluginError(f"there is no order of auto for a {kind}; choose one by name")
             refuse_options_of_auto(kind, wanted.options)
             return self._first_supporting(kind, request)
