@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from dba_core.attention.autocast import autocast_enabled
-from dba_core.cache.layer import LayerCache
 from dba_core.contracts import (
     AttentionShape,
     DecodeBackend,
     DecodeOutput,
     Kind,
+    KVLayer,
     NullKV,
     Summarizer,
     TokenWriter,
@@ -142,7 +142,7 @@ class DecodeEntrance:
 
     def __init__(self) -> None:
         self.every_call = False
-        self._seen: WeakSet[LayerCache] = WeakSet()
+        self._seen: WeakSet[KVLayer] = WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has other caches."""
@@ -157,7 +157,7 @@ class DecodeEntrance:
         backend: DecodeBackend,
         q_sem: Tensor,
         q_geo: Tensor,
-        cache: LayerCache,
+        cache: KVLayer,
         *,
         null: NullKV | None,
         who: Callable[[], str],
@@ -198,7 +198,7 @@ class NamedWriter:
     def __init__(self, writer: TokenWriter, who: Callable[[], str]) -> None:
         self._writer, self._who = writer, who
 
-    def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
         """As `TokenWriter.write`."""
         with Blame(self._who, "failed when it wrote to the cache"):
             written: object = self._writer.write(cache, k_sem, k_geo, v)
