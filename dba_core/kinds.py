@@ -139,7 +139,7 @@ _ROWS = (
         template="checkpoint_source.py.in",
         per_layer=False,
         tries_all=True,
-        usage="dba convert MODEL --out DIR  (the first source that recognizes MODEL; {name} is one of them)",
+        usage="dba convert MODEL --out DIR",
     ),
 )
 

@@ -130,8 +130,8 @@ def open_with(selection: Selection) -> PretrainedModel:
     opened = _asked(selection, lambda: selection.plugin.build(selection.request, selection.options))
     if not isinstance(opened, OpenedSource):
         raise PluginError(
-            f"{selection.who} built {shown(opened)}, no OpenedSource. Choose another {KIND} (--no-plugin "
-            f"{selection.name}) or report it to the plugin's author."
+            f"{selection.who} built {shown(opened)}, no OpenedSource. Report it to "
+            "the plugin's author, or uninstall it."
         )
     config = model_config(opened, where=str(path))
     check_weights(opened, where=str(path))

@@ -22,7 +22,7 @@ from torch import Tensor
 from dba_core.config.model import ModelConfig
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
-from dba_core.errors import CheckpointError, UsageError
+from dba_core.errors import CheckpointError, DataError, UsageError
 from dba_core.evaluation.cached_loss import TextLoss, text_loss
 from dba_core.free_memory import require_memory
 from dba_core.model.language_model import LanguageModel
@@ -56,11 +56,23 @@ def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) ->
     """Do it, and return the report that the folder holds as `conversion.json`.
 
     Raises FolderInUseError where another process makes this output folder, UsageError for an output folder
-    that exists and for a recipe that does not fit the model,
-    CheckpointError and SourceError as `open_pretrained`, DataError for the texts, SearchError where nothing
-    keeps the goal of a search.
+    that exists and for a recipe that does not fit the model, SourceError as `open_pretrained`, DataError for a
+    damaged model and for the texts, SearchError where nothing keeps the goal of a search.
     """
-    reporter = ConvertReporter() if reporter is None else reporter
+    with _wrong_input():
+        return _convert(request, ConvertReporter() if reporter is None else reporter)
+
+
+@contextlib.contextmanager
+def _wrong_input() -> Iterator[None]:
+    """Within: a model that is damaged is wrong input, as a text is."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
+
+
+def _convert(request: ConvertRequest, reporter: ConvertReporter) -> ConversionReport:
     out = request.out
     _refuse_existing(out)
     source = open_pretrained(request.model)

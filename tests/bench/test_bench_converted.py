@@ -42,8 +42,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 4.0}])
 def test_transformers_own_llama_gives_the_sources_logits(scaling, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from dba_plugins.bench.llama import llama_of
     from dba_core.model.pretrained import open_pretrained
+    from dba_plugins.bench.llama import llama_of
 
     config = WIDE if scaling is None else {**WIDE, "rope_scaling": scaling}
     source = open_pretrained(write_folder(tmp_path / "model", config, random_weights(config)))
