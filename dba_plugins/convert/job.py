@@ -56,8 +56,8 @@ def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) ->
     """Do it, and return the report that the folder holds as `conversion.json`.
 
     Raises FolderInUseError where another process makes this output folder, UsageError for an output folder
-    that exists and for a recipe that does not fit the model, SourceError as `open_pretrained`, DataError for a
-    damaged model and for the texts, SearchError where nothing keeps the goal of a search.
+    that exists and for a recipe that does not fit the model, SourceError as `open_pretrained`, DataError for
+    a damaged model and for the texts, SearchError where nothing keeps the goal of a search.
     """
     with _wrong_input():
         return _convert(request, ConvertReporter() if reporter is None else reporter)
