@@ -35,9 +35,8 @@ from dba_core.contracts import (
 )
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
-from dba_core.registry.blame import Blame
 from dba_core.registry.choice import PluginChoice
-from dba_core.registry.contain import shown
+from dba_core.registry.contain import Blame, shown
 
 #: Requests whose backend stays although no cache needs it any more.
 KEPT = 16

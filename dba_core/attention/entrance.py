@@ -8,18 +8,17 @@ that waits for the device. Nothing is looked at inside a captured CUDA graph, no
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dba_core.attention.autocast import autocast_enabled
+from dba_core.attention.inputs import autocast_enabled
 from dba_core.contracts import AttentionShape, Kind, NullKV, Summarizer
 from dba_core.errors import PluginError
 from dba_core.registry import Selection
-from dba_core.registry.blame import Blame
-from dba_core.registry.contain import shown
+from dba_core.registry.contain import Blame, shown
 
 #: How far a gate may be outside of [0,1] by rounding.
 _ROUNDING = 1e-3
@@ -159,27 +158,3 @@ def may_wait(like: Tensor) -> bool:
 
 def finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x).all())
-
-
-def taking_part(x: Tensor, module: nn.Module | None) -> Tensor:
-    """x; every trainable parameter of the module (None: nothing) gets a gradient of zeros from it.
-
-    For the summarizer of a sequence that is too short to be summarized: DistributedDataParallel waits for a
-    gradient of every parameter and fails where one has none.
-    """
-    if module is None or not torch.is_grad_enabled():
-        return x
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    apply = cast("Callable[..., Tensor]", _TakingPart.apply)
-    return apply(x, *parameters) if parameters else x
-
-
-class _TakingPart(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)

@@ -120,24 +120,19 @@ def attend_kernel(
         most = tl.maximum(most, largest_query(q_sem_row, head, known, LAYOUT.k_sem))
     up, down = power_of_two(most)
     c = up * LOG2_E
-    length = tl.minimum(tl.load(lengths_ptr + b), capacity)
-    reading = Reading(
-        c,
-        load_queries(q_sem_row, head, known, down, LAYOUT.k_sem),
-        load_queries(q_geo_row, head, known, down, LAYOUT.k_geo),
-        head_planes(k_sem, b, unit, capacity, ring_size, LAYOUT.k_sem, UNITS),
-        head_planes(k_geo, b, unit, capacity, ring_size, LAYOUT.k_geo, UNITS),
-        head_planes(v, b, unit, capacity, ring_size, LAYOUT.v, UNITS),
-        length,
-        capacity,
-        ring_size,
-    )
+    q_sem = load_queries(q_sem_row, head, known, down, LAYOUT.k_sem)
+    q_geo = load_queries(q_geo_row, head, known, down, LAYOUT.k_geo)
+    sem = head_planes(k_sem, b, unit, capacity, ring_size, LAYOUT.k_sem, UNITS)
+    geo = head_planes(k_geo, b, unit, capacity, ring_size, LAYOUT.k_geo, UNITS)
+    val = head_planes(v, b, unit, capacity, ring_size, LAYOUT.v, UNITS)
     state = empty_state(LAYOUT.rows, LAYOUT.v)
     if HAS_NULL:
         if begin == 0:
             state = null_state(q_sem_row, q_geo_row, null, head, known, down, LAYOUT, NULL_HEADS)
     if begin > 0:
         state = load_state(state_ptr + (b * H + head) * (DV + 2), c, known, LAYOUT.v)
+    length = tl.minimum(tl.load(lengths_ptr + b), capacity)
+    reading = Reading(c, q_sem, q_geo, sem, geo, val, length, capacity, ring_size)
     stored = length
     if LAYOUT.has_ring:
         stored = tl.maximum(length - residual, 0)
