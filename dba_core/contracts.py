@@ -123,6 +123,98 @@ class DecodeRequest:
 
 
 @attrs.frozen(kw_only=True)
+class KVFormatRequest:
+    """What a cache format will be asked to store: `n_heads` heads of `head_dim` values for each token, which
+    is at least 1, in blocks of `qblock` values of the flattened row (0: a format without blocks).
+    """
+
+    n_heads: int
+    head_dim: int
+    qblock: int = 0
+    device: str = "cpu"
+
+
+#: The largest finite fp16 number, which is also the limit of the residual window.
+FP16_MAX = 65504.0
+_BYTES_OF = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1, "uint8": 1}
+
+
+@attrs.frozen(kw_only=True)
+class FormatFacts:
+    """What a cache format costs and keeps, as plain numbers.
+
+    bits: of one value's code, scales not counted. packed: values of a head that share whole bytes (2 for
+    codes of 4 bits); a head's last group is stored whole. code_dtype: of the plane of codes. qblocks: values
+    per scale that may be chosen, none for a format without scales; default_qblock: what a policy means that
+    names none. scale_dtype: of the plane of scales, one per block. max_input: the largest |x| that is taken.
+    round_trip_error: relative L2 error on float32 values of N(0,1), in blocks of `default_qblock`.
+    other_names: by which people ask for it. Raises ValueError for what cannot be.
+    """
+
+    bits: int
+    code_dtype: str
+    max_input: float
+    round_trip_error: float
+    packed: int = 1
+    qblocks: tuple[int, ...] = ()
+    default_qblock: int = 0
+    scale_dtype: str = "bfloat16"
+    other_names: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("code_dtype", "scale_dtype"):
+            dtype = {"code_dtype": self.code_dtype, "scale_dtype": self.scale_dtype}[name]
+            if dtype not in _BYTES_OF:
+                raise ValueError(f"{name}={dtype!r}; allowed: {', '.join(_BYTES_OF)}")
+        group = self.bits * self.packed
+        if self.bits < 1 or self.packed < 1 or group % (8 * _BYTES_OF[self.code_dtype]):
+            raise ValueError(
+                f"packed={self.packed} codes of bits={self.bits} fill no whole number of {self.code_dtype}"
+            )
+        if min(self.qblocks, default=1) < 1 or self.default_qblock not in (self.qblocks or (0,)):
+            raise ValueError(f"default_qblock={self.default_qblock} is not one of qblocks={self.qblocks}")
+        if not (self.max_input > 0 and self.round_trip_error >= 0):
+            raise ValueError(
+                f"max_input={self.max_input} and round_trip_error={self.round_trip_error}; allowed: more than "
+                "0, and 0 or more"
+            )
+
+    @property
+    def quantized(self) -> bool:
+        """Codes with a scale per block, not floating-point numbers."""
+        return bool(self.qblocks)
+
+    def code_bytes(self, head_dim: int) -> int:
+        """Bytes of the codes of one head of one token."""
+        return -(-head_dim // self.packed) * self.packed * self.bits // 8
+
+    def code_width(self, head_dim: int) -> int:
+        """C: elements of `code_dtype` that hold one head of one token."""
+        return self.code_bytes(head_dim) // _BYTES_OF[self.code_dtype]
+
+    def n_blocks(self, row: int, qblock: int) -> int:
+        """Scales of one token whose flattened row has `row` values; the last block may be short."""
+        return -(-row // qblock) if qblock else 0
+
+    def scale_bytes(self, row: int, qblock: int) -> int:
+        """Bytes of the scales of such a token."""
+        return _BYTES_OF[self.scale_dtype] * self.n_blocks(row, qblock)
+
+    def supports(self, request: KVFormatRequest) -> Support:
+        """Against blocks that are not among `qblocks`; a plugin's `supports` may add reasons of its own."""
+        if request.qblock in (self.qblocks or (0,)):
+            return Support.yes()
+        return Support.no(
+            Reason(
+                subject="block length",
+                got=str(request.qblock),
+                supported=", ".join(map(str, self.qblocks)) or "none: the format has no blocks",
+                action="Choose one of these in the KV policy.",
+            )
+        )
+
+
+@attrs.frozen(kw_only=True)
 class CompiledKernel:
     """A GPU kernel compiled for a device that need not be there, for `dba bench kernels`.
 
@@ -156,7 +248,7 @@ class CompilesOffline(Protocol):
         ...
 
 
-Request = SummarizerRequest | GateRequest | NullTokenRequest | DecodeRequest
+Request = SummarizerRequest | GateRequest | NullTokenRequest | DecodeRequest | KVFormatRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,6 +293,32 @@ class NullToken(Protocol):
     """An nn.Module without inputs that returns the null key/value."""
 
     def __call__(self) -> NullKV: ...
+
+
+@attrs.frozen(eq=False)
+class Encoded:
+    """Codes [B,G,T,C] and, for formats with blocks, scales [B,n_blocks,T], else None."""
+
+    codes: Tensor
+    scales: Tensor | None
+
+
+class KVCodec(Protocol):
+    """Values of one or more tokens <-> codes and scales, in one cached tensor; it can be copied and pickled.
+
+    Every token's codes come from that token alone, so they do not depend on how tokens are batched. Neither
+    method changes what it was given.
+    """
+
+    def encode(self, x: Tensor) -> Encoded:
+        """x [B,G,T,D], any floating dtype and strides, finite and at most the format's max_input in size."""
+        ...
+
+    def decode(self, codes: Tensor, scales: Any) -> Tensor:
+        """codes [B,G,T,C], scales [B,n_blocks,T] (None for formats without blocks), of any strides -> values
+        [B,G,T,D], float32 or, without blocks, the dtype of the codes; may be a view of the codes.
+        """
+        ...
 
 
 class KVTensor(Protocol):
@@ -367,4 +485,13 @@ SummarizerPlugin: TypeAlias = Plugin[SummarizerRequest, "nn.Module"]
 GatePlugin: TypeAlias = Plugin[GateRequest, "nn.Module | None"]
 NullTokenPlugin: TypeAlias = Plugin[NullTokenRequest, "nn.Module | None"]
 DecodeBackendPlugin: TypeAlias = Plugin[DecodeRequest, DecodeBackend]
+
+
+class KVFormatPlugin(Plugin[KVFormatRequest, KVCodec], Protocol):
+    """A cache format. Its module, and `facts`, can be read without torch: policies and sizes need no more."""
+
+    @property
+    def facts(self) -> FormatFacts: ...
+
+
 AnyPlugin: TypeAlias = Plugin[Any, Any]
