@@ -1,4 +1,4 @@
-"""The contracts between the core and its plugins: four kinds, their requests, answers and protocols.
+"""The contracts between the core and its plugins: their requests, answers and protocols.
 
 No torch is imported here: a plugin's metadata and `supports()` must be readable without it.
 Letters: B batch, T query tokens, H query heads, G key/value heads, Ds / Dg / Dv widths of one head,
@@ -8,7 +8,7 @@ N memory blocks of L tokens.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import attrs
 
@@ -21,22 +21,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Kind = Literal["summarizer", "gate", "null_token", "decode_backend"]
-KINDS: tuple[Kind, ...] = ("summarizer", "gate", "null_token", "decode_backend")
+#: The name of a kind of plugin; `dba_core.kinds` says what there is to say about each.
+Kind: TypeAlias = str
 
-#: The entry-point group of each kind; the entry point's name is the plugin's name.
-ENTRY_POINT_GROUPS: dict[Kind, str] = {
-    "summarizer": "dba.summarizers",
-    "gate": "dba.gates",
-    "null_token": "dba.null_tokens",
-    "decode_backend": "dba.decode_backends",
-}
-
-#: The number of each kind's contract; a plugin states the one that it was written for.
-CONTRACT_VERSIONS: dict[Kind, int] = dict.fromkeys(KINDS, 1)
-
-#: The version of dba that drops a kind's previous contract, for the kinds that still take it, with a warning.
-PREVIOUS_CONTRACT_UNTIL: dict[Kind, str] = {}
+#: What plugins state that were written when this was the way to say "the contract of today", which was 1. A
+#: plugin writes the number itself (`contract = 1`): only then can it be compared with another.
+CONTRACT_VERSIONS: dict[Kind, int] = dict.fromkeys(("summarizer", "gate", "null_token", "decode_backend"), 1)
 
 
 @attrs.frozen(kw_only=True)
@@ -63,31 +53,29 @@ class AttentionShape:
 
 
 @attrs.frozen(kw_only=True)
-class SummarizerRequest:
+class Request:
+    """What a plugin of a layer will be asked to do. `auto` chooses for the device."""
+
+    shape: AttentionShape
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@attrs.frozen(kw_only=True)
+class SummarizerRequest(Request):
     """What a memory summarizer will be asked to do."""
 
-    shape: AttentionShape
     mem_block: int
-    device: str = "cpu"
-    dtype: str = "float32"
 
 
 @attrs.frozen(kw_only=True)
-class GateRequest:
+class GateRequest(Request):
     """What a gate will be asked to do."""
 
-    shape: AttentionShape
-    device: str = "cpu"
-    dtype: str = "float32"
-
 
 @attrs.frozen(kw_only=True)
-class NullTokenRequest:
+class NullTokenRequest(Request):
     """What a null-token provider will be asked for."""
-
-    shape: AttentionShape
-    device: str = "cpu"
-    dtype: str = "float32"
 
 
 @attrs.frozen(kw_only=True)
@@ -101,13 +89,12 @@ class CachedTensor:
 
 
 @attrs.frozen(kw_only=True)
-class DecodeRequest:
+class DecodeRequest(Request):
     """What a decode backend will be asked to do: one query token per sequence over one layer's cache.
 
     device_capability, multiprocessors: of a CUDA device; None elsewhere.
     """
 
-    shape: AttentionShape
     k_sem: CachedTensor
     k_geo: CachedTensor
     v: CachedTensor
@@ -116,10 +103,8 @@ class DecodeRequest:
     capacity: int
     has_null: bool
     needs_lse: bool = False
-    device: str = "cpu"
     device_capability: tuple[int, int] | None = None
     multiprocessors: int | None = None
-    dtype: str = "float32"
 
 
 @attrs.frozen(kw_only=True)
@@ -132,6 +117,10 @@ class KVFormatRequest:
     head_dim: int
     qblock: int = 0
     device: str = "cpu"
+
+    def __str__(self) -> str:
+        blocks = f"blocks of {self.qblock}" if self.qblock else "no blocks"
+        return f"{self.n_heads} heads of {self.head_dim}, {blocks}, {self.device}"
 
 
 #: The largest finite fp16 number, which is also the limit of the residual window.
@@ -248,9 +237,6 @@ class CompilesOffline(Protocol):
         ...
 
 
-Request = SummarizerRequest | GateRequest | NullTokenRequest | DecodeRequest | KVFormatRequest
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class NullKV:
     """One extra key/value per KV head that every query sees exactly once. k_geo is not rotated.
@@ -307,7 +293,7 @@ class KVCodec(Protocol):
     """Values of one or more tokens <-> codes and scales, in one cached tensor; it can be copied and pickled.
 
     Every token's codes come from that token alone, so they do not depend on how tokens are batched. Neither
-    method changes what it was given.
+    method changes what it was given, or keeps anything: one codec serves all tensors of one size.
     """
 
     def encode(self, x: Tensor) -> Encoded:

@@ -11,7 +11,7 @@ import pluggy
 from dba_core.contracts import (
     DecodeBackendPlugin,
     GatePlugin,
-    Kind,
+    KVFormatPlugin,
     NullTokenPlugin,
     SummarizerPlugin,
 )
@@ -42,10 +42,6 @@ def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
     """Return the decode backend that this module provides."""
 
 
-#: The hook's name for each kind.
-HOOK_NAMES: dict[Kind, str] = {
-    "summarizer": "dba_summarizer",
-    "gate": "dba_gate",
-    "null_token": "dba_null_token",
-    "decode_backend": "dba_decode_backend",
-}
+@hookspec
+def dba_kv_format() -> KVFormatPlugin:  # type: ignore[empty-body]
+    """Return the cache format that this module provides; import no torch for it."""

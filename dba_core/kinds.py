@@ -5,9 +5,24 @@ A new kind is a row, a hook spec, a contract suite and a page.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import attrs
 
-from dba_core.contracts import DecodeRequest, GateRequest, NullTokenRequest, SummarizerRequest
+from dba_core.contracts import (
+    AttentionShape,
+    CachedTensor,
+    DecodeRequest,
+    GateRequest,
+    Kind,
+    KVFormatRequest,
+    NullTokenRequest,
+    SummarizerRequest,
+)
+
+#: Device ("cuda:0") and, of a CUDA device that is there, its compute capability -> a request.
+TypicalRequest = Callable[[str, tuple[int, int] | None], Any]
 
 
 @attrs.frozen(kw_only=True)
@@ -15,9 +30,10 @@ class PluginKind:
     """name: in records, options and errors. title: on paper. group: of the entry points, whose names are
     the plugins' names. hook: what a plugin's module implements. contract: the number that a plugin states.
     previous_until: the version of dba that drops contract - 1, None where that is not taken (any more).
-    request: the class of what `supports` and `build` are given. suite: `module:NAME` of the contract suite.
-    template: of `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a
-    configuration); others are named where they are used.
+    request: the class of what `supports` and `build` are given. typical: makes the one that `dba plugins
+    doctor` asks; None where there is none to ask. suite: `module:NAME` of the contract suite. template: of
+    `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a configuration);
+    others are named where they are used, by the command `usage`, {name} for its name.
     """
 
     name: str
@@ -26,10 +42,38 @@ class PluginKind:
     hook: str
     contract: int
     request: type
+    typical: TypicalRequest | None
     suite: str
     template: str
     per_layer: bool
+    usage: str = ""
     previous_until: str | None = None
+
+    def chosen_by(self, name: str) -> str:
+        """What a user writes to choose a plugin of this kind."""
+        return f"--plugin {self.name}={name}" if self.per_layer else self.usage.format(name=name)
+
+    def example(self, name: str) -> str:
+        """A command that uses it."""
+        return f"dba run {self.chosen_by(name)}" if self.per_layer else self.chosen_by(name)
+
+
+_SHAPE = AttentionShape(d_model=128, n_heads=4, n_kv_heads=4, sem_head_dim=8, geo_head_dim=16, v_head_dim=16)
+
+
+def _typical_decode(device: str, capability: tuple[int, int] | None) -> DecodeRequest:
+    return DecodeRequest(
+        shape=_SHAPE,
+        k_sem=CachedTensor(n_heads=4, head_dim=8, format="q4_0", qblock=32),
+        k_geo=CachedTensor(n_heads=4, head_dim=16, format="q8_0", qblock=32),
+        v=CachedTensor(n_heads=4, head_dim=16, format="q4_0", qblock=32),
+        residual_len=32,
+        batch=1,
+        capacity=1024,
+        has_null=False,
+        device=device,
+        device_capability=capability,
+    )
 
 
 _ROWS = (
@@ -40,6 +84,7 @@ _ROWS = (
         hook="dba_summarizer",
         contract=1,
         request=SummarizerRequest,
+        typical=lambda device, _: SummarizerRequest(shape=_SHAPE, mem_block=64, device=device),
         suite="dba_core.testing.summarizer:SUMMARIZER",
         template="summarizer.py.in",
         per_layer=True,
@@ -51,6 +96,7 @@ _ROWS = (
         hook="dba_gate",
         contract=1,
         request=GateRequest,
+        typical=lambda device, _: GateRequest(shape=_SHAPE, device=device),
         suite="dba_core.testing.gate:GATE",
         template="gate.py.in",
         per_layer=True,
@@ -62,6 +108,7 @@ _ROWS = (
         hook="dba_null_token",
         contract=1,
         request=NullTokenRequest,
+        typical=lambda device, _: NullTokenRequest(shape=_SHAPE, device=device),
         suite="dba_core.testing.null_token:NULL_TOKEN",
         template="null_token.py.in",
         per_layer=True,
@@ -73,10 +120,29 @@ _ROWS = (
         hook="dba_decode_backend",
         contract=1,
         request=DecodeRequest,
+        typical=_typical_decode,
         suite="dba_core.testing.decode_long:DECODE",
         template="decode_backend.py.in",
         per_layer=True,
     ),
+    PluginKind(
+        name="kv_format",
+        title="Cache format",
+        group="dba.kv_formats",
+        hook="dba_kv_format",
+        contract=1,
+        request=KVFormatRequest,
+        typical=None,
+        suite="dba_core.testing.kv_format:KV_FORMAT",
+        template="kv_format.py.in",
+        per_layer=False,
+        usage="dba run --kv-policy ksem={name},kgeo={name},v={name}",
+    ),
 )
 
-KINDS: dict[str, PluginKind] = {row.name: row for row in _ROWS}
+KINDS: dict[Kind, PluginKind] = {row.name: row for row in _ROWS}
+
+
+def per_layer() -> tuple[Kind, ...]:
+    """The kinds that each layer of a model chooses a plugin of."""
+    return tuple(name for name, kind in KINDS.items() if kind.per_layer)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dba_core.contracts import ENTRY_POINT_GROUPS, AttentionShape, GateRequest
+from dba_core.contracts import AttentionShape, GateRequest
+from dba_core.kinds import KINDS
 from dba_core.registry import Registry
 
 RequestOn = Callable[..., GateRequest]
@@ -84,7 +85,7 @@ class FakeSite:
     ) -> None:
         """Write metadata: entry points as {group or kind: {name: module}} or as the file's text."""
         if not isinstance(entry_points, str):
-            groups: dict[str, str] = dict(ENTRY_POINT_GROUPS)
+            groups = {kind.name: kind.group for kind in KINDS.values()}
             lines = []
             for group, points in entry_points.items():
                 lines.append(f"[{groups.get(group, group)}]")

@@ -1,8 +1,8 @@
 """Bytes of a KV cache by arithmetic alone, equal to what `LayerCache` allocates. No torch.
 
-    tensor:  G * code_bytes(D) + scale_bytes(G*D, qblock)            per token
-    layer:   batch * (capacity * bytes_per_token + residual_bytes)   = LayerCache.nbytes
-    model:   n_layers * layer                                        = KVCache.nbytes
+tensor:  G * code_bytes(D) + scale_bytes(G*D, qblock)            per token
+layer:   batch * (capacity * bytes_per_token + residual_bytes)   = LayerCache.nbytes
+model:   n_layers * layer                                        = KVCache.nbytes
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ absent path) has planes without elements.
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 
 import torch
@@ -35,7 +36,7 @@ class TensorStore:
         self.capacity = capacity
         self._lengths = lengths
         self._facts = facts = format_facts(spec.format)
-        self._who, self.codec = _codec(spec, device) if spec.head_dim else ("", None)
+        self._who, self.codec = self._chosen_codec(device)
         self.codes = torch.zeros(
             batch,
             spec.n_heads,
@@ -195,6 +196,16 @@ class TensorStore:
             self._check_form("scales", encoded.scales, self.scales, taken)
         return encoded
 
+    def _chosen_codec(self, device: torch.device) -> tuple[str, KVCodec | None]:
+        """The format's plugin as errors call it and its codec; none where there is nothing to store."""
+        spec = self.spec
+        if not spec.head_dim:
+            return "", None
+        request = KVFormatRequest(
+            n_heads=spec.n_heads, head_dim=spec.head_dim, qblock=spec.qblock, device=str(device)
+        )
+        return _codec(Registry.default(), spec.format, request)
+
     def _decode(self, codes: Tensor, scales: Tensor | None) -> Tensor:
         """Values [B,G,n,D] of planes."""
         if self.codec is None:
@@ -251,11 +262,9 @@ class TensorStore:
         return slice(row, row + 1)
 
 
-def _codec(spec: CachedTensor, device: torch.device) -> tuple[str, KVCodec]:
-    """The format's plugin as errors call it, and what it builds for this tensor."""
-    request = KVFormatRequest(
-        n_heads=spec.n_heads, head_dim=spec.head_dim, qblock=spec.qblock, device=str(device)
-    )
-    selection = Registry.default().select("kv_format", spec.format, request)
+@functools.lru_cache(maxsize=256)
+def _codec(registry: Registry, name: str, request: KVFormatRequest) -> tuple[str, KVCodec]:
+    """The format's plugin as errors call it, and its codec, which all tensors of one kind and size share."""
+    selection = registry.select("kv_format", name, request)
     codec: KVCodec = selection.build()
     return selection.who, codec

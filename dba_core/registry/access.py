@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
-from dba_core.contracts import KINDS
 from dba_core.distribution import canonical
 from dba_core.errors import PluginError, unknown
+from dba_core.kinds import KINDS
 from dba_core.registry.discovery import PluginInfo
 
 #: The environment variable that holds an allow list, with commas between the entries.

@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from dba_core.contracts import KINDS, Kind
+from dba_core.contracts import Kind
 from dba_core.distribution import NAME, canonical
 from dba_core.errors import unknown
+from dba_core.kinds import per_layer
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.surroundings import kept_surroundings
 
@@ -76,7 +77,7 @@ def _checked(mapping: Any) -> _Mapping | str:
         return problem
     return {
         kind: {device: tuple(names) for device, names in _by_device(mapping[kind]).items()}
-        for kind in KINDS
+        for kind in per_layer()
         if kind in mapping
     }
 
@@ -94,8 +95,8 @@ def _form_problem(mapping: Any) -> str | None:
     if not isinstance(mapping, Mapping):
         return f"it is {mapping!r}, no mapping of kinds to names"
     for kind, listed in mapping.items():
-        if kind not in KINDS:
-            return unknown("plugin kind", str(kind), KINDS)
+        if kind not in per_layer():
+            return unknown("plugin kind", str(kind), per_layer())
         for device, names in _by_device(listed).items():
             named = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
             if not named or not isinstance(device, str):

@@ -12,9 +12,10 @@ from importlib.metadata import Distribution
 
 import attrs
 
-from dba_core.contracts import KINDS, Kind
+from dba_core.contracts import Kind
 from dba_core.distribution import canonical
 from dba_core.errors import PluginError, unknown
+from dba_core.kinds import KINDS
 from dba_core.registry.access import Access
 from dba_core.registry.discovery import Discovery, PluginInfo, discover
 
@@ -116,7 +117,7 @@ class Catalogue:
         kinds = [each for each in KINDS if any(name in (i.name, i.qualified) for i in self._of(each))]
         if not kinds:
             raise PluginError(unknown(kind, name, names))
-        ways = " or ".join(f"--plugin {each}={name}" for each in kinds)
+        ways = " or ".join(KINDS[each].chosen_by(name) for each in kinds)
         raise PluginError(
             f"{name!r} is no {kind} but a {' and a '.join(kinds)}: choose it with {ways}. "
             f"Allowed for {kind}: {', '.join(sorted(names))}."

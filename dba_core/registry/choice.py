@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from dba_core.contracts import KINDS, Kind
+from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, unknown
+from dba_core.kinds import per_layer
 from dba_core.registry.layer_ranges import in_words, parse_layers
 from dba_core.serialization.converter import Serializable
 from dba_core.serialization.exact import exact_types
@@ -46,15 +47,25 @@ class PluginChoice(Serializable):
         return {"name": data} if isinstance(data, str) else data
 
 
-@attrs.frozen(kw_only=True, field_transformer=exact_types)
+def _fields() -> dict[str, Any]:
+    """Of PluginChoices: one for each kind that layers choose, and the choices of single layers."""
+    of_kinds = {kind: attrs.field(factory=PluginChoice, type=PluginChoice) for kind in per_layer()}
+    return {**of_kinds, "layers": attrs.field(factory=dict, type=dict[str, dict[str, PluginChoice]])}
+
+
+@attrs.frozen(kw_only=True, init=False, these=_fields(), field_transformer=exact_types)
 class PluginChoices(Serializable):
     """One choice per kind, and in `layers` those of single layers: `layers["0-3"]["summarizer"]`."""
 
-    summarizer: PluginChoice = attrs.field(factory=PluginChoice)
-    gate: PluginChoice = attrs.field(factory=PluginChoice)
-    null_token: PluginChoice = attrs.field(factory=PluginChoice)
-    decode_backend: PluginChoice = attrs.field(factory=PluginChoice)
-    layers: dict[str, dict[str, PluginChoice]] = attrs.field(factory=dict)
+    def __init__(self, **choices: Any) -> None:
+        """KIND: the choice of that kind; layers."""
+        self.__attrs_init__(**choices)
+
+    if TYPE_CHECKING:
+        layers: dict[str, dict[str, PluginChoice]]
+
+        def __getattr__(self, kind: str) -> PluginChoice:
+            """There is one attribute for each kind."""
 
     def __attrs_post_init__(self) -> None:
         for text, choices in self.layers.items():
@@ -63,20 +74,15 @@ class PluginChoices(Serializable):
             except ConfigError as error:
                 raise error.under("layers") from None
             for kind in choices:
-                if kind not in KINDS:
-                    raise ConfigError(unknown("plugin kind", kind, KINDS), path=f"layers.{text}.{kind}")
-        for kind in KINDS:
+                if kind not in per_layer():
+                    raise ConfigError(unknown("plugin kind", kind, per_layer()), path=f"layers.{text}.{kind}")
+        for kind in per_layer():
             self._check_one_choice(kind)
 
     def of(self, kind: Kind) -> PluginChoice:
         """The choice of one kind, for the layers without one of their own."""
-        choices: dict[Kind, PluginChoice] = {
-            "summarizer": self.summarizer,
-            "gate": self.gate,
-            "null_token": self.null_token,
-            "decode_backend": self.decode_backend,
-        }
-        return choices[kind]
+        choice: PluginChoice = getattr(self, kind)
+        return choice
 
     def own(self, kind: Kind) -> dict[str, PluginChoice]:
         """The choices of one kind that single layers have, by the text of the layers, first layers first."""
@@ -85,7 +91,7 @@ class PluginChoices(Serializable):
 
     def entries(self) -> Iterator[tuple[str, Kind, PluginChoice]]:
         """Every choice with the text of its layers ("": the layers without a choice of their own)."""
-        for kind in KINDS:
+        for kind in per_layer():
             yield "", kind, self.of(kind)
             for text, choice in self.own(kind).items():
                 yield text, kind, choice
@@ -95,7 +101,7 @@ class PluginChoices(Serializable):
         found = {
             kind: choice for text, kind, choice in self.entries() if text and layer in parse_layers(text)
         }
-        return attrs.evolve(self, layers={}, **found)
+        return attrs.evolve(self, **{"layers": {}, **found})
 
     def is_own(self, kind: Kind, layer: int) -> bool:
         """Whether this layer has a choice of its own."""
@@ -108,7 +114,7 @@ class PluginChoices(Serializable):
             for text, table in self.layers.items()
         }
         return PluginChoices(
-            layers=layers, **{kind: choices.get(("", kind), self.of(kind)) for kind in KINDS}
+            layers=layers, **{kind: choices.get(("", kind), self.of(kind)) for kind in per_layer()}
         )
 
     def in_all_layers(self, kind: Kind, choice: PluginChoice) -> PluginChoices:
@@ -118,7 +124,7 @@ class PluginChoices(Serializable):
             for text, table in self.layers.items()
         }
         layers = {text: table for text, table in kept.items() if table}
-        return attrs.evolve(self, layers=layers, **{kind: choice})
+        return attrs.evolve(self, **{"layers": layers, kind: choice})
 
     def check_layers(self, n_layers: int) -> None:
         """Raise ConfigError where a choice is for a layer that a model of `n_layers` does not have."""

@@ -5,7 +5,7 @@ Names need metadata only, so that a wrong one is known before torch is imported;
 
 from __future__ import annotations
 
-from dba_core.contracts import KINDS
+from dba_core.kinds import per_layer
 from dba_core.registry.choice import PluginChoices
 from dba_core.registry.options import refuse_options_of_auto, structure_options
 from dba_core.registry.registry import Registry
@@ -17,7 +17,7 @@ def check_names(choices: PluginChoices, registry: Registry) -> None:
 
     Imports no plugin. Choices with a record are left to the check of the records.
     """
-    registry.list(KINDS[0])  # which checks the allow and block lists
+    registry.list(per_layer()[0])  # which checks the allow and block lists
     for _, kind, choice in choices.entries():
         if choice.name == "auto":
             refuse_options_of_auto(kind, choice.options)

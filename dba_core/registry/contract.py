@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from dba_core.contracts import CONTRACT_VERSIONS, KINDS, PREVIOUS_CONTRACT_UNTIL, Kind
+from dba_core.contracts import Kind
+from dba_core.kinds import KINDS
 from dba_core.registry.contain import shown
 
 #: Characters of a contract number that errors show.
@@ -70,6 +71,6 @@ Terms = Mapping[Kind, ContractTerms]
 def current_terms() -> Terms:
     """Those of this library."""
     return {
-        kind: ContractTerms(number=CONTRACT_VERSIONS[kind], previous_until=PREVIOUS_CONTRACT_UNTIL.get(kind))
-        for kind in KINDS
+        name: ContractTerms(number=kind.contract, previous_until=kind.previous_until)
+        for name, kind in KINDS.items()
     }

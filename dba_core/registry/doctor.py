@@ -11,19 +11,9 @@ from typing import Literal
 
 import attrs
 
-from dba_core.contracts import (
-    KINDS,
-    AttentionShape,
-    CachedTensor,
-    DecodeRequest,
-    GateRequest,
-    Kind,
-    NullTokenRequest,
-    Request,
-    SummarizerRequest,
-    Support,
-)
+from dba_core.contracts import Kind, Support
 from dba_core.errors import DBAError, PluginError
+from dba_core.kinds import KINDS, per_layer
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.loading import LoadedPlugin
@@ -31,8 +21,6 @@ from dba_core.registry.options import options_to_dict, structure_options
 from dba_core.registry.registry import Registry
 
 Status = Literal["ok", "warning", "blocked", "error"]
-
-_SHAPE = AttentionShape(d_model=128, n_heads=4, n_kv_heads=4, sem_head_dim=8, geo_head_dim=16, v_head_dim=16)
 
 
 @attrs.frozen(kw_only=True)
@@ -60,28 +48,6 @@ def diagnose(registry: Registry, *, device: str = "cpu") -> list[Diagnosis]:
     return [*found, *_of_metadata(registry), *_of_orders(registry, device)]
 
 
-def typical_request(kind: Kind, *, device: str) -> Request:
-    """What a decoupled layer of four heads asks a plugin of this kind for."""
-    if kind == "summarizer":
-        return SummarizerRequest(shape=_SHAPE, mem_block=64, device=device)
-    if kind == "gate":
-        return GateRequest(shape=_SHAPE, device=device)
-    if kind == "null_token":
-        return NullTokenRequest(shape=_SHAPE, device=device)
-    return DecodeRequest(
-        shape=_SHAPE,
-        k_sem=CachedTensor(n_heads=4, head_dim=8, format="q4_0", qblock=32),
-        k_geo=CachedTensor(n_heads=4, head_dim=16, format="q8_0", qblock=32),
-        v=CachedTensor(n_heads=4, head_dim=16, format="q4_0", qblock=32),
-        residual_len=32,
-        batch=1,
-        capacity=1024,
-        has_null=False,
-        device=device,
-        device_capability=_capability(device),
-    )
-
-
 def _capability(device: str) -> tuple[int, int] | None:
     """Of a CUDA device that is there."""
     if device.partition(":")[0] != "cuda":
@@ -104,22 +70,25 @@ def diagnose_plugin(registry: Registry, info: PluginInfo, *, device: str) -> Dia
         structure_options(loaded, options_to_dict(options))
     except DBAError as error:
         return Diagnosis(subject=subject, status="error", text=str(error))
-    answer = registry.ask(loaded, typical_request(info.kind, device=device), options)
+    typical = KINDS[info.kind].typical
+    answer = None if typical is None else registry.ask(loaded, typical(device, _capability(device)), options)
     if isinstance(answer, str):
         return Diagnosis(subject=subject, status="error", text=f"{answer}; report it to the plugin's author")
     if info.problem is not None:
         return Diagnosis(subject=subject, status="error", text=info.problem)
-    reasons = tuple(map(str, answer.reasons))
+    reasons = () if answer is None else tuple(map(str, answer.reasons))
     if loaded.deprecation is not None:
         return Diagnosis(subject=subject, status="warning", text=loaded.deprecation, reasons=reasons)
     return Diagnosis(subject=subject, status="ok", text=_sound(loaded, answer), reasons=reasons)
 
 
-def _sound(loaded: LoadedPlugin, support: Support) -> str:
-    answer = "supports a typical request"
-    if not support.ok:
-        answer = f"says no to a typical request ({'; '.join(map(str, support.reasons))})"
-    return f"version {loaded.info.version}, contract {loaded.plugin.contract}, {answer}"
+def _sound(loaded: LoadedPlugin, support: Support | None) -> str:
+    said = f"version {loaded.info.version}, contract {loaded.plugin.contract}"
+    if support is None:
+        return said
+    if support.ok:
+        return f"{said}, supports a typical request"
+    return f"{said}, says no to a typical request ({'; '.join(map(str, support.reasons))})"
 
 
 def _of_metadata(registry: Registry) -> Iterator[Diagnosis]:
@@ -131,7 +100,7 @@ def _of_orders(registry: Registry, device: str) -> Iterator[Diagnosis]:
     """An order that cannot be read, and names in one that mean no plugin."""
     for problem in registry.auto_problems:
         yield Diagnosis(subject="auto order", status="error", text=problem)
-    for kind in KINDS:
+    for kind in per_layer():
         for name, distribution in registry.auto_order(kind, device=device):
             missing = _not_found(registry, kind, name, distribution)
             if missing is not None:

@@ -17,6 +17,7 @@ import pluggy
 from dba_core import hookspecs
 from dba_core.contracts import AnyPlugin
 from dba_core.errors import PluginError
+from dba_core.kinds import KINDS
 from dba_core.registry.contain import Failure, contain, shown
 from dba_core.registry.contract import Terms
 from dba_core.registry.discovery import PluginInfo
@@ -78,7 +79,7 @@ def _import_and_call(info: PluginInfo, trace: Trace) -> tuple[Any] | str:
     manager.add_hookspecs(hookspecs)
     manager.register(owner, name=info.qualified)
     manager.check_pending()
-    hook = hookspecs.HOOK_NAMES[info.kind]
+    hook = KINDS[info.kind].hook
     callers = {caller.name: caller for caller in manager.get_hookcallers(owner) or []}
     if hook not in callers:
         return f"{info.module} implements no hook {hook}; decorate a function {hook}() with dba_core.hookimpl"

@@ -14,13 +14,14 @@ from typing import Any
 
 import attrs
 
-from dba_core.contracts import KINDS, Kind, Request, Support
+from dba_core.contracts import Kind, Request, Support
 from dba_core.errors import (
     DBAError,
     DeprecatedContractWarning,
     PluginError,
     UnsupportedError,
 )
+from dba_core.kinds import KINDS
 from dba_core.registry.access import Access
 from dba_core.registry.auto_order import AutoOrder, read_auto_order
 from dba_core.registry.catalogue import Catalogue, Key, key_of
@@ -90,7 +91,7 @@ class Registry:
 
     def list(self, kind: Kind | None = None) -> _Infos:
         """Every plugin, in the order of the kinds, then by name. Imports nothing."""
-        kinds = KINDS if kind is None else (kind,)
+        kinds = tuple(KINDS) if kind is None else (kind,)
         return [self._with_problem(info) for each in kinds for info in self._catalogue.infos(each)]
 
     def load(self, kind: Kind, name: str, *, distribution: str | None = None) -> LoadedPlugin:
@@ -126,7 +127,7 @@ class Registry:
         _warn_of(loaded)
         return loaded
 
-    def select(self, kind: Kind, choice: str | PluginChoice, request: Request) -> Selection:
+    def select(self, kind: Kind, choice: str | PluginChoice, request: object) -> Selection:
         """Choose a plugin for `request`: the one that is named, or with `auto` the first that supports it.
 
         Raises PluginError (missing, broken, ambiguous), ConfigError (options), UnsupportedError (reasons).
@@ -134,11 +135,13 @@ class Registry:
         self._catalogue.infos(kind)
         wanted = PluginChoice(choice) if isinstance(choice, str) else choice
         if wanted.name == "auto":
+            if not isinstance(request, Request):
+                raise PluginError(f"there is no order of auto for a {kind}; choose one by name")
             refuse_options_of_auto(kind, wanted.options)
             return self._first_supporting(kind, request)
         return self._by_name(kind, wanted, request)
 
-    def _by_name(self, kind: Kind, choice: PluginChoice, request: Request) -> Selection:
+    def _by_name(self, kind: Kind, choice: PluginChoice, request: object) -> Selection:
         record = choice.record
         loaded = self.load(kind, choice.name, distribution=record.distribution if record else None)
         options = structure_options(loaded, choice.options)
@@ -154,7 +157,7 @@ class Registry:
             why = record.why if record.why.startswith("as recorded") else f"as recorded ({record.why})"
         return self._selection(loaded, options, request, why=why)
 
-    def ask(self, loaded: LoadedPlugin, request: Request, options: Any) -> Support | str:
+    def ask(self, loaded: LoadedPlugin, request: object, options: Any) -> Support | str:
         """The plugin's answer to `supports()`, or the problem with it."""
         return ask_support(loaded, request, options, trace=self.trace)
 
@@ -195,7 +198,7 @@ class Registry:
         self,
         loaded: LoadedPlugin,
         options: Any,
-        request: Request,
+        request: object,
         *,
         why: str,
         passed: Sequence[PassedOver] = (),

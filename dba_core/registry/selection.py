@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from dba_core.contracts import AnyPlugin, Kind, Reason, Request, Support
+from dba_core.contracts import AnyPlugin, Kind, Reason, Support
 from dba_core.registry.blame import Blame, attributed
 from dba_core.registry.choice import PluginChoice, PluginRecord
 from dba_core.registry.contain import Failure, contain, shown
@@ -58,7 +58,7 @@ class Selection:
     info: PluginInfo
     plugin: AnyPlugin
     options: Any
-    request: Request
+    request: Any
     why: str
     passed_over: tuple[PassedOver, ...] = ()
     deprecation: str | None = None
@@ -114,7 +114,7 @@ class Selection:
         )
 
 
-def ask_support(loaded: LoadedPlugin, request: Request, options: Any, *, trace: Trace) -> Support | str:
+def ask_support(loaded: LoadedPlugin, request: object, options: Any, *, trace: Trace) -> Support | str:
     """The plugin's own answer, or the problem with its answer."""
     with trace.step(loaded.info, "supports") as step, kept_surroundings():
         answer: object = contain(lambda: loaded.plugin.supports(request, options))

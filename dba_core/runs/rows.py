@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dba_core.free_memory import gib
+from dba_core.kinds import KINDS, per_layer
 from dba_core.registry.layer_ranges import in_words
 from dba_core.runs.kv_memory import KvMemory, human_bytes, times_smaller
 from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
@@ -15,14 +16,6 @@ if TYPE_CHECKING:
     from dba_core.runs.memory_need import MemoryNeed
 
 Row = tuple[str, str]
-
-#: What the kinds of plugin are called on paper.
-_KIND_TITLES = {
-    "summarizer": "Summarizer",
-    "gate": "Gate",
-    "null_token": "Null token",
-    "decode_backend": "Decode backend",
-}
 
 
 def model_rows(model: ModelFacts) -> Iterable[Row]:
@@ -66,7 +59,8 @@ def plugin_rows(
     plugins: Mapping[str, PluginFacts], layer_plugins: Mapping[str, Mapping[str, PluginFacts]]
 ) -> Iterable[Row]:
     """Kind by kind; where single layers chose, every row of the kind names its layers."""
-    for kind, title in _KIND_TITLES.items():
+    for kind in per_layer():
+        title = KINDS[kind].title
         own = [chosen[kind] for chosen in layer_plugins.values() if kind in chosen]
         for plugin in [*([plugins[kind]] if kind in plugins else []), *own]:
             yield from _plugin_rows(f"{title}, {in_words(plugin.layers)}" if own else title, plugin)

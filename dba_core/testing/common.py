@@ -13,7 +13,8 @@ from typing import Any
 
 import attrs
 
-from dba_core.contracts import CONTRACT_VERSIONS, Reason, Request
+from dba_core.contracts import Reason, Request
+from dba_core.kinds import KINDS
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import name_problem
 from dba_core.registry.options import options_to_dict, structure_options
@@ -72,8 +73,8 @@ def well_formed(subject: Subject) -> Iterator[Violation]:
     wrong_name = name_problem(plugin.name)
     if wrong_name is not None:
         problems.append(("name", "a name that can be chosen", wrong_name))
-    if plugin.contract != CONTRACT_VERSIONS[kind]:
-        problems.append(("contract", f"contract {CONTRACT_VERSIONS[kind]}", str(plugin.contract)))
+    if plugin.contract != KINDS[kind].contract:
+        problems.append(("contract", f"contract {KINDS[kind].contract}", str(plugin.contract)))
     if not plugin.summary.strip() or "\n" in plugin.summary or len(plugin.summary) > 120:
         problems.append(("summary", "one line of 1 to 120 characters", repr(plugin.summary)))
     for case, expected, got in problems:

@@ -95,7 +95,7 @@ class Subject:
     def kind(self) -> Kind:
         return self.loaded.info.kind
 
-    def answer(self, request: Request, options: Any = None) -> Support:
+    def answer(self, request: object, options: Any = None) -> Support:
         """What `supports()` says. Raises BreachError where it raises or answers with something else."""
         chosen = self.options if options is None else options
         said: object = contain(lambda: self.loaded.plugin.supports(request, chosen))
@@ -111,7 +111,7 @@ class Subject:
             )
         )
 
-    def built(self, request: Request, options: Any = None) -> Iterator[Any]:
+    def built(self, request: object, options: Any = None) -> Iterator[Any]:
         """What the plugin builds for the request, once; nothing where it declines or builds None.
 
         Raises BreachError where `build()` raises for a request that `supports()` took.
@@ -156,8 +156,10 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtypes[name]
 
 
-def describe(request: Request) -> str:
+def describe(request: object) -> str:
     """A request in one line, as a case of a report."""
+    if not isinstance(request, Request):
+        return str(request)
     shape = describe_shape(request.shape)
     if not isinstance(request, DecodeRequest):
         return f"{shape}, {request.dtype}, {request.device}"

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeOutput,
@@ -129,7 +128,7 @@ def _held(cache: KVLayer, start: int, stop: int) -> Tensor | None:
 
 class StreamingPlugin:
     name = "streaming"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "plain torch, block by block, any format, any device; the reference"
     options_class = StreamingOptions
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from dba_core.cache.blocks import RowLayout, pack_nibbles, round_up_bf16, unpack_nibbles
 from dba_core.contracts import Encoded, KVFormatRequest
 
-
 NF4_LEVELS = (
     -1.0,
     -0.6961928009986877,

@@ -12,7 +12,6 @@ from torch import Tensor
 from dba_core.cache.blocks import RowLayout, pack_nibbles, round_up_bf16, unpack_nibbles
 from dba_core.contracts import Encoded, KVFormatRequest
 
-
 LEVELS = 7
 ZERO_CODE = 8
 

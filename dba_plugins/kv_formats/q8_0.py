@@ -12,7 +12,6 @@ from torch import Tensor
 from dba_core.cache.blocks import RowLayout, round_up_bf16
 from dba_core.contracts import Encoded, KVFormatRequest
 
-
 LEVELS = 127
 
 

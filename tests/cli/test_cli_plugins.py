@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 
+import attrs
 import pytest
 from fake_site import GOOD_GATE, FakeSite, empty_site
 
-from dba_core import contracts
+from dba_core.kinds import KINDS
 
 ONLY_OURS = "acme:*,other:*"
 
@@ -123,8 +124,8 @@ def test_the_doctor_exits_4_and_says_what_is_wrong(dba, site: FakeSite, monkeypa
 def test_a_plugin_of_the_previous_contract_is_warned_about_in_one_line(
     dba, site: FakeSite, monkeypatch
 ) -> None:
-    monkeypatch.setitem(contracts.CONTRACT_VERSIONS, "gate", 2)
-    monkeypatch.setitem(contracts.PREVIOUS_CONTRACT_UNTIL, "gate", "0.9")
+    gate = KINDS["gate"]
+    monkeypatch.setitem(KINDS, "gate", attrs.evolve(gate, contract=2, previous_until="0.9"))
     said = (
         "it was written for gate contract 1, which dba 0.9 drops; this dba has contract 2: install a newer "
         "version of the plugin before you update dba"
@@ -133,7 +134,7 @@ def test_a_plugin_of_the_previous_contract_is_warned_about_in_one_line(
     assert done.err == f"warning: gate 'soft' of acme 1.0: {said}\n"
     assert json.loads(done.out)["deprecation"] == said
     assert "it was written for gate contract 1" in dba("plugins", "info", "soft").out
-    monkeypatch.delitem(contracts.PREVIOUS_CONTRACT_UNTIL, "gate")
+    monkeypatch.setitem(KINDS, "gate", attrs.evolve(gate, contract=2))
     assert dba("plugins", "info", "soft").code == 4
 
 

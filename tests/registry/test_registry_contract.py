@@ -8,8 +8,8 @@ import pytest
 from fake_site import GOOD_GATE, FakeSite, gate_request
 
 from dba_core.config import PluginChoice, PluginRecord
-from dba_core.contracts import CONTRACT_VERSIONS, KINDS
 from dba_core.errors import DeprecatedContractWarning, PluginError, RecordMismatchError
+from dba_core.kinds import KINDS
 from dba_core.registry import ContractTerms, check_record
 from dba_core.registry.contract import current_terms
 
@@ -20,8 +20,8 @@ CLOSED = ContractTerms(number=3)
 def test_this_library_takes_its_own_contracts() -> None:
     for kind in KINDS:
         terms = current_terms()[kind]
-        assert terms.number == CONTRACT_VERSIONS[kind]
-        assert terms.accepts(CONTRACT_VERSIONS[kind])
+        assert terms.number == KINDS[kind].contract
+        assert terms.accepts(KINDS[kind].contract)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text
 from dba_cli.plugin_options import PluginFlags, plugin_options
 from dba_core.contracts import Kind
+from dba_core.kinds import KINDS
 
 if TYPE_CHECKING:
     from dba_core.registry import LoadedPlugin
@@ -53,7 +54,7 @@ def _show(loaded: LoadedPlugin) -> None:
             ("Module", info.module),
             ("Contract", str(plugin.contract)),
             *([("Needs", needs_text(info))] if info.needs else []),
-            ("Choose it with", f"--plugin {info.kind}={info.name}"),
+            ("Choose it with", KINDS[info.kind].chosen_by(info.name)),
             *([("Warning", loaded.deprecation)] if loaded.deprecation else []),
         ],
     )

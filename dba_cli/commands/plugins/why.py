@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from dba_cli.commands.plugins.common import KIND, json_option
+from dba_cli.commands.plugins.common import KIND_OF_LAYERS, json_option
 from dba_cli.options import ConfigFlags, config_options
 from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
 from dba_cli.preflight import load_checked
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("kind", type=KIND)
+@click.argument("kind", type=KIND_OF_LAYERS)
 @config_options
 @plugin_options
 @strict_option

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dba_core import hookimpl
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeOutput,
@@ -109,7 +108,7 @@ def _with_first(first: Tensor, planes: Tensor) -> Tensor:
 
 class SdpaPlugin:
     name = "sdpa"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "dequantizes the cache, then one scaled_dot_product_attention"
     options_class = SdpaOptions
 
