@@ -139,19 +139,19 @@ def test_its_suite_runs_on_it_and_finds_a_broken_one(site: FakeSite) -> None:
 
 
 def test_the_command_line_knows_it(site: FakeSite) -> None:
-    listed = json.loads(dba("plugins", "list", "--kind", "toy", "--json").output)["plugins"]
+    listed = json.loads(dba("plugins", "list", "--kind", "toy", "--json").stdout)["plugins"]
     assert [plugin["name"] for plugin in listed] == ["tower"]
     info = dba("plugins", "info", "tower").output
     assert "dba play tower" in info
     assert "glue" in info
     assert dba("plugins", "check", "tower", "--quick").exit_code == 0
-    found = json.loads(dba("plugins", "doctor", "--json").output)["diagnoses"]
+    found = json.loads(dba("plugins", "doctor", "--json").stdout)["diagnoses"]
     said = [each["text"] for each in found if each["subject"] == "toy bricks:tower"]
     assert said == ["version 1.0, contract 3, supports a typical request"]
 
 
 def test_it_can_be_blocked(site: FakeSite) -> None:
-    blocked = json.loads(dba("plugins", "list", "--kind", "toy", "--no-plugin", "toy=tower", "--json").output)
+    blocked = json.loads(dba("plugins", "list", "--kind", "toy", "--no-plugin", "toy=tower", "--json").stdout)
     assert blocked["plugins"][0]["problem"] == "blocked by --no-plugin toy=tower"
 
 
