@@ -137,7 +137,8 @@ class FormatFacts:
     per scale that may be chosen, none for a format without scales; default_qblock: what a policy means that
     names none. scale_dtype: of the plane of scales, one per block. max_input: the largest |x| that is taken.
     round_trip_error: relative L2 error on float32 values of N(0,1), in blocks of `default_qblock`.
-    other_names: by which people ask for it. Raises ValueError for what cannot be.
+    tried: the block lengths that a search for a policy tries (0: of a format without blocks). other_names: by
+    which people ask for it. Raises ValueError for what cannot be.
     """
 
     bits: int
@@ -148,6 +149,7 @@ class FormatFacts:
     qblocks: tuple[int, ...] = ()
     default_qblock: int = 0
     scale_dtype: str = "bfloat16"
+    tried: tuple[int, ...] = ()
     other_names: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
@@ -163,10 +165,10 @@ class FormatFacts:
         if min(self.qblocks, default=1) < 1 or self.default_qblock not in (self.qblocks or (0,)):
             raise ValueError(f"default_qblock={self.default_qblock} is not one of qblocks={self.qblocks}")
         if not (self.max_input > 0 and self.round_trip_error >= 0):
-            raise ValueError(
-                f"max_input={self.max_input} and round_trip_error={self.round_trip_error}; allowed: more than "
-                "0, and 0 or more"
-            )
+            limits = f"max_input={self.max_input} and round_trip_error={self.round_trip_error}"
+            raise ValueError(f"{limits}; allowed: more than 0, and 0 or more")
+        if not set(self.tried) <= set(self.qblocks or (0,)):
+            raise ValueError(f"tried={self.tried} are not all among qblocks={self.qblocks}")
 
     @property
     def quantized(self) -> bool:

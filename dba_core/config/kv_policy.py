@@ -56,9 +56,8 @@ def _facts(registry: Registry, name: str) -> FormatFacts:
     loaded = registry.load(_KIND, name)
     facts = contain(lambda: cast("KVFormatPlugin", loaded.plugin).facts)
     if not isinstance(facts, FormatFacts):
-        found = (
-            f"reading its facts raised {facts}" if isinstance(facts, Failure) else f"they are {shown(facts)}"
-        )
+        raised = isinstance(facts, Failure)
+        found = f"reading them raised {facts}" if raised else f"they are {shown(facts)}"
         raise PluginError(
             f"{loaded.info.who} is broken: its facts are no FormatFacts ({found}). Choose another format."
         )

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from dba_core.cache.formats.nf4 import NF4_LEVELS
 from dba_plugins.decode.cpu.emit import F32, HALF, I8, I16, I32, VF, VI, Emitter, as_float32
 from dba_plugins.decode.cpu.layout import LANES, Piece
 from dba_plugins.decode.cpu.spec import TensorSpec
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS
 
 #: What is subtracted from every converted code of a format.
 OFFSET = {"q4_0": 8.0}

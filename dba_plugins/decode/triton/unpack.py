@@ -17,7 +17,7 @@ import struct
 import triton
 import triton.language as tl
 
-from dba_core.cache.formats.nf4 import NF4_LEVELS
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS
 
 LEVELS = tl.constexpr(NF4_LEVELS)
 
