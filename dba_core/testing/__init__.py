@@ -11,6 +11,7 @@ from dba_core.testing.pytest_classes import (
     Contract,
     DecodeBackendContract,
     GateContract,
+    KVFormatContract,
     NullTokenContract,
     SummarizerContract,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Contract",
     "DecodeBackendContract",
     "GateContract",
+    "KVFormatContract",
     "NullTokenContract",
     "Report",
     "Subject",

@@ -70,3 +70,7 @@ class NullTokenContract(Contract, kind="null_token"):
 
 class DecodeBackendContract(Contract, kind="decode_backend"):
     """What every decode backend promises."""
+
+
+class KVFormatContract(Contract, kind="kv_format"):
+    """What every cache format promises."""
