@@ -73,6 +73,10 @@ class RowLayout:
         whole = F.pad(units, (0, 0, 0, missing))  # [B, n_blocks*per_block, T]
         return whole.view(whole.shape[0], self.n_blocks, per_block, whole.shape[2]).amax(2)
 
+    def scales(self, x: Tensor, *, levels: int) -> Tensor:
+        """The bf16 scale of every block, max|x| / levels rounded up: float32 [B,G,T,D] -> [B,n_blocks,T]."""
+        return round_up_bf16(self.block_max(x) / levels)
+
     def per_unit(self, scales: Tensor) -> Tensor:
         """The scale of every unit in float32: [B,n_blocks,T] -> [B,G,T,U,1], to go with `cut` values."""
         if self.qblock != self.unit:

@@ -11,7 +11,7 @@ from dba_core.testing.pytest_classes import (
     Contract,
     DecodeBackendContract,
     GateContract,
-    KVFormatContract,
+    KvFormatContract,
     NullTokenContract,
     SummarizerContract,
 )
@@ -26,7 +26,7 @@ __all__ = [
     "Contract",
     "DecodeBackendContract",
     "GateContract",
-    "KVFormatContract",
+    "KvFormatContract",
     "NullTokenContract",
     "Report",
     "Subject",

@@ -72,5 +72,5 @@ class DecodeBackendContract(Contract, kind="decode_backend"):
     """What every decode backend promises."""
 
 
-class KVFormatContract(Contract, kind="kv_format"):
+class KvFormatContract(Contract, kind="kv_format"):
     """What every cache format promises."""

@@ -12,7 +12,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from dba_core.cache.blocks import RowLayout, pack_nibbles, round_up_bf16, unpack_nibbles
+from dba_core.cache.blocks import RowLayout, pack_nibbles, unpack_nibbles
 from dba_core.contracts import Encoded, KVFormatRequest
 
 NF4_LEVELS = (
@@ -81,7 +81,7 @@ class NF4Codec:
 
     def encode(self, x: Tensor) -> Encoded:
         layout, x = self._layout, x.float()
-        scales = round_up_bf16(layout.block_max(x))  # [B, n_blocks, T]
+        scales = layout.scales(x, levels=1)  # [B, n_blocks, T]
         codes = nearest_level(layout.cut(x) / layout.per_unit(scales))
         return Encoded(pack_nibbles(codes.flatten(-2)), scales)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dba_core.cache.blocks import RowLayout, pack_nibbles, round_up_bf16, unpack_nibbles
+from dba_core.cache.blocks import RowLayout, pack_nibbles, unpack_nibbles
 from dba_core.contracts import Encoded, KVFormatRequest
 
 LEVELS = 7
@@ -24,7 +24,7 @@ class Q4Codec:
 
     def encode(self, x: Tensor) -> Encoded:
         layout, x = self._layout, x.float()
-        scales = round_up_bf16(layout.block_max(x) / LEVELS)  # [B, n_blocks, T]
+        scales = layout.scales(x, levels=LEVELS)  # [B, n_blocks, T]
         codes = (layout.cut(x) / layout.per_unit(scales)).round_().clamp_(-LEVELS - 1, LEVELS)
         return Encoded(pack_nibbles(codes.add_(ZERO_CODE).to(torch.uint8).flatten(-2)), scales)
 

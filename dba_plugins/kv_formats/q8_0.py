@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dba_core.cache.blocks import RowLayout, round_up_bf16
+from dba_core.cache.blocks import RowLayout
 from dba_core.contracts import Encoded, KVFormatRequest
 
 LEVELS = 127
@@ -23,7 +23,7 @@ class Q8Codec:
 
     def encode(self, x: Tensor) -> Encoded:
         layout, x = self._layout, x.float()
-        scales = round_up_bf16(layout.block_max(x) / LEVELS)  # [B, n_blocks, T]
+        scales = layout.scales(x, levels=LEVELS)  # [B, n_blocks, T]
         codes = (layout.cut(x) / layout.per_unit(scales)).round_().clamp_(-LEVELS, LEVELS)
         return Encoded(codes.to(torch.int8).flatten(-2), scales)
 
