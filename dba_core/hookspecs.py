@@ -6,8 +6,11 @@ A plugin module is imported only when it is selected (or asked about by name), s
 
 from __future__ import annotations
 
+from typing import Any
+
 import pluggy
 
+from dba_core.command import Command
 from dba_core.contracts import (
     DecodeBackendPlugin,
     GatePlugin,
@@ -45,3 +48,8 @@ def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
 @hookspec
 def dba_kv_format() -> KVFormatPlugin:  # type: ignore[empty-body]
     """Return the cache format that this module provides; import no torch for it."""
+
+
+@hookspec
+def dba_command() -> Command[Any]:  # type: ignore[empty-body]
+    """Return the command that this module provides."""

@@ -21,7 +21,7 @@ from dba_core.config.kv_policy import format_facts
 from dba_core.contracts import FP16_MAX, CachedTensor, Encoded, KVCodec, KVFormatRequest
 from dba_core.errors import CacheError, PluginError
 from dba_core.registry import Registry
-from dba_core.registry.blame import Blame
+from dba_core.registry.contain import Blame
 
 
 class TensorStore:

@@ -74,3 +74,7 @@ class DecodeBackendContract(Contract, kind="decode_backend"):
 
 class KvFormatContract(Contract, kind="kv_format"):
     """What every cache format promises."""
+
+
+class CommandContract(Contract, kind="command"):
+    """What every command promises."""

@@ -114,7 +114,14 @@ formats = st.one_of(
         TensorFormat, st.sampled_from(("q8_0", "q4_0", "nf4")), st.sampled_from((8, 16, 32, 64, 128, 256))
     ),
 )
-records = st.builds(PluginRecord, distribution=texts, version=texts, contract=st.integers(0, 9), why=texts)
+records = st.builds(
+    PluginRecord,
+    distribution=texts,
+    version=texts,
+    contract=st.integers(0, 9),
+    how=st.sampled_from(["named", "auto", "recorded"]),
+    why=texts,
+)
 choices = st.builds(
     PluginChoice,
     name=names,
