@@ -22,6 +22,7 @@ FLOORS = (
         "dba_core.distribution",
         "dba_core.free_memory",
         "dba_core.kv_contracts",
+        "dba_core.checkpoint_source",
         "dba_core.contracts",
         "dba_core.hookspecs",
         "dba_core.kinds",
