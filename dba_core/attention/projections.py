@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dba_core.attention.inputs import autocast_enabled, compute_dtype
-from dba_core.attention.packing import PackedHeads, PackedNull, Packing, share_heads, side_by_side
+from dba_core.attention.packing import PackedHeads, PackedNull, Packing, side_by_side
 from dba_core.attention.rope import (
     RopeFrequencies,
     RopeTable,
@@ -67,6 +67,11 @@ class Heads(NamedTuple):
         return self._replace(q_sem=self.q_sem * double, q_geo=self.q_geo * (2.0 - double))
 
 
+def share_heads(x: Tensor, n_heads: int) -> Tensor:
+    """[B,M,T,D] -> [B,n_heads,T,D], each of M heads for n_heads/M neighbours; x itself for M = n_heads."""
+    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
+
+
 class Projection(Protocol):
     """What a layer can be given in place of projections of its own."""
 
@@ -83,12 +88,13 @@ class Projection(Protocol):
 class Projections(NamedTuple):
     """The modules that make one layer's heads, each [B,T,d_model] -> [B,T,heads*width].
 
-    q_sem: None without a semantic path; k_sem, k_geo: None where they are tied to the queries'. k_sem and v
-    may have fewer heads than k_geo. logit_scale [H]: the learned temperature. sem_offset [Gs,Ds]: what
-    semantic keys are less. None: without.
+    kv_heads: of k_sem, k_geo and v; k_sem and v may have fewer than k_geo. q_sem: None without a semantic
+    path; k_sem, k_geo: None where they are tied to the queries'. logit_scale [H]: the learned temperature.
+    sem_offset [Gs,Ds]: what semantic keys are less. None: without.
     """
 
     shape: AttentionShape
+    kv_heads: tuple[int, int, int]
     q_sem: nn.Module | None
     k_sem: nn.Module | None
     q_geo: nn.Module
@@ -137,6 +143,7 @@ class HeadProjections(nn.Module):
         self.config = config
         self.shape = shape = config.shape
         self.projection = projection
+        self._kv_heads = shape.cached_heads
         geo, theta = shape.geo_head_dim, config.rope_theta
         self._shared_rope = shared_rope_table(geo, theta)
         table = rope_frequencies(geo, theta).expand(shape.n_kv_heads, -1)
@@ -192,6 +199,7 @@ class HeadProjections(nn.Module):
         """The modules as they are now: an adapter may have replaced one."""
         return Projections(
             shape=self.shape,
+            kv_heads=self._kv_heads,
             q_sem=self.q_sem,
             k_sem=self.k_sem,
             q_geo=self.q_geo,
@@ -210,7 +218,7 @@ def matrix(d_in: int, d_out: int) -> nn.Linear:
 def project(x: Tensor, layer: Projections, cos: Tensor, sin: Tensor) -> Heads:
     """x [B,T,d_model], cos and sin [(B,) T, G or 1, Dg/2] of the tokens' positions -> Heads."""
     shape = layer.shape
-    n_heads, (sem_heads, kv_heads, v_heads) = shape.n_heads, shape.cached_heads
+    n_heads, (sem_heads, kv_heads, v_heads) = shape.n_heads, layer.kv_heads
     q_geo = _heads(layer.q_geo(x), n_heads)  # [B, H, T, Dg]
     k_geo = q_geo if layer.k_geo is None else _heads(layer.k_geo(x), kv_heads)  # [B, G, T, Dg]
     if layer.q_sem is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from dba_core.attention.long_sequence_path import plan_of
+from dba_core.attention.long_sequence.plan import plan_of
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.data.corpus import Corpus
 from dba_core.runs.evaluate import text_of
