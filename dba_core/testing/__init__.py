@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dba_core.testing.check import Check, Suite, check_plugin, run_check
 from dba_core.testing.pytest_classes import (
+    CheckpointSourceContract,
+    CommandContract,
     Contract,
     DecodeBackendContract,
     GateContract,
@@ -22,6 +24,8 @@ __all__ = [
     "SUITES",
     "Check",
     "CheckResult",
+    "CheckpointSourceContract",
+    "CommandContract",
     "Contract",
     "DecodeBackendContract",
     "GateContract",
