@@ -3,7 +3,7 @@
     (a, b) = halves of x;   x' = (a cos - b sin, b cos + a sin),   angle[p, i] = p * theta^(-2i/D)
 
 Angles are taken in float64 and rounded once, so that position 100,000 is as exact as position 1. A table of
-frequencies may differ by KV head. Called by attention.module and attention.projections.
+frequencies may differ by KV head.
 """
 
 from __future__ import annotations
@@ -25,17 +25,8 @@ def rope_frequencies(head_dim: int, theta: float) -> Tensor:
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [...,D] by angles whose cos and sin [...,D/2] broadcast against its halves; x's dtype."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-
-
-def apply_rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
-    """x [B,H,T,D] rotated to positions [T] or [B,T] by frequencies [D/2] or [G,D/2] in radians per token.
-
-    With a table per KV head, query head h takes row h // (H/G). Same shape and dtype as x.
-    """
-    angles = positions.double()[..., None, None] * frequencies.double()  # [(B,) T, G or 1, D/2]
-    cos, sin = (per_head(t.to(_table_dtype(x)), n_heads=x.shape[1]) for t in (angles.cos(), angles.sin()))
-    return rotate_halves(x, cos, sin)
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return turned if turned.dtype == x.dtype else turned.to(x.dtype)
 
 
 def per_head(table: Tensor, *, n_heads: int) -> Tensor:
