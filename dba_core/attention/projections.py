@@ -29,9 +29,8 @@ from dba_core.attention.packing import PackedHeads, PackedNull, Packing, side_by
 from dba_core.attention.rope import (
     RopeFrequencies,
     RopeTable,
-    per_head,
     rope_frequencies,
-    rotate_halves,
+    rotate_both,
     shared_rope_table,
 )
 from dba_core.config.attention import AttentionConfig
@@ -230,22 +229,10 @@ def project(x: Tensor, layer: Projections, cos: Tensor, sin: Tensor) -> Heads:
     if layer.sem_offset is not None:
         k_sem = k_sem - layer.sem_offset[:, None].to(k_sem.dtype)
     q_geo = q_geo * layer.query_scale(shape.geo_head_dim)
-    q_geo, k_geo = _rotated(q_geo, k_geo, cos, sin)
+    q_geo, k_geo = rotate_both(q_geo, k_geo, cos, sin)
     return Heads(
         q_sem=q_sem.to(k_sem.dtype), q_geo=q_geo, k_sem=k_sem, k_geo=k_geo, v=_heads(layer.v(x), v_heads)
     )
-
-
-def _rotated(q_geo: Tensor, k_geo: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """q_geo [B,H,T,Dg] and k_geo [B,G,T,Dg] at the tokens' positions, in the dtype of k_geo."""
-    n_heads, (_, kv_heads, q_len, _) = q_geo.shape[1], k_geo.shape
-    of_q = [per_head(table, n_heads=n_heads) for table in (cos, sin)]  # [(B,) 1 or H, T, Dg/2]
-    if q_len == 1 and cos.shape[-2] == 1 and q_geo.dtype == k_geo.dtype:
-        # of one token, calling operations costs more than they do: half as many
-        both = rotate_halves(torch.cat([q_geo, k_geo], dim=1), *of_q)  # [B, H+G, 1, Dg]
-        return both[:, :n_heads], both[:, n_heads:]
-    of_k = [per_head(table, n_heads=kv_heads) for table in (cos, sin)]
-    return rotate_halves(q_geo, *of_q).to(k_geo.dtype), rotate_halves(k_geo, *of_k)
 
 
 def _heads(y: Tensor, n_heads: int) -> Tensor:

@@ -37,6 +37,18 @@ def per_head(table: Tensor, *, n_heads: int) -> Tensor:
     return table.transpose(-3, -2)
 
 
+def rotate_both(q_geo: Tensor, k_geo: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q_geo [B,H,T,Dg] and k_geo [B,G,T,Dg] at the tokens' positions, in the dtype of k_geo."""
+    n_heads, (_, kv_heads, q_len, _) = q_geo.shape[1], k_geo.shape
+    of_q = [per_head(table, n_heads=n_heads) for table in (cos, sin)]  # [(B,) 1 or H, T, Dg/2]
+    if q_len == 1 and cos.shape[-2] == 1 and q_geo.dtype == k_geo.dtype:
+        # of one token, calling operations costs more than they do: half as many
+        both = rotate_halves(torch.cat([q_geo, k_geo], dim=1), *of_q)  # [B, H+G, 1, Dg]
+        return both[:, :n_heads], both[:, n_heads:]
+    of_k = [per_head(table, n_heads=kv_heads) for table in (cos, sin)]
+    return rotate_halves(q_geo, *of_q).to(k_geo.dtype), rotate_halves(k_geo, *of_k)
+
+
 def _table_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
