@@ -62,7 +62,7 @@ class Heads(NamedTuple):
         """gate [B,H,T,1]: q_sem * 2g and q_geo * 2(1-g); keys and values untouched. None: as they are."""
         if gate is None:
             return self
-        double = 2.0 * (gate if gate.dtype == self.q_geo.dtype else gate.to(self.q_geo.dtype))
+        double = 2.0 * gate.to(self.q_geo.dtype)
         return self._replace(q_sem=self.q_sem * double, q_geo=self.q_geo * (2.0 - double))
 
 
@@ -230,9 +230,7 @@ def project(x: Tensor, layer: Projections, cos: Tensor, sin: Tensor) -> Heads:
         k_sem = k_sem - layer.sem_offset[:, None].to(k_sem.dtype)
     q_geo = q_geo * layer.query_scale(shape.geo_head_dim)
     q_geo, k_geo = rotate_both(q_geo, k_geo, cos, sin)
-    return Heads(
-        q_sem=q_sem.to(k_sem.dtype), q_geo=q_geo, k_sem=k_sem, k_geo=k_geo, v=_heads(layer.v(x), v_heads)
-    )
+    return Heads(q_sem.to(k_sem.dtype), q_geo, k_sem, k_geo, v=_heads(layer.v(x), v_heads))
 
 
 def _heads(y: Tensor, n_heads: int) -> Tensor:
