@@ -63,7 +63,7 @@ class Heads(NamedTuple):
         if gate is None:
             return self
         double = 2.0 * gate.to(self.q_geo.dtype)
-        return self._replace(q_sem=self.q_sem * double, q_geo=self.q_geo * (2.0 - double))
+        return Heads(self.q_sem * double, self.q_geo * (2.0 - double), self.k_sem, self.k_geo, self.v)
 
 
 def share_heads(x: Tensor, n_heads: int) -> Tensor:

@@ -79,8 +79,8 @@ class RopeTable:
 
     def span(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of positions start..stop-1: each [stop-start, G or 1, D/2], views."""
-        cos, sin = self(stop, like)
-        return cos[start:stop], sin[start:stop]
+        cos, sin = self(stop, like)[:, start:stop]
+        return cos, sin
 
     def _make(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         rows = 1 << max(6, (length - 1).bit_length())

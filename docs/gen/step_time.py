@@ -4,9 +4,10 @@
     python docs/gen/step_time.py --against ../other-checkout
 
 One layer of `d_model` 64, two heads of 8, 16 and 16, batch 1, q4_0/q8_0/q4_0 in blocks of 32 with a window
-of 128 tokens, decoded by `cpu` on one thread: small, so that little but Python is left. `around` is what a
-step takes less the kernels (two of the writer, two of the backend) and less the layer's products, each timed
-by itself in the same rounds. With another checkout both take turns in processes of their own, and the medians
+of 128 tokens, decoded by `cpu` on one thread: small, so that little but Python is left. `kernels` are those
+of the writer and the backend, `products` the layer's, each timed by itself in the same rounds. What is left is
+`heads`, the operations between the products (gate, RoPE, scales), and `around`: checks, the cache, the way to
+the kernels and back. With another checkout both take turns in processes of their own, and the medians
 over the rounds are shown.
 """
 
@@ -36,7 +37,7 @@ WIDTHS = {
 }
 POLICY = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
 FILLED, WARMUP, STEPS = 160, 50, 400
-PARTS = ("step", "kernels", "products", "around")
+PARTS = ("step", "kernels", "products", "heads", "around")
 
 
 def main() -> None:
@@ -84,6 +85,8 @@ def measure() -> dict[str, Any]:
     products = [each for each in attention.modules() if isinstance(each, torch.nn.Linear)]
     backend = attention.decode_backend(cache)
     kernels: list[float] = []
+    heads: list[float] = []
+    vars(attention)["_heads"] = timed(attention._heads, heads)
     for owner, names in ((backend, ("_run", "_merge")), (backend.writer, ("_check", "_write"))):
         for name in names:
             vars(owner)[name] = timed(vars(owner)[name], kernels)
@@ -92,24 +95,28 @@ def measure() -> dict[str, Any]:
         attention(torch.randn(1, FILLED, WIDTHS["d_model"]), cache=cache)
         for step in range(WARMUP + STEPS):
             kernels.clear()
+            heads.clear()
             begun = time.perf_counter()
             attention(x, cache=cache)
             took = time.perf_counter() - begun
-            multiplied = sum(product_time(each.weight, x) for each in products)
+            last = product_time(attention.out_proj.weight, x)
+            inner = sum(product_time(each.weight, x) for each in products if each is not attention.out_proj)
+            around = took - sum(kernels) - sum(heads) - last
+            parts = (took, sum(kernels), inner + last, sum(heads) - inner, around)
             if step >= WARMUP:
-                around = took - sum(kernels) - multiplied
-                for part, value in zip(PARTS, (took, sum(kernels), multiplied, around), strict=True):
+                for part, value in zip(PARTS, parts, strict=True):
                     seconds[part].append(value)
     medians: Mapping[str, float] = {part: statistics.median(all_) * 1e6 for part, all_ in seconds.items()}
     return {**medians, "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
 
 
-def timed(call: Callable[[int], None], into: list[float]) -> Callable[[int], None]:
+def timed(call: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
     @functools.wraps(call, assigned=())
-    def run(arguments: int) -> None:
+    def run(*given: Any) -> Any:
         begun = time.perf_counter()
-        call(arguments)
+        answer = call(*given)
         into.append(time.perf_counter() - begun)
+        return answer
 
     return run
 
