@@ -5,10 +5,10 @@
 
 One layer of `d_model` 64, two heads of 8, 16 and 16, batch 1, q4_0/q8_0/q4_0 in blocks of 32 with a window
 of 128 tokens, decoded by `cpu` on one thread: small, so that little but Python is left. `kernels` are those
-of the writer and the backend, `products` the layer's, each timed by itself in the same rounds. What is left is
-`heads`, the operations between the products (gate, RoPE, scales), and `around`: checks, the cache, the way to
-the kernels and back. With another checkout both take turns in processes of their own, and the medians
-over the rounds are shown.
+of the writer and the backend, `products` the layer's, each timed by itself in the same rounds. What is left
+is `heads`, the operations between the products (gate, RoPE, scales), and `around`: checks, the cache, the way
+to the kernels and back. With another checkout both take turns in processes of their own, and the medians over
+the rounds are shown.
 """
 
 from __future__ import annotations
