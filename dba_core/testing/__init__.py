@@ -13,6 +13,7 @@ from dba_core.testing.pytest_classes import (
     Contract,
     DecodeBackendContract,
     GateContract,
+    KvFormatContract,
     NullTokenContract,
     SummarizerContract,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Contract",
     "DecodeBackendContract",
     "GateContract",
+    "KvFormatContract",
     "NullTokenContract",
     "Report",
     "Subject",

@@ -76,5 +76,9 @@ class DecodeBackendContract(Contract, kind="decode_backend"):
     """What every decode backend promises."""
 
 
+class KvFormatContract(Contract, kind="kv_format"):
+    """What every cache format promises."""
+
+
 class CommandContract(Contract, kind="command"):
     """What every command promises."""
