@@ -109,9 +109,12 @@ class ServedCache:
     def __init__(self, backend: DecodeBackend, selection: Selection | None, *, v_width: int) -> None:
         """selection: how the backend was chosen; None: it was given. v_width: Dv of the cache."""
         self.backend, self.selection, self._v_width = backend, selection, v_width
-        #: stores the tokens that come to the cache; None leaves it to the cache
-        self.writer: TokenWriter | None = self if backend.writer is not None else None
         self._seen = False
+
+    @property
+    def writer(self) -> TokenWriter | None:
+        """Stores the tokens that come to the cache; None leaves it to the cache."""
+        return None if self.backend.writer is None else self
 
     def who(self) -> str:
         """The backend as errors call it."""
