@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dba_core.attention.long_sequence import long_sequence_attention
-from dba_core.attention.prefill import prefill_attention
+from dba_core.attention.long_sequence.attention import long_sequence_attention
+from dba_core.attention.long_sequence.plan import LongSequencePlan
+from dba_core.attention.prefill.chunk import prefill_attention
 from dba_core.attention.projections import Heads
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
@@ -99,15 +100,14 @@ def measure_long(
     def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
 
+    plan = LongSequencePlan(length=tokens, mem_block=MEM_BLOCK, local_window=LOCAL_WINDOW, q_chunk=q_chunk)
+
     def long(*tensors: Tensor) -> Tensor:
         return long_sequence_attention(
-            *tensors,
+            Heads(*tensors),
+            plan=plan,
             summarizer=mean,
             null=None,
-            mem_block=MEM_BLOCK,
-            local_window=LOCAL_WINDOW,
-            q_chunk=q_chunk,
-            mass_correction=False,
         )
 
     calls = {

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dba_core.attention.long_sequence_path import plan_of
+from dba_core.attention.long_sequence.plan import plan_of
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig

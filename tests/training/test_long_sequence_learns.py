@@ -8,8 +8,8 @@ import attrs
 import pytest
 import torch
 
-from dba_core.attention.long_sequence_masks import ChunkMasks
-from dba_core.attention.long_sequence_path import plan_of
+from dba_core.attention.long_sequence.attention import ChunkMasks
+from dba_core.attention.long_sequence.plan import plan_of
 from dba_core.errors import ConfigError
 from dba_plugins.bench import recall as recall_tasks
 from dba_plugins.bench.recall import (

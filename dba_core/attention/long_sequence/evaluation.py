@@ -1,19 +1,16 @@
-"""One way to read the far past: the numbers of the long-sequence path and the summarizer that goes with them.
+"""The long-sequence path at evaluation, where exact attention is the rule.
 
-In training it is the layer's own. At evaluation exact attention is the rule and a path is taken only where it
-was asked for by name, with any numbers, and with another summarizer as long as that needs no trained weights.
-Called by attention.module.
+A path is taken only where it was asked for, with any numbers, and with another summarizer than the layer's
+own as long as that needs no trained weights.
 """
 
 from __future__ import annotations
-
-import dataclasses
 
 import attrs
 import torch
 from torch import nn
 
-from dba_core.attention.long_sequence_plan import LongSequencePlan
+from dba_core.attention.long_sequence.plan import LongSequencePath
 from dba_core.attention.parts import built_module
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.contracts import AttentionShape, Reason, SummarizerRequest
@@ -23,41 +20,6 @@ from dba_core.registry.choice import PluginChoice
 
 #: The summarizer of a layer that has none of its own: without weights, and what the learned ones start from.
 WITHOUT_WEIGHTS = "mean"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LongSequencePath:
-    """config: resolved; `enabled` plays no part. selection: how the summarizer was chosen; None: it is the
-    layer's own. A dataclass for torch.compile's sake, as `NullKV` is.
-    """
-
-    config: LongSequenceConfig
-    summarizer: nn.Module
-    selection: Selection | None = None
-
-    def applies(self, length: int) -> bool:
-        """Whether a sequence of `length` tokens takes the path: from the threshold on, and where some query
-        reads a memory token. Where none does the path is exact attention, and exact attention serves.
-        """
-        assert self.config.threshold is not None
-        return length >= self.config.threshold and not self.plan(length).exact
-
-    def plan(self, length: int) -> LongSequencePlan:
-        """Which keys each query of a sequence of `length` tokens reads."""
-        return plan_of(self.config, length)
-
-
-def plan_of(config: LongSequenceConfig, length: int) -> LongSequencePlan:
-    """The plan of a resolved configuration for a sequence of `length` tokens."""
-    assert config.mem_block is not None
-    assert config.local_window is not None
-    assert config.q_chunk is not None
-    return LongSequencePlan(
-        length=length,
-        mem_block=config.mem_block,
-        local_window=config.local_window,
-        q_chunk=config.q_chunk,
-    )
 
 
 @attrs.frozen(eq=False)

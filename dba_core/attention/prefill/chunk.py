@@ -8,11 +8,13 @@ ones as stored; with R = 0 it reads even itself as stored. In keys, with n the r
     chunk, stored     p >= n and p <= t - R
     chunk, recent     p >= n and t - R < p <= t
 
-The parts are merged by their log-sum-exp (attention.partial). Only parts of constant size have a mask: no
+The parts are merged by their log-sum-exp (prefill.partial). Only parts of constant size have a mask: no
 T x S matrix, no whole prefix in floating point, no loop over tokens. Rows may have different lengths: the
 chunk's own keys sit at the same place relative to every row's queries, and only blocks in which the lengths
 differ need a mask.
-Called by attention.module.
+
+Keys and values are read side by side, of one width (attention.packing). Each of the three tensors is stored
+in a format of its own; where a tensor is in a float format, "recent" and "stored" are the same.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dba_core.attention.kept_keys import KeptKeys, Keys
-from dba_core.attention.partial import Partial, nothing, one_key, partial_attention
-from dba_core.attention.projections import Heads
-from dba_core.attention.rope import RopeTable
+from dba_core.attention.packing import Packing
+from dba_core.attention.prefill.partial import Partial, nothing, one_key, partial_attention
+from dba_core.attention.projections import Heads, share_heads
 from dba_core.cache.layer import LayerCache
+from dba_core.cache.store import TensorStore
 from dba_core.contracts import NullKV, TokenWriter
 
 KEY_BLOCK = 1024
@@ -50,8 +52,8 @@ def prefill_attention(
     as in `LayerCache.append`, which also says what is raised.
     """
     v_width = heads.v.shape[-1]
-    width = max(heads.k_sem.shape[-1] + heads.k_geo.shape[-1], v_width)
-    reader = KeptKeys(cache=cache, width=width, dtype=_compute_dtype(heads.q_geo))
+    packing = Packing.of(heads.k_sem, heads.k_geo, v=heads.v, dtype=_compute_dtype(heads.q_geo))
+    reader = KeptKeys(cache=cache, packing=packing)
     past = _Past.of(cache, reader.window)
     newest = reader.newest(past.n_recent) if past.n_recent else None
     cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=writer)
@@ -59,15 +61,91 @@ def prefill_attention(
     real = _real_tokens(heads.q_geo, counts)
     if real is not None:
         heads = _without(heads, real)
-    q = torch.cat([heads.q_sem, heads.q_geo], dim=-1)
-    q = F.pad(q, (0, width - q.shape[-1])).to(reader.dtype)  # [B, H, T, W]
-    state = nothing(q, width=width) if null is None else _null_state(q, null, width)
+    q = packing.queries(heads.q_sem, heads.q_geo)  # [B, H, T, W]
+    state = nothing(q, width=packing.width) if null is None else one_key(q, *packing.null(null))
     _add_past(state, q, past, reader)
     _add_chunk(
         state, q, past, _own_stored(heads, past, reader, ragged=real is not None), newest, heads, reader
     )
     out = state.out[..., :v_width].to(heads.v.dtype)
     return out if real is None else torch.where(real[:, None, :, None], out, 0.0)
+
+
+@attrs.frozen(eq=False)
+class Keys:
+    """k and v [B,G,S,W]."""
+
+    k: Tensor
+    v: Tensor
+
+    def part(self, start: int, stop: int) -> Keys:
+        """Keys start..stop-1, as views."""
+        return Keys(self.k[:, :, start:stop], self.v[:, :, start:stop])
+
+    def joined(self, other: Keys) -> Keys:
+        """These keys, then the other's."""
+        return Keys(torch.cat([self.k, other.k], dim=2), torch.cat([self.v, other.v], dim=2))
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class KeptKeys:
+    """Reads one cache, packed."""
+
+    cache: LayerCache
+    packing: Packing
+
+    @property
+    def window(self) -> int:
+        """How many of the newest tokens a query reads as recent; 0 where that makes no difference."""
+        quantized = any(store.quantized and store.head_dim for store in self._stores)
+        return self.cache.residual_len if quantized else 0
+
+    def stored(self, start: int, stop: int) -> Keys:
+        """Positions start..stop-1 as stored; zeros past a row's length."""
+        return self._side_by_side(
+            *(store.stored(start, stop, dtype=self.packing.dtype) for store in self._stores)
+        )
+
+    def as_stored(self, heads: Heads) -> Keys:
+        """The tokens of `heads` as the cache stores them."""
+        return self._side_by_side(
+            *(store.as_stored(x, dtype=self.packing.dtype) for store, x in self._with_tokens(heads))
+        )
+
+    def as_recent(self, heads: Heads) -> Keys:
+        """The tokens of `heads` as the residual window holds them."""
+        return self._side_by_side(
+            *(store.as_recent(x, dtype=self.packing.dtype) for store, x in self._with_tokens(heads))
+        )
+
+    def newest(self, count: int) -> Keys:
+        """The newest `count` tokens of every row as the residual window holds them, the last one last.
+
+        A row with fewer than `count` has zeros in front. To be read before an append writes over them.
+        """
+        lengths = torch.tensor(self.cache.lengths, device=self.cache.lengths_device.device)
+        positions = lengths.unsqueeze(1) + torch.arange(-count, 0, device=lengths.device)  # [B, count]
+        return self._side_by_side(*(_newest(store, positions, self.packing.dtype) for store in self._stores))
+
+    @property
+    def _stores(self) -> tuple[TensorStore, TensorStore, TensorStore]:
+        return self.cache.k_sem, self.cache.k_geo, self.cache.v
+
+    def _with_tokens(self, heads: Heads) -> list[tuple[TensorStore, Tensor]]:
+        return list(zip(self._stores, (heads.k_sem, heads.k_geo, heads.v), strict=True))
+
+    def _side_by_side(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> Keys:
+        kv_heads = k_geo.shape[1]
+        k_sem, v = share_heads(k_sem, kv_heads), share_heads(v, kv_heads)
+        return Keys(*self.packing.tokens(k_sem, k_geo, v))
+
+
+def _newest(store: TensorStore, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tokens at positions [B,n] from the ring, or from a float format's storage: [B,G,n,D]."""
+    plane = store.codes if store.recent_ring is None else store.recent_ring
+    index = (positions % plane.shape[2])[:, None, :, None]  # [B, 1, n, 1]
+    values = plane.gather(2, index.expand(-1, store.n_heads, -1, store.head_dim)).to(dtype)
+    return values.masked_fill((positions < 0)[:, None, :, None], 0.0)
 
 
 @attrs.frozen(kw_only=True)
@@ -191,11 +269,6 @@ def _chunk_mask(past: _Past, stored: range, recent: range, queries: range) -> Te
     return mask & F.pad(exists, (len(stored), 0), value=True)
 
 
-def _null_state(q: Tensor, null: NullKV, width: int) -> Partial:
-    key = torch.cat([null.k_sem, null.k_geo], dim=-1)
-    return one_key(q, F.pad(key, (0, width - key.shape[-1])), F.pad(null.v, (0, width - null.v.shape[-1])))
-
-
 def _real_tokens(q: Tensor, counts: Sequence[int] | None) -> Tensor | None:
     """bool [B,T]: which tokens a row takes; None when every row takes all."""
     if counts is None or min(counts) == q.shape[2]:
@@ -207,13 +280,7 @@ def _real_tokens(q: Tensor, counts: Sequence[int] | None) -> Tensor | None:
 def _without(heads: Heads, real: Tensor) -> Heads:
     """Zeros in place of the tokens that are not taken: they may hold anything."""
     drop = ~real[:, None, :, None]
-    return Heads(
-        q_sem=heads.q_sem.masked_fill(drop, 0.0),
-        q_geo=heads.q_geo.masked_fill(drop, 0.0),
-        k_sem=heads.k_sem.masked_fill(drop, 0.0),
-        k_geo=heads.k_geo.masked_fill(drop, 0.0),
-        v=heads.v.masked_fill(drop, 0.0),
-    )
+    return Heads(*(each.masked_fill(drop, 0.0) for each in heads))
 
 
 def _compute_dtype(q: Tensor) -> torch.dtype:
@@ -226,17 +293,3 @@ def _compute_dtype(q: Tensor) -> torch.dtype:
 def _blocks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
-
-
-def angles_after(cache: LayerCache, q_len: int, x: Tensor, *, rope: RopeTable) -> tuple[Tensor, Tensor]:
-    """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards. x: for its device
-    and dtype.
-    """
-    start = cache.length
-    if min(cache.lengths) == start and not cache.capturing:
-        return rope.span(start, start + q_len, x)
-    positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
-    if not cache.capturing:
-        return rope.at(positions, start + q_len, x)
-    # A replay has other lengths than the capture, and past the capacity nothing is written.
-    return rope.at(positions.clamp_max_(cache.capacity - 1), cache.capacity, x)

@@ -10,7 +10,7 @@ weight beside any real score is exactly 0 (no -inf - -inf). How a part is comput
     cuda           torch's memory-efficient kernel; float32 products for parts with a mask, which are small
     anything else  float32 products in blocks of queries
 
-Called by attention.prefill; no gradients.
+No gradients.
 """
 
 from __future__ import annotations
