@@ -55,9 +55,8 @@ def test_streaming_decodes_over_it_and_the_compiled_backends_decline(six: None) 
     assert 0 < error < 3 * format_facts("six").round_trip_error
     for backend in ("cpu", "triton_1pass", "triton_2pass"):
         attention = layer(backend)
-        cache = attention.new_cache(batch=2, capacity=9, policy=POLICY)
         with pytest.raises(UnsupportedError, match="format of k_sem: got six; supported: fp32, fp16"):
-            attention(x, cache=cache)
+            attention(x, cache=attention.new_cache(batch=2, capacity=9, policy=POLICY))
 
 
 def test_it_is_known_by_its_other_names_and_blocks(six: None) -> None:
