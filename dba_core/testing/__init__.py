@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dba_core.testing.check import Check, Suite, check_plugin, run_check
 from dba_core.testing.pytest_classes import (
+    CheckpointSourceContract,
     CommandContract,
     Contract,
     DecodeBackendContract,
@@ -23,6 +24,7 @@ __all__ = [
     "SUITES",
     "Check",
     "CheckResult",
+    "CheckpointSourceContract",
     "CommandContract",
     "Contract",
     "DecodeBackendContract",

@@ -65,12 +65,12 @@ def run(request: ConvertedBench, reporter: Reporter) -> Report:
     import numpy as np
     import torch
 
+    from dba_core.model.pretrained import open_pretrained
     from dba_core.runs.evaluate import text_of
     from dba_plugins.bench.llama import llama_of
-    from dba_plugins.checkpoints.load import load_source
 
     source = request.source
-    loaded = load_source(source)
+    loaded = open_pretrained(source)
     if loaded.config.vocab_size != chosen.model.config.vocab_size:
         raise UsageError(
             f"{source} has {loaded.config.vocab_size} tokens and {chosen.folder.path} "
