@@ -1,4 +1,4 @@
-"""Commands of other distributions: in the help by one line, run like ours, and no broken one breaks another."""
+"""Commands of other distributions: listed by one line, run like ours; a broken one breaks no other."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BROKEN = '"""A command that cannot be imported."""\n\nimport a_module_that_nobod
 
 @pytest.fixture
 def outside(dba_process, tmp_path: Path):
-    """`dba` in a process that sees: acme (letters, drift, group.letters), broken ones, and two of one name."""
+    """`dba` in a process that sees commands of acme, broken ones, and two of one name."""
     site = FakeSite(tmp_path / "site")
     site.folder.mkdir()
     named = {
