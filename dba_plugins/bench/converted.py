@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dba_core.model.language_model import LanguageModel
     from dba_plugins.bench.timing import Timing
 
-FP16 = KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16")
+FP16 = "ksem=fp16,kgeo=fp16,v=fp16"
 
 
 @attrs.frozen(kw_only=True)
@@ -80,6 +80,7 @@ def run(request: ConvertedBench, reporter: Reporter) -> Report:
     if len(text) < max(request.prompt):
         raise DataError(f"the run's text has {len(text)} tokens; give a --prompt of at most that")
     llama, original = llama_of(loaded), loaded.build()
+    fp16 = KVCachePolicy.parse(FP16)
     rows: list[dict[str, Any]] = []
     before = torch.get_num_threads()
     try:
@@ -88,8 +89,8 @@ def run(request: ConvertedBench, reporter: Reporter) -> Report:
             for length in request.prompt:
                 reporter.note(f"{threads} threads, {length:,} tokens ...")
                 ours = {
-                    "source in dba, fp16 cache": (original, FP16),
-                    "converted, fp16 cache": (chosen.model, FP16),
+                    "source in dba, fp16 cache": (original, fp16),
+                    "converted, fp16 cache": (chosen.model, fp16),
                     f"converted, {chosen.kv_policy.short}": (chosen.model, chosen.kv_policy),
                 }
                 prompt = text[:length].tolist()
