@@ -31,7 +31,6 @@ _COMMANDS = {
     "convert": LazyCommand(
         "dba_cli.commands.convert:convert", "Decouple a pretrained Llama-family model without training."
     ),
-    "bench": LazyCommand("dba_cli.commands.bench:bench", "Measure this machine: decode, train, quality ..."),
     "plugins": LazyCommand("dba_cli.commands.plugins:plugins", "List, describe, explain and check plugins."),
     "config": LazyCommand(
         "dba_cli.commands.config:config", "Show, check, compare configurations; list presets."
