@@ -34,7 +34,8 @@ class PluginKind:
     doctor` asks; None where there is none to ask. suite: `module:NAME` of the contract suite. template: of
     `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a configuration);
     others are named where they are used, by the command `usage`, {name} for its name. tries_all: `auto` asks
-    every installed plugin, those of the orders of auto first, the others by name.
+    every installed plugin, those of the orders of auto first, the others by name. calls: what a plugin can
+    do, beside its name, contract, summary and options_class.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PluginKind:
     usage: str = ""
     tries_all: bool = False
     previous_until: str | None = None
+    calls: tuple[str, ...] = ("supports", "build")
 
     def chosen_by(self, name: str) -> str:
         """What a user writes to choose a plugin of this kind."""
@@ -140,6 +142,21 @@ _ROWS = (
         per_layer=False,
         tries_all=True,
         usage="dba convert MODEL --out DIR",
+        calls=("supports", "build", "example"),
+    ),
+    PluginKind(
+        name="command",
+        title="Command",
+        group="dba.commands",
+        hook="dba_command",
+        contract=1,
+        request=object,
+        typical=None,
+        suite="dba_core.testing.command:COMMAND",
+        template="command.py.in",
+        per_layer=False,
+        usage="dba {name}",
+        calls=("run",),
     ),
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dba_core.testing.check import Check, Suite, check_plugin, run_check
 from dba_core.testing.pytest_classes import (
     CheckpointSourceContract,
+    CommandContract,
     Contract,
     DecodeBackendContract,
     GateContract,
@@ -24,6 +25,7 @@ __all__ = [
     "Check",
     "CheckResult",
     "CheckpointSourceContract",
+    "CommandContract",
     "Contract",
     "DecodeBackendContract",
     "GateContract",

@@ -74,3 +74,7 @@ class CheckpointSourceContract(Contract, kind="checkpoint_source"):
 
 class DecodeBackendContract(Contract, kind="decode_backend"):
     """What every decode backend promises."""
+
+
+class CommandContract(Contract, kind="command"):
+    """What every command promises."""
