@@ -4,8 +4,7 @@
 
 A tensor's format is measured on one recipe, alone, and taken in proportion to the pairs that the tensor holds
 under another. What is chosen was measured as a whole. Everything is compared with the source on a stretch of
-the calibration text that calibration did not read, so that the texts of the report stay unseen. Called by
-`dba_plugins.convert.job`.
+the calibration text that calibration did not read, so that the texts of the report stay unseen.
 """
 
 from __future__ import annotations
