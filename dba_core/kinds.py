@@ -34,8 +34,8 @@ class PluginKind:
     doctor` asks; None where there is none to ask. suite: `module:NAME` of the contract suite. template: of
     `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a configuration);
     others are named where they are used, by the command `usage`, {name} for its name. tries_all: `auto` asks
-    every installed plugin, those of the orders of auto first, the others by name. calls: what a plugin can
-    do, beside its name, contract, summary and options_class.
+    every installed plugin, those of the orders of auto first, then by name. calls: what a plugin can do,
+    beside its name, contract, summary and options_class.
     """
 
     name: str

@@ -11,6 +11,9 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import attrs
 
 from dba_core.contracts import AttentionShape, GateRequest
 from dba_core.kinds import KINDS
@@ -61,6 +64,14 @@ def gate_request(device: str = "cpu") -> GateRequest:
     return GateRequest(shape=shape, device=device)
 
 
+@contextlib.contextmanager
+def gate_contract(number: int, *, previous_until: str | None = None) -> Iterator[None]:
+    """Within: this library's contract for gates has another number."""
+    row = attrs.evolve(KINDS["gate"], contract=number, previous_until=previous_until)
+    with mock.patch.dict(KINDS, gate=row):
+        yield
+
+
 class FakeSite:
     """A folder on `sys.path` with distributions in it."""
 
@@ -107,7 +118,7 @@ class FakeSite:
         return module
 
     def registry(self, **how: Any) -> Registry:
-        """How: the registry's `access`, `terms` and `trace`."""
+        """How: the registry's `access` and `trace`."""
         return Registry(distributions=importlib.metadata.distributions(path=[str(self.folder)]), **how)
 
 

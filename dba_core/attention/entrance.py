@@ -32,8 +32,7 @@ from dba_core.contracts import (
 )
 from dba_core.errors import PluginError
 from dba_core.registry import Selection
-from dba_core.registry.blame import Blame
-from dba_core.registry.contain import shown
+from dba_core.registry.contain import Blame, shown
 
 #: How far a gate may be outside of [0,1] by rounding.
 _ROUNDING = 1e-3

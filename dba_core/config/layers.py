@@ -14,7 +14,7 @@ from dba_core.config.long_sequence import FLAT_SPELLINGS
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError
 from dba_core.kinds import per_layer
-from dba_core.registry.layer_ranges import layers_text, parse_layers
+from dba_core.registry.choice import layers_text, parse_layers
 
 Path = tuple[str, ...]
 _PLUGIN_SUMMARIZER: Path = ("plugins", "summarizer", "name")

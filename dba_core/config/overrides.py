@@ -21,7 +21,7 @@ from dba_core.config.toml_io import parse_toml
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, unknown
 from dba_core.kinds import per_layer
-from dba_core.registry.layer_ranges import layers_text, parse_layers
+from dba_core.registry.choice import layers_text, parse_layers
 
 ENVIRONMENT_PREFIX = "DBA__"
 _PLUGIN_FORM = "write --plugin kind=name or --plugin kind=name:key=value,key=value"

@@ -34,8 +34,7 @@ from dba_core.model.block import Block, attention_of_layer
 from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
 from dba_core.registry import Registry, Selection
-from dba_core.registry.choice import PluginChoice, PluginChoices
-from dba_core.registry.layer_ranges import by_layer
+from dba_core.registry.choice import PluginChoice, PluginChoices, by_layer
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

@@ -33,10 +33,8 @@ from dba_core.model.finite import check_finite
 from dba_core.model.language_model import LanguageModel
 from dba_core.printable import printable
 from dba_core.registry import Registry, Selection
-from dba_core.registry.blame import attributed
 from dba_core.registry.choice import PluginChoice, PluginChoices
-from dba_core.registry.contain import Failure, contain, shown
-from dba_core.registry.surroundings import kept_surroundings
+from dba_core.registry.contain import Failure, attributed, contain, kept_surroundings, shown
 
 KIND = "checkpoint_source"
 #: What a path has to be for the sources that come with the library.

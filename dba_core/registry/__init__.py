@@ -9,20 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dba_core.registry.access import Access
-    from dba_core.registry.choices import check_names, check_options
-    from dba_core.registry.contract import ContractTerms
+    from dba_core.registry.catalogue import Access
+    from dba_core.registry.checks import (
+        check_names,
+        check_options,
+        check_record,
+        check_records,
+        refuse_fallbacks,
+    )
     from dba_core.registry.discovery import PluginInfo
     from dba_core.registry.loading import LoadedPlugin
-    from dba_core.registry.record import check_record, check_records
     from dba_core.registry.registry import Registry
     from dba_core.registry.selection import PassedOver, Selection
-    from dba_core.registry.strict import refuse_fallbacks
     from dba_core.registry.trace import Trace, TraceEvent
 
 __all__ = [
     "Access",
-    "ContractTerms",
     "LoadedPlugin",
     "PassedOver",
     "PluginInfo",
@@ -38,8 +40,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Access": "access",
-    "ContractTerms": "contract",
+    "Access": "catalogue",
     "LoadedPlugin": "loading",
     "PassedOver": "selection",
     "PluginInfo": "discovery",
@@ -47,11 +48,11 @@ _MODULES = {
     "Selection": "selection",
     "Trace": "trace",
     "TraceEvent": "trace",
-    "check_names": "choices",
-    "check_options": "choices",
-    "check_record": "record",
-    "check_records": "record",
-    "refuse_fallbacks": "strict",
+    "check_names": "checks",
+    "check_options": "checks",
+    "check_record": "checks",
+    "check_records": "checks",
+    "refuse_fallbacks": "checks",
 }
 
 

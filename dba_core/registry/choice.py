@@ -1,30 +1,51 @@
-"""Which plugin is chosen for each kind, in all layers or in some, and what a run recorded about it."""
+"""Which plugin is chosen for each kind, in all layers or in some, and what a run recorded about it.
+
+Layers stand in texts by number: `0-3` is 0, 1, 2, 3; `0-3,6` adds 6. The first layer is 0.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, unknown
 from dba_core.kinds import per_layer
-from dba_core.registry.layer_ranges import in_words, parse_layers
 from dba_core.serialization.converter import Serializable
 from dba_core.serialization.exact import exact_types
-from dba_core.serialization.validators import not_empty
+from dba_core.serialization.validators import not_empty, one_of
+
+#: How a plugin came to be chosen: its name was given, `auto` chose it, or a record says so.
+How = Literal["named", "auto", "recorded"]
+_PART = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
 class PluginRecord(Serializable):
-    """What a run really used: written by the registry, checked when the configuration is run again."""
+    """What a run really used: written by the registry, checked when the configuration is run again.
+
+    how: it came to be chosen; why: for people.
+    """
 
     distribution: str
     version: str
     contract: int
+    how: str = attrs.field(validator=one_of(*typing.get_args(How)))
     why: str
+
+    @classmethod
+    def prepare(cls, data: Any) -> Any:
+        """In a record without `how` only the text says it."""
+        if not isinstance(data, Mapping) or "how" in data or not isinstance(data.get("why"), str):
+            return data
+        why = data["why"].removeprefix("as recorded (").removesuffix(")")
+        how: How = "auto" if why.startswith("auto") else "named" if why == data["why"] else "recorded"
+        return {**data, "how": how, "why": why if how == "auto" else data["why"]}
 
 
 @attrs.frozen(field_transformer=exact_types, repr=False)
@@ -145,3 +166,44 @@ class PluginChoices(Serializable):
                     f"and {second.name!r} from {in_words(other)}; give each layer one",
                     path="layers",
                 )
+
+
+def parse_layers(text: str) -> frozenset[int]:
+    """The layers that a text names. Raises ConfigError for anything else."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = _PART.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise ConfigError(
+                f"{text!r} names no layers; allowed: numbers from 0 and ranges with commas between them, as "
+                "in 0-3 or 0-3,6"
+            )
+        layers.update(range(first, last + 1))
+    return frozenset(layers)
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """The shortest text that `parse_layers` reads back."""
+    parts: list[tuple[int, int]] = []
+    for layer in sorted(layers):
+        if parts and parts[-1][1] == layer - 1:
+            parts[-1] = (parts[-1][0], layer)
+        else:
+            parts.append((layer, layer))
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)
+
+
+def in_words(text: str) -> str:
+    """`layer 2` or `layers 0-3,6`, of a text as `layers_text` gives it."""
+    return f"layer {text}" if text.isdecimal() else f"layers {text}"
+
+
+def by_layer(names: Sequence[str]) -> str:
+    """What each layer has, in words: `conv`, or `conv (layers 0-1), mean (layer 2)`."""
+    places: dict[str, list[int]] = {}
+    for layer, name in enumerate(names):
+        places.setdefault(name, []).append(layer)
+    if len(places) == 1:
+        return names[0]
+    return ", ".join(f"{name} ({in_words(layers_text(layers))})" for name, layers in places.items())

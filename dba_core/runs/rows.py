@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dba_core.free_memory import gib
 from dba_core.kinds import KINDS, per_layer
-from dba_core.registry.layer_ranges import in_words
+from dba_core.registry.choice import in_words
 from dba_core.runs.kv_memory import KvMemory, human_bytes, times_smaller
 from dba_core.runs.summary import Environment, FidelityFacts, LossFacts, ModelFacts, PluginFacts, SpeedFacts
 

@@ -16,8 +16,7 @@ from dba_core.contracts import Kind
 from dba_core.errors import UnsupportedError
 from dba_core.model.block import attention_of_layer
 from dba_core.registry import Registry, Selection
-from dba_core.registry.choice import PluginChoice, PluginChoices
-from dba_core.registry.layer_ranges import by_layer, layers_text, parse_layers
+from dba_core.registry.choice import PluginChoice, PluginChoices, by_layer, layers_text, parse_layers
 from dba_core.runs.device import resolve_device
 from dba_core.runs.kv_memory import policy_of
 
@@ -102,7 +101,7 @@ def model_choices(choices: PluginChoices) -> PluginChoices:
         {
             (text, kind): PluginChoice()
             for text, kind, choice in choices.entries()
-            if kind == "decode_backend" and _was_automatic(choice)
+            if kind == "decode_backend" and choice.record is not None and choice.record.how == "auto"
         }
     )
 
@@ -135,8 +134,3 @@ def _selected(
         attention = attention_of_layer(model, choices, layer=layer, registry=registry, device=device)
     decode = attention.selection_without_cache(policy_of(config), capacity=model.context, device=device)
     return {**attention.selections, "decode_backend": decode}
-
-
-def _was_automatic(choice: PluginChoice) -> bool:
-    record = choice.record
-    return record is not None and record.why.startswith(("auto", "as recorded (auto"))

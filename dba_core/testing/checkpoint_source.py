@@ -64,11 +64,11 @@ def opened(subject: Subject, path: Path) -> PretrainedModel:
     subject.tally.cases += 1
     return open_with(
         Selection(
-            kind=subject.kind,
             info=subject.loaded.info,
             plugin=subject.loaded.plugin,
             options=subject.options,
             request=request,
+            how="named",
             why="under test",
         )
     )

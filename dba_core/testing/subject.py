@@ -17,10 +17,8 @@ from dba_core.contracts import AttentionShape, DecodeRequest, Kind, Request, Sup
 from dba_core.errors import UsageError
 from dba_core.registry import LoadedPlugin, Registry
 from dba_core.registry.contain import Failure, contain
-from dba_core.registry.contract import current_terms
 from dba_core.registry.discovery import PluginInfo
-from dba_core.registry.loading import check_plugin
-from dba_core.registry.options import structure_options
+from dba_core.registry.loading import check_plugin, structure_options
 from dba_core.registry.selection import answer_problem
 from dba_core.testing.report import Violation
 
@@ -81,7 +79,7 @@ class Subject:
             stated = contain(lambda: plugin.name)
             name = stated if isinstance(stated, str) else "unnamed"
             info = PluginInfo(kind=kind, name=name, distribution="local", version="0", module=where)
-            loaded = check_plugin(info, plugin, terms=current_terms())
+            loaded = check_plugin(info, plugin)
         return cls(
             loaded=loaded,
             options=structure_options(loaded, dict(options or {})),

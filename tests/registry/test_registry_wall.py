@@ -9,11 +9,10 @@ import warnings
 import pytest
 from fake_site import GOOD_GATE, FakeSite, gate_request
 
+from dba_cli.commands.plugins.doctor import diagnose
 from dba_core.config import PluginChoice
 from dba_core.errors import ConfigError, PluginError
-from dba_core.registry.contain import Failure, contain, shown
-from dba_core.registry.doctor import diagnose
-from dba_core.registry.surroundings import kept_surroundings
+from dba_core.registry.contain import Failure, contain, kept_surroundings, shown
 
 PANIC = "class PanicException(BaseException): pass\n"
 SUPPORTS = "        if request.device"

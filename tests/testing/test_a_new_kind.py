@@ -91,6 +91,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSite]:
 
     monkeypatch.setitem(KINDS, "toy", ROW)
     monkeypatch.setattr(hookspecs, "dba_toy", hookspecs.hookspec(dba_toy), raising=False)
+    for name in [name for name in sys.modules if name.startswith("dba_cli.commands.plugins.")]:
+        monkeypatch.delitem(sys.modules, name)  # each has the kinds of when it was imported
     with empty_site() as made:
         made.module("toy_suite", SUITE)
         made.module("toy_tower", TOY)

@@ -70,6 +70,6 @@ def _state(info: PluginInfo) -> str:
 
 def _runs(registry: Registry, infos: list[PluginInfo], device: str) -> list[str]:
     """What each plugin says to a typical request."""
-    from dba_core.registry.doctor import diagnose_plugin
+    from dba_cli.commands.plugins.doctor import diagnose_plugin
 
     return [diagnose_plugin(registry, info, device=device).runs for info in infos]
