@@ -1,4 +1,6 @@
-"""`dba bench plugins`: what each summarizer, gate and null token costs, forward and backward, alone.
+"""What each summarizer, gate and null token costs.
+
+Forward and backward, each alone:
 
     summarizer   blocks of 64 tokens, [1, 8, 32, 64, 32] keys and values: 2,048 tokens
     gate         hidden states [1, 2048, 512], 8 heads
@@ -11,11 +13,11 @@ Decode backends have a measurement of their own (`dba bench decode`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import attrs
 
+from dba_core.command import Command, command_line, summary_of
 from dba_core.contracts import (
     AttentionShape,
     GateRequest,
@@ -25,15 +27,16 @@ from dba_core.contracts import (
     SummarizerRequest,
 )
 from dba_core.errors import UnsupportedError
+from dba_core.hookspecs import hookimpl
 from dba_core.registry import Registry
-from dba_core.registry.choice import PluginChoice
-from dba_plugins.bench.machine import describe_machine
-from dba_plugins.bench.report import Column, Report
-from dba_plugins.bench.timing import interleaved
+from dba_core.report import Column, Report, Reporter
+from dba_plugins.bench.measured import measured, repeats
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SHAPE = AttentionShape(d_model=512, n_heads=8, n_kv_heads=8, sem_head_dim=32, geo_head_dim=64, v_head_dim=64)
 TOKENS, MEM_BLOCK = 2048, 64
-CPU = torch.device("cpu")
 _REQUESTS: dict[Kind, Request] = {
     "summarizer": SummarizerRequest(shape=SHAPE, mem_block=MEM_BLOCK),
     "gate": GateRequest(shape=SHAPE),
@@ -41,15 +44,31 @@ _REQUESTS: dict[Kind, Request] = {
 }
 
 
-def measure_plugins(*, repeats: int, command: str, registry: Registry | None = None) -> Report:
-    """Every installed plugin of the three kinds."""
-    registry = Registry.default() if registry is None else registry
+@attrs.frozen(kw_only=True)
+class PluginsBench:
+    """How often."""
+
+    repeats: int = repeats(50)
+
+
+def run(request: PluginsBench, reporter: Reporter) -> Report:
+    """Parameters and time of every installed summarizer, gate and null token, other distributions' too.
+
+    \b
+    Examples:
+      dba bench plugins
+    """
+    import torch
+
+    from dba_plugins.bench.timing import interleaved
+
+    registry = Registry.default()
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    for kind, request in _REQUESTS.items():
-        modules = _modules(registry, kind, request, notes)
+    for kind, wanted in _REQUESTS.items():
+        modules = _modules(registry, kind, wanted, notes)
         calls = {name: _call(kind, module) for name, module in modules.items()}
-        timings = interleaved(calls, repeats=repeats, device=CPU) if calls else {}
+        timings = interleaved(calls, repeats=request.repeats, device=torch.device("cpu")) if calls else {}
         rows += [
             {
                 "threads": torch.get_num_threads(),
@@ -60,10 +79,10 @@ def measure_plugins(*, repeats: int, command: str, registry: Registry | None = N
             }
             for name, timing in timings.items()
         ]
-    return Report(
+    return measured(
         name="plugins",
         title="What each plugin costs",
-        command=command,
+        command=command_line("bench.plugins", request),
         columns=(
             Column("threads", "threads"),
             Column("kind", "kind"),
@@ -73,12 +92,11 @@ def measure_plugins(*, repeats: int, command: str, registry: Registry | None = N
             Column("spread", "quartiles"),
         ),
         rows=tuple(rows),
-        machine=describe_machine(CPU),
         notes=(
             f"one layer, {TOKENS:,} tokens, width {SHAPE.d_model}, {SHAPE.n_heads} heads, "
             f"Ds {SHAPE.sem_head_dim}, Dv {SHAPE.v_head_dim}, blocks of {MEM_BLOCK}",
             "forward and backward, float32",
-            f"medians of {repeats} rounds in turn",
+            f"medians of {request.repeats} rounds in turn",
             *notes,
         ),
     )
@@ -86,6 +104,8 @@ def measure_plugins(*, repeats: int, command: str, registry: Registry | None = N
 
 def _modules(registry: Registry, kind: Kind, request: Request, notes: list[str]) -> dict[str, nn.Module]:
     """What each plugin builds; one that adds nothing, or declines, is noted."""
+    from dba_core.registry.choice import PluginChoice
+
     built: dict[str, nn.Module] = {}
     for info in registry.list():
         if info.kind != kind:
@@ -104,6 +124,8 @@ def _modules(registry: Registry, kind: Kind, request: Request, notes: list[str])
 
 def _call(kind: Kind, module: nn.Module) -> Callable[[int], None]:
     """One forward and backward pass on fixed random input."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
@@ -125,3 +147,14 @@ def _call(kind: Kind, module: nn.Module) -> Callable[[int], None]:
             torch.autograd.backward(total)
 
     return run
+
+
+@hookimpl
+def dba_command() -> Command[PluginsBench]:
+    return Command(
+        name="bench.plugins",
+        contract=1,
+        summary=summary_of(__doc__),
+        request_class=PluginsBench,
+        run=run,
+    )
