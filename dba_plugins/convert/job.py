@@ -42,21 +42,21 @@ from dba_plugins.convert.heal import Healing, heal
 from dba_plugins.convert.output import TOKENIZER_FILE, write_output
 from dba_plugins.convert.recipe_search import (
     RecipeSearch,
-    Scope,
+    goal_of,
     most_comparisons,
+    recipe_of,
     recipes_of,
+    scope_of,
     search_recipe,
 )
 from dba_plugins.convert.request import (
     CALIBRATION,
     CALIBRATION_TOKENS,
     DEFAULT_CONTEXT,
-    DEFAULT_PAIRS,
     ConvertRequest,
 )
 from dba_plugins.convert.texts import CalibrationText, read_calibration, read_evaluation
 from dba_plugins.tune.reference import Reference
-from dba_plugins.tune.search import Goal
 
 #: Tokens that recipes and policies are compared on.
 SEARCH_TOKENS = 2048
@@ -125,34 +125,6 @@ def _remove_dead(out: Path) -> None:
     for path in out.parent.iterdir():
         if scratch.fullmatch(path.name) and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def recipe_of(request: ConvertRequest) -> Recipe:
-    """What was asked for, or what is done without it."""
-    return Recipe(
-        pairs=request.pairs or DEFAULT_PAIRS,
-        latent=request.latent_width,
-        rule=request.select or "kl",
-        spread=request.spread is not False,
-        fit=request.fit is not False,
-    )
-
-
-def goal_of(request: ConvertRequest) -> Goal | None:
-    """None where nothing is searched for. Raises UsageError for one that cannot be."""
-    if request.budget_bytes is None and request.max_delta_nll is None:
-        return None
-    return Goal(budget_bytes=request.budget_bytes, max_delta_nll=request.max_delta_nll)
-
-
-def scope_of(request: ConvertRequest) -> Scope:
-    """What a search may choose: what was given stays."""
-    return Scope(
-        base=recipe_of(request),
-        pairs=request.pairs,
-        latent=None if request.latent is None else (request.latent_width,),
-        policy=None if request.kv_policy is None else request.policy,
-    )
 
 
 def _check_fit(request: ConvertRequest, source: PretrainedModel) -> None:
