@@ -1,9 +1,10 @@
-"""What a conversion cost and saved: as data, and as Markdown. Made by `dba_plugins.convert.job`."""
+"""What a conversion cost and saved: one attrs tree, whose plain form is a report's figures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -11,19 +12,19 @@ import torch
 
 from dba_core.cache.bytes import cache_bytes
 from dba_core.evaluation.cached_loss import TextLoss
-from dba_core.markdown import inline, prose, table
-from dba_core.report import as_plain
+from dba_core.report import Picture, Report, Table, as_plain
 from dba_plugins.convert.comparators import Variant
 from dba_plugins.convert.decouple import Recipe
 from dba_plugins.convert.recipe_search import Choice, RecipeSearch
 from dba_plugins.tune.reference import Divergence
 from dba_plugins.tune.search import Tried, bytes_text
 
+#: Raised when a figure changes its meaning or goes away.
 SCHEMA = 2
 
 
 @attrs.frozen(kw_only=True)
-class VariantReport:
+class VariantFindings:
     """One row. bytes_per_token: of a cache of the report's context, all layers, residual window included;
     bytes_per_token_target: of its target context. ratio: of the first. losses: by text. delta: loss minus the
     reference's, and the standard error of that difference over windows, by text.
@@ -61,7 +62,7 @@ class SearchRow:
 
 
 @attrs.frozen(kw_only=True)
-class SearchReport:
+class SearchFindings:
     """goal: for people. tokens: that were compared. rows: recipes with an exact cache, then whole choices."""
 
     goal: str
@@ -69,7 +70,7 @@ class SearchReport:
     rows: tuple[SearchRow, ...]
 
     @classmethod
-    def of(cls, found: RecipeSearch) -> SearchReport:
+    def of(cls, found: RecipeSearch) -> SearchFindings:
         exact = [
             SearchRow(
                 pairs=recipe.pairs,
@@ -100,7 +101,7 @@ def _search_row(each: Tried[Choice], chosen: Tried[Choice] | None) -> SearchRow:
 
 
 @attrs.frozen(kw_only=True)
-class ConversionReport:
+class ConversionFindings:
     """files: names of the source's files that were read. notes: what a user should know of that. context:
     tokens that were measured at once; target_context: that the budget was for. recipe: None where the model
     was kept as it is; calibration is then None too. search: where recipe and policy were searched for. pairs:
@@ -113,119 +114,140 @@ class ConversionReport:
     notes: tuple[str, ...]
     parameters: int
     recipe: Recipe | None
-    search: SearchReport | None
+    search: SearchFindings | None
     context: int
     target_context: int
     calibration: dict[str, Any] | None
     calibration_tokens: int
     pairs: tuple[tuple[tuple[int, ...], ...], ...]
     n_pairs: int
-    variants: tuple[VariantReport, ...]
+    variants: tuple[VariantFindings, ...]
     healed_steps: int
     seconds: dict[str, float]
     peak_memory_bytes: int
     warnings: tuple[str, ...]
-    schema: int = SCHEMA
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is not finite is None."""
-        plain: dict[str, Any] = as_plain(self)
-        return plain
 
     @property
     def texts(self) -> tuple[str, ...]:
         return tuple(self.variants[0].losses)
 
 
-def header(report: ConversionReport) -> tuple[str, ...]:
+def header(found: ConversionFindings) -> tuple[str, ...]:
     """The columns of the table of variants."""
-    bytes_at = [f"bytes per token at {context:,}" for context in _contexts(report)]
-    return ("cache", *bytes_at, "smaller", *(f"NLL {name}" for name in report.texts), "perplexity")
+    bytes_at = [f"bytes per token at {context:,}" for context in _contexts(found)]
+    return ("cache", *bytes_at, "smaller", *(f"NLL {name}" for name in found.texts), "perplexity")
 
 
-def rows(report: ConversionReport) -> Iterable[tuple[str, ...]]:
+def rows(found: ConversionFindings) -> Iterable[tuple[str, ...]]:
     """One row per variant: the reference's losses, then differences with their standard errors."""
-    for number, variant in enumerate(report.variants):
+    for number, variant in enumerate(found.variants):
         if number == 0:
-            cells = [_loss(variant.losses[text]) for text in report.texts]
+            cells = [_loss(variant.losses[text]) for text in found.texts]
             mean = "reference"
         else:
             cells = [
                 f"{variant.delta_nll[text]:+.4f} ± {_error(variant.delta_std_error[text])}"
-                for text in report.texts
+                for text in found.texts
             ]
             mean = f"{variant.mean_perplexity_increase:+.2%}"
-        sizes = (variant.bytes_per_token, variant.bytes_per_token_target)[: len(_contexts(report))]
+        sizes = (variant.bytes_per_token, variant.bytes_per_token_target)[: len(_contexts(found))]
         yield (variant.name, *map(bytes_text, sizes), f"{variant.ratio:.2f}x", *cells, mean)
 
 
-def _contexts(report: ConversionReport) -> tuple[int, ...]:
+def _contexts(found: ConversionFindings) -> tuple[int, ...]:
     """The context that was measured, and the one of the budget where that is another."""
-    return tuple(dict.fromkeys((report.context, report.target_context)))
+    return tuple(dict.fromkeys((found.context, found.target_context)))
 
 
-def markdown(report: ConversionReport) -> str:
-    """`conversion.md`."""
-    lines = [
-        f"# {prose(report.source)}{'' if report.recipe is None else ', decoupled'}",
-        "",
-        _what_was_done(report),
-        "",
-        prose(files_read(report)),
-        *(f"\n{prose(note)}" for note in report.notes),
-        "",
-        *table(header(report), rows(report)),
-        "",
-        "NLL in nats per token. The first row is the reference, the others are differences to it, with the "
-        "standard error of the difference over windows. `perplexity` is the mean over the texts. Bytes are "
-        "those of one sequence's cache of so many tokens, all layers, residual window included.",
-        "",
-        "![perplexity against bytes](plots/pareto.png)",
-    ]
-    if report.recipe is not None:
-        lines += ["", "![semantic pairs](plots/pairs.png)"]
-    if report.search is not None:
-        lines += [
-            "",
-            f"## Search: {inline(report.search.goal)}",
-            "",
-            *table(SEARCH_HEADER, search_rows(report.search)),
-        ]
-        lines += [
-            "",
-            f"Nats per token against the source, over {report.search.tokens:,} tokens. Bytes per token of a "
-            f"cache of {report.target_context:,} tokens, residual window included.",
-        ]
-    lines += [f"\n**Warning:** {inline(warning)}" for warning in report.warnings]
-    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report.seconds.items())
-    return "\n".join(
-        [*lines, "", f"Time: {seconds}. Peak memory {report.peak_memory_bytes / 2**20:,.0f} MiB.", ""]
+def report_of(found: ConversionFindings, *, command: str, out: Path) -> Report:
+    """command: that found it. out: the folder that holds it."""
+    title = f"{found.source}{'' if found.recipe is None else ', decoupled'}"
+    variants = Table.of_texts(header(found), list(rows(found)), title=title)
+    search = found.search
+    tables: tuple[Table, ...] = (variants,)
+    if search is not None:
+        about = f"Search: {search.goal}, at {found.target_context:,} tokens"
+        tables = (Table.of_texts(SEARCH_HEADER, list(search_rows(search)), title=about), variants)
+    return Report(
+        name="conversion",
+        title=title,
+        command=command,
+        tables=tables,
+        figures=as_plain(found),
+        notes=tuple(_notes(found)),
+        pictures=tuple(_pictures(found)),
+        next=(f'dba sample {out} --prompt "The capital of France is"', f"dba eval {out}"),
+        folder=out,
+        schema=SCHEMA,
     )
 
 
-def files_read(report: ConversionReport) -> str:
-    """One line: which of the source's files the model is."""
-    return f"Read: {', '.join(report.files)}."
+def _notes(found: ConversionFindings) -> Iterator[str]:
+    yield _what_was_done(found)
+    yield f"Read: {', '.join(found.files)}."
+    yield from found.notes
+    yield (
+        "NLL in nats per token. The first row is the reference, the others are differences to it, with the "
+        "standard error of the difference over windows. `perplexity` is the mean over the texts. Bytes are "
+        "those of one sequence's cache of so many tokens, all layers, residual window included."
+    )
+    if found.search is not None:
+        yield (
+            f"The search compared with the source over {found.search.tokens:,} tokens, in nats per token. "
+            f"Bytes per token of a cache of {found.target_context:,} tokens, residual window included."
+        )
+    yield from (f"Warning: {warning}" for warning in found.warnings)
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in found.seconds.items())
+    yield f"Time: {seconds}. Peak memory {found.peak_memory_bytes / 2**20:,.0f} MiB."
 
 
-def _what_was_done(report: ConversionReport) -> str:
-    recipe = report.recipe
-    if recipe is None or report.calibration is None:
-        return f"As it is, {report.parameters:,} parameters; measured with a context of {report.context}."
+def _pictures(found: ConversionFindings) -> Iterator[Picture]:
+    def draw_pareto(path: Path) -> None:
+        from dba_plugins.convert.plot import Point, pareto
+
+        points = [
+            Point(
+                name=variant.name,
+                bytes_per_token=variant.bytes_per_token,
+                increase=variant.mean_perplexity_increase,
+                own=variant.key.startswith("converted"),
+            )
+            for variant in found.variants
+        ]
+        pareto(path, points, title=f"{found.source}: perplexity against cache size")
+
+    yield Picture(name="pareto", draw=draw_pareto)
+    recipe = found.recipe
+    if recipe is None:
+        return
+
+    def draw_pairs(path: Path) -> None:
+        from dba_plugins.convert.plot import pair_map
+
+        title = f"{found.source}: pairs that became semantic ({recipe.rule})"
+        pair_map(path, found.pairs, n_pairs=found.n_pairs, title=title)
+
+    yield Picture(name="pairs", draw=draw_pairs)
+
+
+def _what_was_done(found: ConversionFindings) -> str:
+    recipe = found.recipe
+    if recipe is None or found.calibration is None:
+        return f"As it is, {found.parameters:,} parameters; measured with a context of {found.context}."
     latent = (
         "one semantic key per KV head" if recipe.latent is None else f"a shared latent of {recipe.latent}"
     )
-    rule, text = inline(recipe.rule), inline(report.calibration["name"])
+    rule, text = recipe.rule, found.calibration["name"]
     return (
         f"{recipe.pairs} channel pairs of every KV head became semantic (rule {rule}), {latent}; "
-        f"calibrated on {report.calibration_tokens:,} tokens of {text}, context {report.context}."
+        f"calibrated on {found.calibration_tokens:,} tokens of {text}, context {found.context}."
     )
 
 
 SEARCH_HEADER = ("pairs", "latent", "policy", "bytes per token", "predicted", "KL", "nats lost", "goal")
 
 
-def search_rows(search: SearchReport) -> Iterable[tuple[str, ...]]:
+def search_rows(search: SearchFindings) -> Iterable[tuple[str, ...]]:
     """One row per measurement, in their order."""
     for row in search.rows:
         yield (
@@ -240,13 +262,13 @@ def search_rows(search: SearchReport) -> Iterable[tuple[str, ...]]:
         )
 
 
-def variant_reports(
+def variant_findings(
     rows: Sequence[tuple[Variant, dict[str, TextLoss]]], *, context: int, target_context: int
-) -> tuple[VariantReport, ...]:
+) -> tuple[VariantFindings, ...]:
     """rows: variants and their losses by text, the reference first. Contexts in tokens."""
     first, reference = rows[0]
     return tuple(
-        VariantReport(
+        VariantFindings(
             key=variant.key,
             name=variant.name,
             policy=variant.policy.short,

@@ -1,6 +1,6 @@
 """The pictures of a conversion, as PNG: perplexity against bytes, and which pairs became semantic.
 
-Imported when they are drawn. Called by `dba_plugins.convert.job` and the policy search.
+Imported when they are drawn.
 """
 
 from __future__ import annotations
