@@ -186,3 +186,19 @@ devices = _completer(lambda _: DEVICES)
 summarizer_list = _completer(_comma_list(lambda: _names("summarizer")))
 backend_list = _completer(_comma_list(lambda: _names("decode_backend")))
 mode_list = _completer(_comma_list(_modes))
+
+#: By the name that a request's option gives (`offers`).
+BY_NAME: dict[str, Completer] = {
+    "presets": presets,
+    "plugin_choices": plugin_choices,
+    "decode_backends": decode_backends,
+    "plugin_names": plugin_names,
+    "kv_policy": kv_policy,
+    "settings": settings,
+    "runs": runs,
+    "corpora": corpora,
+    "devices": devices,
+    "summarizer_list": summarizer_list,
+    "backend_list": backend_list,
+    "mode_list": mode_list,
+}

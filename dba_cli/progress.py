@@ -1,6 +1,6 @@
 """What a job says while it runs, on stderr: a progress bar on a terminal, plain lines elsewhere, or nothing.
 
-Implements `dba_core.runs.report.Reporter`; the summary itself goes to stdout at the end.
+Implements `dba_core.report.Reporter`; the report itself goes to stdout at the end.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import click
 from rich.progress import Progress, TaskID
 
 from dba_cli.rendering import progress
 from dba_cli.terminal import echo, warn
 
 if TYPE_CHECKING:
+    from dba_core.registry import Trace
     from dba_core.runs.summary import Summary
-    from dba_core.training.events import Evaluated, StepFinished, TrainEvent
+    from dba_core.training.events import Evaluated, StepFinished
 
 
 class TerminalReporter:
@@ -37,9 +39,25 @@ class TerminalReporter:
     ) -> None:
         self.close()
 
-    def phase(self, text: str) -> None:
+    def phase(self, text: str, steps: int | None = None) -> None:
+        """A bar where the steps are counted, a line where nothing can be drawn."""
         self.close()
-        self.note(text)
+        if self._quiet:
+            return
+        bar = progress("{task.description}", "{task.percentage:>3.0f}%")
+        if steps is None or bar.disable:
+            echo(text, err=True)
+            return
+        self._task, self._bar = bar.add_task(text, total=steps or None), bar
+        bar.start()
+
+    def step(self, done: int | None = None, steps: int | None = None) -> None:
+        if self._bar is None or self._task is None:
+            return
+        if done is None:
+            self._bar.advance(self._task)
+        else:
+            self._bar.update(self._task, completed=done, total=steps)
 
     def note(self, text: str) -> None:
         if not self._quiet:
@@ -52,11 +70,20 @@ class TerminalReporter:
         self.close()
         self.summary = summary
 
-    def training(self, event: TrainEvent) -> None:
+    def event(self, event: object) -> None:
+        """Those of training; what is done with plugins was asked for, and is told even if quiet."""
+        from dba_core.registry import Trace, TraceEvent
+
+        if isinstance(event, TraceEvent):
+            echo(f"trace: {event}", err=True)
+        elif isinstance(event, Trace):
+            click.get_current_context().call_on_close(lambda: _print_totals(event))
+        elif not self._quiet:
+            self._training(event)
+
+    def _training(self, event: object) -> None:
         from dba_core.training.events import Evaluated, Interrupted, StepFinished, TrainingStarted
 
-        if self._quiet:
-            return
         if isinstance(event, TrainingStarted):
             self._start(event.first_step, event.steps)
         elif isinstance(event, StepFinished):
@@ -65,6 +92,9 @@ class TerminalReporter:
             self._evaluated(event)
         elif isinstance(event, Interrupted):
             self.note(f"Interrupted after step {event.step}; saving.")
+
+    def training(self, event: object) -> None:
+        self.event(event)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -94,3 +124,11 @@ class TerminalReporter:
             best = " (lowest so far)" if event.is_best else ""
             where = f"over the first {event.tokens:,} held-out tokens"
             self.note(f"step {event.step}: loss {event.loss:.4f} {where}{best}")
+
+
+def _print_totals(trace: Trace) -> None:
+    for plugin, actions in trace.totals().items():
+        sums = ", ".join(f"{action} {n}x {s * 1000:.1f} ms" for action, (n, s) in actions.items())
+        echo(f"trace: total of {plugin}: {sums}", err=True)
+    if not trace.events:
+        echo("trace: no plugin was imported or called", err=True)

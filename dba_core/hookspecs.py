@@ -6,8 +6,11 @@ A plugin module is imported only when it is selected (or asked about by name), s
 
 from __future__ import annotations
 
+from typing import Any
+
 import pluggy
 
+from dba_core.command import Command
 from dba_core.contracts import (
     DecodeBackendPlugin,
     GatePlugin,
@@ -39,3 +42,8 @@ def dba_null_token() -> NullTokenPlugin:  # type: ignore[empty-body]
 @hookspec
 def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
     """Return the decode backend that this module provides."""
+
+
+@hookspec
+def dba_command() -> Command[Any]:  # type: ignore[empty-body]
+    """Return the command that this module provides."""

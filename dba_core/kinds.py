@@ -33,6 +33,7 @@ class PluginKind:
     doctor` asks; None where there is none to ask. suite: `module:NAME` of the contract suite. template: of
     `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a configuration);
     others are named where they are used, by the command `usage`, {name} for its name.
+    calls: what a plugin can do, beside its name, contract, summary and options_class.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PluginKind:
     per_layer: bool
     usage: str = ""
     previous_until: str | None = None
+    calls: tuple[str, ...] = ("supports", "build")
 
     def chosen_by(self, name: str) -> str:
         """What a user writes to choose a plugin of this kind."""
@@ -123,6 +125,20 @@ _ROWS = (
         suite="dba_core.testing.decode_long:DECODE",
         template="decode_backend.py.in",
         per_layer=True,
+    ),
+    PluginKind(
+        name="command",
+        title="Command",
+        group="dba.commands",
+        hook="dba_command",
+        contract=1,
+        request=object,
+        typical=None,
+        suite="dba_core.testing.command:COMMAND",
+        template="command.py.in",
+        per_layer=False,
+        usage="dba {name}",
+        calls=("run",),
     ),
 )
 

@@ -9,9 +9,10 @@ import click
 from click.core import ParameterSource
 
 from dba_cli import completing
-from dba_cli.run_options import KV_POLICY_HELP, special_options
+from dba_cli.options import special_options
 from dba_cli.source_argument import input_errors
 from dba_cli.terminal import echo, warn
+from dba_core.runs.choosing import KV_POLICY_HELP
 
 if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy

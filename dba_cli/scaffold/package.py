@@ -62,7 +62,7 @@ class PluginPackage:
         """Every file's path in the package and its text."""
         facts, source = _template(KINDS[self.kind].template)
         values = {**self._values(), **facts}
-        values["options_hint"] = _options_hint(self.kind, self.name, facts.get("option"))
+        values.setdefault("promises", _promises(self, facts.get("option")))
         texts = {
             "pyproject.toml": _text("pyproject.toml.in"),
             "README.md": _text("README.md.in"),
@@ -96,12 +96,16 @@ def _text(name: str) -> str:
     return (resources.files("dba_cli.scaffold") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _options_hint(kind: Kind, name: str, option: str | None) -> str:
-    """How to set the option that a template names."""
-    if option is None:
-        return ""
-    given = f"{KINDS[kind].example(name)}:{option}"
-    return f";\n  `{given}` sets one"
+def _promises(package: PluginPackage, option: str | None) -> str:
+    """The README's lines about what a plugin that is built does. option: one to show."""
+    given = f"{KINDS[package.kind].example(package.name)}:{option}"
+    hint = "" if option is None else f";\n  `{given}` sets one"
+    return (
+        "- `supports()` says beforehand what the plugin cannot do, with the reason and what would do "
+        "instead. It never raises to say no.\n"
+        "- `build()` returns the finished object. Options are the fields of "
+        f"`{package.class_name}Options`{hint}."
+    )
 
 
 def write_package(package: PluginPackage, folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from dba_core.attention.autocast import autocast_enabled
+from dba_core.attention.inputs import autocast_enabled
 from dba_core.contracts import (
     AttentionShape,
     DecodeBackend,

@@ -27,7 +27,7 @@ from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.trace import Trace
 from dba_core.serialization.converter import UnreadableTypeError, structure, unstructure
 
-_MEMBERS = ("name", "contract", "summary", "options_class", "supports", "build")
+_FACTS = ("name", "contract", "summary", "options_class")
 _FIELD_TYPES = (
     "int, float, str, bool, Literal, list[X], tuple[X, ...], dict[str, X] and attrs classes of these, and "
     "X | None"
@@ -112,7 +112,8 @@ def _form_problem(info: PluginInfo, plugin: Any) -> str | None:
     """What the returned object lacks to be a plugin of this kind, None when nothing."""
     if isinstance(plugin, type):
         return f"its hook returned the class {plugin.__name__}; return an instance: {plugin.__name__}()"
-    missing = [member for member in _MEMBERS if not hasattr(plugin, member)]
+    calls = KINDS[info.kind].calls
+    missing = [member for member in (*_FACTS, *calls) if not hasattr(plugin, member)]
     if missing:
         return f"its hook returned {type(plugin).__name__!r}, no plugin: it lacks {', '.join(missing)}"
     if plugin.name != info.name:
@@ -125,7 +126,7 @@ def _form_problem(info: PluginInfo, plugin: Any) -> str | None:
     plugin.options_class()
     if not isinstance(plugin.summary, str):
         return f"its summary is {shown(plugin.summary)}, no text"
-    uncallable = [member for member in ("supports", "build") if not callable(getattr(plugin, member))]
+    uncallable = [member for member in calls if not callable(getattr(plugin, member))]
     return f"its {' and '.join(uncallable)} cannot be called" if uncallable else None
 
 

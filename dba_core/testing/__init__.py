@@ -10,6 +10,7 @@ from dba_core.testing.check import Check, CheckReport, CheckResult, Suite, run_c
 from dba_core.testing.subject import Subject, Violation
 from dba_core.testing.suites import (
     SUITES,
+    CommandContract,
     Contract,
     DecodeBackendContract,
     GateContract,
@@ -23,6 +24,7 @@ __all__ = [
     "Check",
     "CheckReport",
     "CheckResult",
+    "CommandContract",
     "Contract",
     "DecodeBackendContract",
     "GateContract",

@@ -118,3 +118,7 @@ class NullTokenContract(Contract, kind="null_token"):
 
 class DecodeBackendContract(Contract, kind="decode_backend"):
     """What every decode backend promises."""
+
+
+class CommandContract(Contract, kind="command"):
+    """What every command promises."""

@@ -13,10 +13,11 @@ from typing import TypeAlias
 import attrs
 from fake_site import GOOD_GATE, FakeSite, gate_contract, gate_request
 
-from dba_cli.run_options import RunFlags
 from dba_core.config import PluginChoice, PluginChoices, PluginRecord
 from dba_core.config.loading import load_config
 from dba_core.registry import Access, Registry, check_records, refuse_fallbacks
+from dba_core.report import SilentReporter
+from dba_core.runs.choosing import DecodingRunChoice
 
 Act: TypeAlias = Callable[[FakeSite], object]
 
@@ -137,5 +138,5 @@ def plugins(*texts: str, sets: tuple[str, ...] = ()) -> Act:
 
 def sampled(text: str) -> Act:
     """Load a run for `dba sample`."""
-    flags = RunFlags(run="latest", checkpoint="best", device=None, allow_drift=False, plugins=(text,))
-    return lambda _: flags.load()
+    choice = DecodingRunChoice(run="latest", plugin=(text,))
+    return lambda _: choice.load(SilentReporter())

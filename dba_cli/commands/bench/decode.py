@@ -17,7 +17,7 @@ from dba_cli.commands.bench.common import (
     show,
     threads_option,
 )
-from dba_cli.preflight import check_plugins
+from dba_core.runs.choosing import check_plugins
 
 _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 

@@ -13,7 +13,7 @@ import attrs
 import click
 
 from dba_cli.commands.plugins.common import json_option
-from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.options import plugin_options
 from dba_cli.terminal import echo
 from dba_core.contracts import Kind, Support
 from dba_core.errors import DBAError, PluginError
@@ -21,6 +21,7 @@ from dba_core.kinds import KINDS, per_layer
 from dba_core.registry import LoadedPlugin, PluginInfo, Registry
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.loading import options_to_dict, structure_options
+from dba_core.runs.choosing import PluginUse
 
 Status = Literal["ok", "warning", "blocked", "error"]
 
@@ -28,7 +29,7 @@ Status = Literal["ok", "warning", "blocked", "error"]
 @click.command()
 @plugin_options
 @json_option
-def doctor(plugin_flags: PluginFlags, as_json: bool) -> int:
+def doctor(plugin_flags: PluginUse, as_json: bool) -> int:
     """Look at every installed plugin: entry point, name, import, contract, answer to a typical request.
 
     Imports them all. Exit code 4 says that something is wrong; a plugin that says no is sound.
@@ -38,9 +39,10 @@ def doctor(plugin_flags: PluginFlags, as_json: bool) -> int:
       dba plugins doctor
       dba plugins doctor --json
     """
+    from dba_cli.progress import TerminalReporter
     from dba_cli.rendering import columns, echo_json
 
-    found = diagnose(plugin_flags.registry())
+    found = diagnose(plugin_flags.registry(TerminalReporter()))
     wrong = [each for each in found if each.status == "error"]
     if as_json:
         echo_json({"sound": not wrong, "diagnoses": [attrs.asdict(each) for each in found]})

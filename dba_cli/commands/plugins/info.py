@@ -8,9 +8,10 @@ import click
 
 from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text
-from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.options import plugin_options
 from dba_core.contracts import Kind
 from dba_core.kinds import KINDS
+from dba_core.runs.choosing import PluginUse
 
 if TYPE_CHECKING:
     from dba_core.registry import LoadedPlugin
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--kind", type=KIND, help="Where two kinds have a plugin of that name.")
 @plugin_options
 @json_option
-def info(name: str, kind: Kind | None, plugin_flags: PluginFlags, as_json: bool) -> None:
+def info(name: str, kind: Kind | None, plugin_flags: PluginUse, as_json: bool) -> None:
     """Describe the plugin NAME: what it is, where it is from, its options.
 
     \b
@@ -29,9 +30,10 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginFlags, as_json: bool)
       dba plugins info causal
       dba plugins info none --kind gate
     """
+    from dba_cli.progress import TerminalReporter
     from dba_cli.rendering import echo_json
 
-    registry = plugin_flags.registry()
+    registry = plugin_flags.registry(TerminalReporter())
     loaded = [registry.load(each, name) for each in kinds_with(registry, name, kind)]
     if as_json:
         documents = [_document(each) for each in loaded]

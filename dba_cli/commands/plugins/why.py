@@ -8,12 +8,12 @@ import attrs
 import click
 
 from dba_cli.commands.plugins.common import KIND_OF_LAYERS, json_option
-from dba_cli.options import ConfigFlags, config_options
-from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
+from dba_cli.options import config_options, plugin_options, strict_option
 from dba_cli.preflight import load_checked
 from dba_cli.terminal import echo
 from dba_core.contracts import Kind
 from dba_core.errors import DBAError
+from dba_core.runs.choosing import ConfigChoice, PluginUse
 
 if TYPE_CHECKING:
     from dba_core.contracts import Reason
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @plugin_options
 @strict_option
 @json_option
-def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool, as_json: bool) -> None:
+def why(kind: Kind, flags: ConfigChoice, plugin_flags: PluginUse, strict: bool, as_json: bool) -> None:
     """Explain which plugin of KIND a configuration gets, and why not the others.
 
     Where layers chose for themselves, each choice is explained, with its layers.
@@ -38,10 +38,11 @@ def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool,
       dba plugins why gate --preset paper-gqa
       dba plugins why summarizer --plugin summarizer@layers.0-1=conv --json
     """
+    from dba_cli.progress import TerminalReporter
     from dba_cli.rendering import echo_json
     from dba_core.registry import refuse_fallbacks
 
-    registry = plugin_flags.registry()
+    registry = plugin_flags.registry(TerminalReporter())
     config = load_checked(flags, registry).config
     from dba_core.runs.selection import explain_selection
 

@@ -1,4 +1,4 @@
-"""What `DecoupledAttention.forward` may be given. Errors name what was got and what is allowed.
+"""What `DecoupledAttention.forward` may be given, under autocast or not. Errors name what is allowed.
 
 A mask says which keys may be seen: bool, [B or 1, H or 1, T or 1, T or 1], or [T,T] or [H,T,T] without the
 axes in front. A padding mask [B,T] is none of these: as a mask of keys it is [B,1,1,T]. Where B = T, or B = H
@@ -7,15 +7,41 @@ with three axes, a mask could be meant either way; it is refused rather than rea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dba_core.attention.autocast import autocast_enabled
 from dba_core.cache.layer import LayerCache
 from dba_core.contracts import AttentionShape
 from dba_core.errors import CacheError, UnsupportedError
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether operations on this device are cast by `torch.autocast` here; never on `meta`."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within: operations on this device keep the dtypes that they are given."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """What attention computes in: the autocast dtype where autocast is on, else that of `like`."""
+    enabled = autocast_enabled(like.device)
+    return torch.get_autocast_dtype(like.device.type) if enabled else like.dtype
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a Linear, the first floating-point parameter of what wraps or replaces one."""
+    if isinstance(module, nn.Linear):
+        return module.weight
+    return next(each for each in module.parameters() if each.is_floating_point())
 
 
 def check_inputs(
