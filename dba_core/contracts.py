@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_che
 
 import attrs
 
+from dba_core.checkpoint_source import EXAMPLE as EXAMPLE
+from dba_core.checkpoint_source import ModelDescription as ModelDescription
+from dba_core.checkpoint_source import OpenedSource as OpenedSource
+from dba_core.checkpoint_source import SourceRequest as SourceRequest
+from dba_core.checkpoint_source import StoredWeight as StoredWeight
+from dba_core.checkpoint_source import example_weights as example_weights
 from dba_core.support import Reason as Reason  # a plugin finds all that it needs here
 from dba_core.support import Support as Support
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import torch
     from torch import Tensor, nn
@@ -338,6 +345,17 @@ class Plugin(Protocol[RequestT, BuiltT]):
     def supports(self, request: RequestT, options: Any) -> Support: ...
 
     def build(self, request: RequestT, options: Any) -> BuiltT: ...
+
+
+@runtime_checkable
+class CheckpointSourcePlugin(Plugin[SourceRequest, OpenedSource], Protocol):
+    """A plugin with an example of its own."""
+
+    def example(self, folder: Path) -> Path:
+        """Write a tiny checkpoint of this kind into the empty folder, and return the path that a user would
+        give. The contract suite reads it.
+        """
+        ...
 
 
 @attrs.frozen

@@ -12,6 +12,7 @@ import pluggy
 
 from dba_core.command import Command
 from dba_core.contracts import (
+    CheckpointSourcePlugin,
     DecodeBackendPlugin,
     GatePlugin,
     NullTokenPlugin,
@@ -37,6 +38,11 @@ def dba_gate() -> GatePlugin:  # type: ignore[empty-body]
 @hookspec
 def dba_null_token() -> NullTokenPlugin:  # type: ignore[empty-body]
     """Return the null-token provider that this module provides."""
+
+
+@hookspec
+def dba_checkpoint_source() -> CheckpointSourcePlugin:  # type: ignore[empty-body]
+    """Return the checkpoint source that this module provides."""
 
 
 @hookspec

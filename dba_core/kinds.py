@@ -17,6 +17,7 @@ from dba_core.contracts import (
     GateRequest,
     Kind,
     NullTokenRequest,
+    SourceRequest,
     SummarizerRequest,
 )
 
@@ -32,8 +33,9 @@ class PluginKind:
     request: the class of what `supports` and `build` are given. typical: makes the one that `dba plugins
     doctor` asks; None where there is none to ask. suite: `module:NAME` of the contract suite. template: of
     `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a configuration);
-    others are named where they are used, by the command `usage`, {name} for its name.
-    calls: what a plugin can do, beside its name, contract, summary and options_class.
+    others are named where they are used, by the command `usage`, {name} for its name. tries_all: `auto` asks
+    every installed plugin, those of the orders of auto first, then by name. calls: what a plugin can do,
+    beside its name, contract, summary and options_class.
     """
 
     name: str
@@ -47,6 +49,7 @@ class PluginKind:
     template: str
     per_layer: bool
     usage: str = ""
+    tries_all: bool = False
     previous_until: str | None = None
     calls: tuple[str, ...] = ("supports", "build")
 
@@ -127,6 +130,20 @@ _ROWS = (
         per_layer=True,
     ),
     PluginKind(
+        name="checkpoint_source",
+        title="Checkpoint source",
+        group="dba.checkpoint_sources",
+        hook="dba_checkpoint_source",
+        contract=1,
+        request=SourceRequest,
+        typical=None,
+        suite="dba_core.testing.checkpoint_source:CHECKPOINT_SOURCE",
+        template="checkpoint_source.py.in",
+        per_layer=False,
+        tries_all=True,
+        usage="dba convert MODEL --out DIR",
+    ),
+    PluginKind(
         name="command",
         title="Command",
         group="dba.commands",
@@ -148,3 +165,8 @@ KINDS: dict[Kind, PluginKind] = {row.name: row for row in _ROWS}
 def per_layer() -> tuple[Kind, ...]:
     """The kinds that each layer of a model chooses a plugin of."""
     return tuple(name for name, kind in KINDS.items() if kind.per_layer)
+
+
+def with_auto() -> tuple[Kind, ...]:
+    """The kinds of which `auto` chooses a plugin."""
+    return tuple(name for name, kind in KINDS.items() if kind.per_layer or kind.tries_all)

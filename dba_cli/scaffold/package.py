@@ -62,7 +62,8 @@ class PluginPackage:
         """Every file's path in the package and its text."""
         facts, source = _template(KINDS[self.kind].template)
         values = {**self._values(), **facts}
-        values.setdefault("promises", _promises(self, facts.get("option")))
+        options = "${class_name}Options" in source
+        values.setdefault("promises", _promises(self, facts.get("option"), options=options))
         texts = {
             "pyproject.toml": _text("pyproject.toml.in"),
             "README.md": _text("README.md.in"),
@@ -96,14 +97,20 @@ def _text(name: str) -> str:
     return (resources.files("dba_cli.scaffold") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _promises(package: PluginPackage, option: str | None) -> str:
+_SUPPORTS = (
+    "- `supports()` says beforehand what the plugin cannot do, with the reason and what would do "
+    "instead. It never raises to say no.\n"
+)
+
+
+def _promises(package: PluginPackage, option: str | None, *, options: bool) -> str:
     """The README's lines about what a plugin that is built does. option: one to show."""
+    if not options:
+        return f"{_SUPPORTS}- `build()` returns the finished object. It takes no options."
     given = f"{KINDS[package.kind].example(package.name)}:{option}"
     hint = "" if option is None else f";\n  `{given}` sets one"
     return (
-        "- `supports()` says beforehand what the plugin cannot do, with the reason and what would do "
-        "instead. It never raises to say no.\n"
-        "- `build()` returns the finished object. Options are the fields of "
+        f"{_SUPPORTS}- `build()` returns the finished object. Options are the fields of "
         f"`{package.class_name}Options`{hint}."
     )
 

@@ -21,7 +21,7 @@ import attrs
 from dba_core.contracts import Kind, Request, Support
 from dba_core.distribution import NAME, canonical
 from dba_core.errors import DBAError, DeprecatedContractWarning, PluginError, UnsupportedError, unknown
-from dba_core.kinds import KINDS, per_layer
+from dba_core.kinds import KINDS, with_auto
 from dba_core.registry.catalogue import Access, Catalogue, Key, key_of
 from dba_core.registry.choice import How, PluginChoice
 from dba_core.registry.contain import contain, kept_surroundings
@@ -88,7 +88,11 @@ class Registry:
             by_device = mapping.get(kind, {})
             names = by_device.get(device.partition(":")[0], by_device.get(_ANY_DEVICE, ()))
             found.update({(name, distribution): None for name in names})
-        return tuple(found)
+        if not KINDS[kind].tries_all:
+            return tuple(found)
+        known = {(name, canonical(distribution)) for name, distribution in found}
+        rest = ((info.name, info.distribution) for info in self._catalogue.infos(kind))
+        return (*found, *((name, owner) for name, owner in rest if (name, canonical(owner)) not in known))
 
     @property
     def auto_problems(self) -> tuple[str, ...]:
@@ -146,7 +150,7 @@ class Registry:
         self._catalogue.infos(kind)
         wanted = PluginChoice(choice) if isinstance(choice, str) else choice
         if wanted.name == "auto":
-            if not isinstance(request, Request):
+            if kind not in with_auto():
                 raise PluginError(f"there is no order of auto for a {kind}; choose one by name")
             refuse_options_of_auto(kind, wanted.options)
             return self._first_supporting(kind, request)
@@ -172,13 +176,14 @@ class Registry:
         """The plugin's answer to `supports()`, or the problem with it."""
         return ask_support(loaded, request, options, trace=self.trace)
 
-    def _first_supporting(self, kind: Kind, request: Request) -> Selection:
+    def _first_supporting(self, kind: Kind, request: object) -> Selection:
         """The first, or the one after it where the first stands back for that one."""
         passed = [
             PassedOver(name="auto order", state="broken", problem=problem) for problem in self.auto_problems
         ]
         held: tuple[LoadedPlugin, Any, Support] | None = None
-        for name, distribution in self.auto_order(kind, device=request.device):
+        device = request.device if isinstance(request, Request) else "cpu"
+        for name, distribution in self.auto_order(kind, device=device):
             outcome = self._try(kind, name, distribution, request)
             if isinstance(outcome, PassedOver):
                 if held is not None:
@@ -229,7 +234,7 @@ class Registry:
         )
 
     def _try(
-        self, kind: Kind, name: str, distribution: str, request: Request
+        self, kind: Kind, name: str, distribution: str, request: object
     ) -> PassedOver | tuple[LoadedPlugin, Any, Support]:
         try:
             info = self._catalogue.find(kind, name, prefer=distribution)
@@ -316,7 +321,7 @@ def _checked(mapping: Any) -> _Mapping | str:
         return problem
     return {
         kind: {device: tuple(names) for device, names in _by_device(mapping[kind]).items()}
-        for kind in per_layer()
+        for kind in with_auto()
         if kind in mapping
     }
 
@@ -334,8 +339,8 @@ def _form_problem(mapping: Any) -> str | None:
     if not isinstance(mapping, Mapping):
         return f"it is {mapping!r}, no mapping of kinds to names"
     for kind, listed in mapping.items():
-        if kind not in per_layer():
-            return unknown("plugin kind", str(kind), per_layer())
+        if kind not in with_auto():
+            return unknown("plugin kind", str(kind), with_auto())
         for device, names in _by_device(listed).items():
             named = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
             if not named or not isinstance(device, str):

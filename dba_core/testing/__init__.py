@@ -10,6 +10,7 @@ from dba_core.testing.check import Check, CheckReport, CheckResult, Suite, run_c
 from dba_core.testing.subject import Subject, Violation
 from dba_core.testing.suites import (
     SUITES,
+    CheckpointSourceContract,
     CommandContract,
     Contract,
     DecodeBackendContract,
@@ -24,6 +25,7 @@ __all__ = [
     "Check",
     "CheckReport",
     "CheckResult",
+    "CheckpointSourceContract",
     "CommandContract",
     "Contract",
     "DecodeBackendContract",

@@ -48,7 +48,7 @@ def capability_checks(suite: Suite, requests: Callable[[Subject], Iterator[Reque
     def capabilities(subject: Subject) -> Iterator[Violation]:
         for request in requests(subject):
             answer = subject.answer(request)
-            yield from _reasons(answer.reasons, case=describe(request))
+            yield from incomplete_reasons(answer.reasons, case=describe(request))
             if subject.answer(request) != answer:
                 yield Violation(
                     case=describe(request),
@@ -131,7 +131,7 @@ def metadata_without_torch(subject: Subject) -> Iterator[Violation]:
         )
 
 
-def _reasons(reasons: tuple[Reason, ...], *, case: str) -> Iterator[Violation]:
+def incomplete_reasons(reasons: tuple[Reason, ...], *, case: str) -> Iterator[Violation]:
     for reason in reasons:
         empty = [name for name, value in attrs.asdict(reason).items() if not str(value).strip()]
         if empty:

@@ -116,6 +116,10 @@ class NullTokenContract(Contract, kind="null_token"):
     """What every null token promises."""
 
 
+class CheckpointSourceContract(Contract, kind="checkpoint_source"):
+    """What every checkpoint source promises."""
+
+
 class DecodeBackendContract(Contract, kind="decode_backend"):
     """What every decode backend promises."""
 

@@ -33,8 +33,11 @@ from dba_core.config.attention import AttentionConfig
 from dba_core.errors import UsageError
 from dba_core.model.block import attention_of_layer
 from dba_core.model.language_model import LanguageModel
-from dba_plugins.checkpoints.source import PLAIN
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_plugins.convert.calibration import Calibration, LayerCalibration, rotated_weights
+
+#: What a decoupled model starts from: no gate and no null token, as the source model has none.
+PLAIN = PluginChoices(gate=PluginChoice("none"), null_token=PluginChoice("none"))
 
 
 @attrs.frozen(kw_only=True)

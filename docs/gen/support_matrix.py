@@ -82,7 +82,7 @@ def columns(kind: PluginKind) -> dict[str, Any]:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(section(kind) for kind in KINDS.values())])
+    return "\n".join([HEAD, *(section(kind) for kind in KINDS.values() if kind.typical)])
 
 
 def section(kind: PluginKind) -> str:

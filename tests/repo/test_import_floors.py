@@ -15,10 +15,11 @@ from source_tree import PACKAGES, ROOT, imports, module_name, python_files
 # Lowest first. A part is dba_core.X, or a whole package.
 FLOORS = (
     ("support", "errors", "printable", "markdown", "figures", "documents", "distribution", "free_memory"),
-    ("contracts",),
-    ("hookspecs", "kinds", "report"),
+    ("contracts", "checkpoint_source"),
+    ("report", "command"),
+    ("hookspecs", "kinds"),
     ("serialization",),
-    ("registry", "command"),
+    ("registry",),
     ("config",),
     ("cache", "attention"),
     ("model",),
@@ -38,6 +39,8 @@ STILL_UPWARD: set[tuple[str, str]] = set()
 STILL_IN_A_CIRCLE = {
     ("dba_core.data.extra_tokenizers", "dba_core.data.tokenizers"),
     ("dba_core.data.tokenizers", "dba_core.data.extra_tokenizers"),
+    ("dba_cli.installed", "dba_cli.plugin_command"),
+    ("dba_cli.plugin_command", "dba_cli.installed"),
     ("dba_plugins.decode.cpu.scores", "dba_plugins.decode.cpu.tile"),
     ("dba_plugins.decode.cpu.softmax", "dba_plugins.decode.cpu.tile"),
     ("dba_plugins.decode.cpu.tile", "dba_plugins.decode.cpu.scores"),

@@ -166,13 +166,13 @@ def test_what_no_layer_chooses_is_no_choice_of_a_configuration(site: FakeSite) -
 def test_a_kind_that_layers_choose_has_its_place_in_the_configuration() -> None:
     script = """
         import attrs
-        from dba_core.kinds import KINDS
+        from dba_core.kinds import KINDS, per_layer
         KINDS["toy"] = attrs.evolve(KINDS["gate"], name="toy", group="dba.toys", hook="dba_toy")
         from dba_core.config import PluginChoice, RunConfig, load_config
         config = load_config(plugins=["toy=tower:glue=true", "toy@layers.0=wall"]).config
         assert config.plugins.of("toy") == PluginChoice("tower", options={"glue": True})
         assert config.plugins.layers["0"]["toy"].name == "wall"
         assert RunConfig.from_dict(config.to_dict()) == config
-        assert list(config.to_dict()["plugins"]) == [*KINDS, "layers"]
+        assert list(config.to_dict()["plugins"]) == [*per_layer(), "layers"]
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)

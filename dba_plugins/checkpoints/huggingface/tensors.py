@@ -8,31 +8,20 @@ none is, since nothing says which belong together. Each name is in one file, and
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import attrs
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dba_core.contracts import StoredWeight
 from dba_core.documents import read_object
 from dba_core.errors import CheckpointError, SourceError
 from dba_core.printable import printable
-from dba_plugins.checkpoints.fields import shown
-from dba_plugins.checkpoints.files import size_of_file
+from dba_plugins.checkpoints.fields import shown, size_of_file
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("F64", "F32", "F16", "BF16")
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class StoredTensor:
-    """name, file: where it is. read: float32; not yet looked at for NaN."""
-
-    name: str
-    file: Path
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -41,7 +30,7 @@ class TensorFolder:
     notes: what lies beside them and was not.
     """
 
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, StoredWeight]
     files: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -63,17 +52,18 @@ def read_folder(folder: Path) -> TensorFolder:
         names = sorted(set(weight_map.values()))
     else:
         names = [_only_file(folder)]
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredWeight] = {}
+    held_by: dict[str, str] = {}
     for name in names:
         for key, tensor in _tensors(folder / name).items():
-            if key in tensors:
+            if key in held_by:
                 raise CheckpointError(
-                    f"{folder}: {printable(key)} is both in {tensors[key].file.name} and in {name}; the "
+                    f"{folder}: {printable(key)} is both in {held_by[key]} and in {name}; the "
                     "files are of different models. Keep those of one, or download the model again"
                 )
-            tensors[key] = tensor
+            tensors[key], held_by[key] = tensor, name
     for key, name in weight_map.items():
-        if key not in tensors or tensors[key].file.name != name:
+        if held_by.get(key) != name:
             raise CheckpointError(
                 f"{folder}: {printable(key)} is not in {name}, where {_INDEX} has it; they are not of the "
                 "same model. Download it again"
@@ -131,7 +121,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _tensors(file: Path) -> dict[str, StoredTensor]:
+def _tensors(file: Path) -> dict[str, StoredWeight]:
     """What the header says, which the package compares with the file's size."""
     size_of_file(file)
     try:
@@ -150,7 +140,7 @@ def _tensors(file: Path) -> dict[str, StoredTensor]:
                 "model with floating-point weights, or a .gguf file"
             )
     return {
-        name: StoredTensor(name=name, file=file, shape=shape, read=functools.partial(_read, file, name))
+        name: StoredWeight(name=name, where=str(file), shape=shape, read=functools.partial(_read, file, name))
         for name, (_, shape) in heads.items()
     }
 

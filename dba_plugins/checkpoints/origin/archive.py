@@ -24,8 +24,7 @@ from torch import Tensor
 
 from dba_core.errors import CheckpointError, SourceError
 from dba_core.printable import printable
-from dba_plugins.checkpoints.fields import shown, told
-from dba_plugins.checkpoints.files import size_of_file
+from dba_plugins.checkpoints.fields import shown, size_of_file, told
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NAMED = frozenset(

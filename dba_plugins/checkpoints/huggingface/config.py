@@ -1,20 +1,29 @@
-"""The rotation of a Llama-family config.json, in every spelling that has been written:
+"""A Llama-family `config.json`: the model in numbers, and its rotation in every spelling there is.
+
+    model_type   llama, and mistral without a sliding window: the same computation
+    refused      biases in attention or MLP, other activations, partial rotation, other families
 
     rope_theta, rope_scaling {"type" | "rope_type", ...}      transformers 4
     rope_parameters {"rope_type", "rope_theta", ...}          transformers 5
     rope_parameters {"full_attention": {...}, ...}            by the kind of layer; all must say the same
 
-What is said twice must be the same, and what the rotation does not use may not stand there: a field that
-changes nothing would be scaling that was lost.
+What is said twice of the rotation must be the same, and what it does not use may not stand there: a field
+that changes nothing would be scaling that was lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from dba_core.errors import CheckpointError, SourceError
-from dba_plugins.checkpoints.fields import Fields, shown
+import attrs
+
+from dba_core.contracts import ModelDescription
+from dba_core.documents import read_object
+from dba_core.errors import CheckpointError, SourceError, unknown
+from dba_plugins.checkpoints.fields import Fields, shown, told
+from dba_plugins.checkpoints.llama_names import FAMILIES
 from dba_plugins.checkpoints.rope_scaling import RopeScaling, check_kind, check_scaling, yarn_attention_factor
 
 THETA = 10000.0
@@ -38,6 +47,95 @@ _READ: dict[str, tuple[str, ...]] = {
 }
 _COMMON = ("type", "rope_type", "rope_theta", "partial_rotary_factor")
 _FOR_PEOPLE = (_ORIGINAL, "finetuned")
+
+
+@attrs.frozen(kw_only=True)
+class LlamaConfig:
+    """The model (`tie_embeddings`: what the flag says) and how its rotation is scaled."""
+
+    family: str
+    model: ModelDescription
+    scaling: RopeScaling
+
+
+def read_llama_config(path: Path) -> LlamaConfig:
+    """Read config.json. Raises CheckpointError for a file that is none, SourceError for other models."""
+    fields = Fields(
+        read_object(path, error=CheckpointError, advice="Download the model again"), where=str(path)
+    )
+    family = fields.text("model_type")
+    if family not in FAMILIES:
+        raise SourceError(f"{path}: {unknown('model family', told(family), FAMILIES)}")
+    _refuse(fields, family)
+    n_heads, kv_heads, head_dim = _heads(fields, family)
+    context = fields.whole("max_position_embeddings", default=FAMILIES[family])
+    theta, scaling = read_rope(fields, context=context)
+    model = ModelDescription(
+        vocab_size=fields.whole("vocab_size"),
+        context=context,
+        n_layers=fields.whole("num_hidden_layers"),
+        d_model=fields.whole("hidden_size"),
+        d_ff=fields.whole("intermediate_size"),
+        n_heads=n_heads,
+        n_kv_heads=kv_heads,
+        geo_head_dim=head_dim,
+        v_head_dim=head_dim,
+        norm_eps=fields.number("rms_norm_eps", default=1e-6),
+        tie_embeddings=fields.flag("tie_word_embeddings", default=False),
+        rope_theta=theta,
+    )
+    return LlamaConfig(family=family, model=model, scaling=scaling)
+
+
+def _heads(fields: Fields, family: str) -> tuple[int, int, int]:
+    """Query heads, KV heads, channels of a head."""
+    width, n_heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
+    if family == "mistral" and "num_key_value_heads" not in fields.table:
+        fields.raw("num_key_value_heads")  # transformers would take 8, whatever the number of heads
+    kv_heads = fields.whole("num_key_value_heads") if fields.given("num_key_value_heads") else n_heads
+    if fields.given("head_dim"):
+        return n_heads, kv_heads, fields.whole("head_dim")
+    if width % n_heads:
+        raise CheckpointError(
+            f"{fields.where}: hidden_size={width} is not a multiple of num_attention_heads={n_heads}, and "
+            "there is no head_dim; the file is damaged or was changed. Get it again"
+        )
+    return n_heads, kv_heads, width // n_heads
+
+
+def _refuse(fields: Fields, family: str) -> None:
+    """What this architecture does not have."""
+    wrong = [
+        f"{name}=True (supported: False)"
+        for name in ("attention_bias", "mlp_bias")
+        if fields.flag(name, default=False)
+    ]
+    if (act := fields.text("hidden_act", default="silu")) not in ("silu", "swish"):  # one function, two names
+        wrong.append(f"hidden_act={shown(act)} (supported: 'silu')")
+    if fields.given("sliding_window"):
+        wrong.append(f"sliding_window={shown(fields.raw('sliding_window'))} (supported: None)")
+    elif family == "mistral" and "sliding_window" not in fields.table:
+        wrong.append("sliding_window=4096, which a mistral model without this field has (supported: None)")
+    kinds = fields.table.get("layer_types")
+    if kinds is not None and not (
+        isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    ):
+        wrong.append(f"layer_types={shown(kinds)} (supported: 'full_attention' throughout)")
+    wrong += [
+        f"{name}{_method(fields.raw(name))} (supported: float weights, or a .gguf file)"
+        for name in ("quantization_config", "compression_config")
+        if fields.given(name)
+    ]
+    if wrong:
+        raise SourceError(
+            f"{fields.where} asks for {'; '.join(wrong)}. Give a Llama-family model without that"
+        )
+
+
+def _method(config: object) -> str:
+    """How the weights are quantized, where the file says it."""
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    return "" if method is None else f" of method {shown(method)}"
 
 
 def read_rope(config: Fields, *, context: int) -> tuple[float, RopeScaling]:

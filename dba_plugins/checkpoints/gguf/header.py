@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from dba_core.errors import CheckpointError, SourceError
 from dba_core.printable import printable
-from dba_plugins.checkpoints.fields import shown
-from dba_plugins.checkpoints.files import size_of_file
+from dba_plugins.checkpoints.fields import shown, size_of_file
 
 Bytes = NDArray[np.uint8]
 _TEXT, _ARRAY = 8, 9
