@@ -37,23 +37,17 @@ DRIVERS = tuple(f"dba_plugins.{name}" for name in ("bench", "checkpoints", "conv
 #: Pairs that are still wrong, by importing and imported module. Nothing comes in; take out what you mend.
 STILL_UPWARD: set[tuple[str, str]] = set()
 STILL_IN_A_CIRCLE = {
-    ("dba_core.data.extra_tokenizers", "dba_core.data.tokenizers"),
-    ("dba_core.data.tokenizers", "dba_core.data.extra_tokenizers"),
     ("dba_cli.installed", "dba_cli.plugin_command"),
     ("dba_cli.plugin_command", "dba_cli.installed"),
-    ("dba_plugins.decode.cpu.scores", "dba_plugins.decode.cpu.tile"),
-    ("dba_plugins.decode.cpu.softmax", "dba_plugins.decode.cpu.tile"),
-    ("dba_plugins.decode.cpu.tile", "dba_plugins.decode.cpu.scores"),
-    ("dba_plugins.decode.cpu.tile", "dba_plugins.decode.cpu.softmax"),
-    ("dba_plugins.decode.cpu.tile", "dba_plugins.decode.cpu.values"),
-    ("dba_plugins.decode.cpu.values", "dba_plugins.decode.cpu.tile"),
+    ("dba_core.data.extra_tokenizers", "dba_core.data.tokenizers"),
+    ("dba_core.data.tokenizers", "dba_core.data.extra_tokenizers"),
 }
 STILL_PRIVATE_TO_PLUGINS = {
-    ("dba_plugins.decode.cpu.convert", "dba_core.cache.formats.nf4"),
+    ("dba_plugins.decode.cpu.emit", "dba_core.cache.formats.nf4"),
     ("dba_plugins.decode.cpu.encode", "dba_core.cache.blocks"),
     ("dba_plugins.decode.cpu.encode", "dba_core.cache.formats.info"),
     ("dba_plugins.decode.cpu.encode", "dba_core.cache.formats.nf4"),
-    ("dba_plugins.decode.triton.unpack", "dba_core.cache.formats.nf4"),
+    ("dba_plugins.decode.triton.tile", "dba_core.cache.formats.nf4"),
     ("dba_plugins.decode.triton.writer", "dba_core.cache.formats.nf4"),
 }
 STILL_PAST_THE_REGISTRY = {
@@ -83,14 +77,6 @@ STILL_PAST_THE_REGISTRY = {
     ("dba_cli.commands.convert", "dba_plugins.convert.report"),
     ("dba_cli.commands.convert", "dba_plugins.convert.request"),
     ("dba_cli.commands.convert", "dba_plugins.tune.search"),
-    ("dba_cli.commands.drift", "dba_plugins.drift.measure"),
-    ("dba_cli.commands.drift", "dba_plugins.drift.plot"),
-    ("dba_cli.commands.drift", "dba_plugins.drift.report"),
-    ("dba_cli.commands.drift", "dba_plugins.drift.rows"),
-    ("dba_cli.commands.drift", "dba_plugins.drift.thresholds"),
-    ("dba_cli.commands.tune", "dba_plugins.tune.measure"),
-    ("dba_cli.commands.tune", "dba_plugins.tune.plot"),
-    ("dba_cli.commands.tune", "dba_plugins.tune.search"),
     ("dba_cli.convert_progress", "dba_plugins.convert.request"),
 }
 
