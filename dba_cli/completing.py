@@ -91,13 +91,14 @@ def _kv_policy(incomplete: str) -> Iterator[str]:
 
 
 def _formats(value: str) -> Iterator[str]:
-    from dba_core.config.kv_policy import BLOCK_FORMATS, FORMATS, QBLOCKS
+    from dba_core.config.kv_policy import installed_formats
 
+    formats = installed_formats()
     name, at, _ = value.partition("@")
-    if at and name in BLOCK_FORMATS:
-        yield from (f"{name}@{block}" for block in QBLOCKS)
+    if at and name in formats:
+        yield from (f"{name}@{block}" for block in formats[name].qblocks)
     elif not at:
-        yield from FORMATS
+        yield from formats
 
 
 def _settings(incomplete: str) -> Iterator[str]:

@@ -18,6 +18,13 @@ from dba_core.checkpoint_source import OpenedSource as OpenedSource
 from dba_core.checkpoint_source import SourceRequest as SourceRequest
 from dba_core.checkpoint_source import StoredWeight as StoredWeight
 from dba_core.checkpoint_source import example_weights as example_weights
+from dba_core.kv_contracts import FP16_MAX as FP16_MAX
+from dba_core.kv_contracts import Encoded as Encoded
+from dba_core.kv_contracts import FormatFacts as FormatFacts
+from dba_core.kv_contracts import KVCodec as KVCodec
+from dba_core.kv_contracts import KVFormatRequest as KVFormatRequest
+from dba_core.kv_contracts import KVLayer as KVLayer
+from dba_core.kv_contracts import KVTensor as KVTensor
 from dba_core.support import Reason as Reason  # a plugin finds all that it needs here
 from dba_core.support import Support as Support
 
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import torch
     from torch import Tensor, nn
 
 #: The name of a kind of plugin; `dba_core.kinds` says what there is to say about each.
@@ -192,91 +198,6 @@ class NullToken(Protocol):
     def __call__(self) -> NullKV: ...
 
 
-class KVTensor(Protocol):
-    """One cached tensor (k_sem, k_geo or v) of one layer, as a decode backend reads it.
-
-    codes [B,G,capacity,C]: dtype and C are the format's. scales [B,n_blocks,capacity]: None for float
-    formats. recent_ring [B,G,R,D] fp16: position p is in slot p % R; None without a residual window. qblock:
-    values per scale, 0 for float formats. max_input: the largest |x| that is stored.
-    The planes are made once: a kernel may keep their addresses for as long as the cache lives.
-    """
-
-    @property
-    def n_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def format(self) -> str: ...
-    @property
-    def qblock(self) -> int: ...
-    @property
-    def quantized(self) -> bool: ...
-    @property
-    def max_input(self) -> float: ...
-    @property
-    def capacity(self) -> int: ...
-    @property
-    def codes(self) -> Tensor: ...
-    @property
-    def scales(self) -> Tensor | None: ...
-    @property
-    def recent_ring(self) -> Tensor | None: ...
-
-    def read(self, start: int, stop: int, *, row: int | None = None, dtype: torch.dtype = ...) -> Tensor:
-        """Positions start..stop-1 as the newest query of each row reads them: [B,G,stop-start,D], of one row
-        [1,G,stop-start,D]; float32 where no dtype is named. The newest `residual_len` tokens as the residual
-        window holds them, older ones as stored; zeros past a row's length.
-        """
-        ...
-
-    def stored(self, start: int, stop: int, *, row: int | None = None, dtype: torch.dtype = ...) -> Tensor:
-        """The same, all of them dequantized from codes and scales."""
-        ...
-
-    def recent(self, start: int, stop: int, dtype: torch.dtype = ..., *, row: int | None = None) -> Tensor:
-        """The same, all of them from the ring: of rows of equal lengths, or of one row. Raises CacheError
-        where the ring no longer holds a position.
-        """
-        ...
-
-
-class KVLayer(Protocol):
-    """The cache of one layer, as a decode backend reads it: row b holds lengths[b] tokens.
-
-    length: of the longest row. lengths_device: int32 [B] on the cache's device, always the same tensor.
-    residual_len: newest tokens of a row that are read from the ring where there is one. ring_size: R.
-    layer: the number that errors name. capturing: whether a CUDA graph records what is done now.
-    bad_values: int32 [1] on the device, which a writer that does not wait for it makes and sets.
-    """
-
-    bad_values: Tensor | None
-
-    @property
-    def k_sem(self) -> KVTensor: ...
-    @property
-    def k_geo(self) -> KVTensor: ...
-    @property
-    def v(self) -> KVTensor: ...
-    @property
-    def layer(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def capacity(self) -> int: ...
-    @property
-    def lengths(self) -> tuple[int, ...]: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def lengths_device(self) -> Tensor: ...
-    @property
-    def residual_len(self) -> int: ...
-    @property
-    def ring_size(self) -> int: ...
-    @property
-    def capturing(self) -> bool: ...
-
-
 @runtime_checkable
 class TokenWriter(Protocol):
     """Quantizes and stores tokens in one pass; what `LayerCache.append` does with torch, bit for bit."""
@@ -368,4 +289,13 @@ SummarizerPlugin: TypeAlias = Plugin[SummarizerRequest, "nn.Module"]
 GatePlugin: TypeAlias = Plugin[GateRequest, "nn.Module | None"]
 NullTokenPlugin: TypeAlias = Plugin[NullTokenRequest, "nn.Module | None"]
 DecodeBackendPlugin: TypeAlias = Plugin[DecodeRequest, DecodeBackend]
+
+
+class KVFormatPlugin(Plugin[KVFormatRequest, KVCodec], Protocol):
+    """A cache format. Its module, and `facts`, can be read without torch: policies and sizes need no more."""
+
+    @property
+    def facts(self) -> FormatFacts: ...
+
+
 AnyPlugin: TypeAlias = Plugin[Any, Any]

@@ -15,6 +15,7 @@ from dba_core.contracts import (
     CheckpointSourcePlugin,
     DecodeBackendPlugin,
     GatePlugin,
+    KVFormatPlugin,
     NullTokenPlugin,
     SummarizerPlugin,
 )
@@ -48,6 +49,11 @@ def dba_checkpoint_source() -> CheckpointSourcePlugin:  # type: ignore[empty-bod
 @hookspec
 def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
     """Return the decode backend that this module provides."""
+
+
+@hookspec
+def dba_kv_format() -> KVFormatPlugin:  # type: ignore[empty-body]
+    """Return the cache format that this module provides; import no torch for it."""
 
 
 @hookspec

@@ -207,7 +207,7 @@ def _request(
         model=model,
         out=out,
         recipe=None if keep else recipe,
-        policy=policy or DEFAULT_POLICY,
+        policy=policy or KVCachePolicy.parse(DEFAULT_POLICY),
         search=_search(recipe, policy, budget_bytes, max_delta_nll),
         **rest,
     )

@@ -1,10 +1,8 @@
 """Bytes of a KV cache by arithmetic alone, equal to what `LayerCache` allocates. No torch.
 
-    tensor:  G * code_bytes(D) + 2 * ceil(G*D / qblock)              per token
-    layer:   batch * (capacity * bytes_per_token + residual_bytes)   = LayerCache.nbytes
-    model:   n_layers * layer                                        = KVCache.nbytes
-
-Called by the run summary, the memory plot, the tables of the documentation and `dba run --dry-run`.
+tensor:  G * code_bytes(D) + scale_bytes(G*D, qblock)            per token
+layer:   batch * (capacity * bytes_per_token + residual_bytes)   = LayerCache.nbytes
+model:   n_layers * layer                                        = KVCache.nbytes
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from collections.abc import Sequence
 
 import attrs
 
-from dba_core.cache.formats.info import format_info
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.contracts import AttentionShape
 
@@ -33,15 +30,15 @@ def default_rollback(policy: KVCachePolicy) -> int:
 
 def tensor_bytes_per_token(n_heads: int, head_dim: int, tensor_format: TensorFormat) -> int:
     """Codes and scales of one token in one cached tensor."""
-    info = format_info(tensor_format.format)
-    return n_heads * info.code_bytes(head_dim) + info.scale_bytes(n_heads * head_dim, tensor_format.qblock)
+    facts = tensor_format.facts
+    return n_heads * facts.code_bytes(head_dim) + facts.scale_bytes(n_heads * head_dim, tensor_format.qblock)
 
 
 def tensor_residual_bytes(
     n_heads: int, head_dim: int, tensor_format: TensorFormat, *, residual: int, rollback: int
 ) -> int:
     """The fp16 ring of one sequence in one cached tensor: residual + rollback tokens, block formats only."""
-    if not residual or not format_info(tensor_format.format).quantized:
+    if not residual or not tensor_format.facts.quantized:
         return 0
     return _FP16_BYTES * n_heads * head_dim * (residual + rollback)
 

@@ -1,28 +1,27 @@
 """The storage of one cached tensor (k_sem, k_geo or v) of one layer: codes, block scales, residual ring.
 
-    codes  [B,G,T,C]        C = D for float formats and q8_0, ceil(D/2) bytes for q4_0 and nf4
-    scales [B,n_blocks,T]   bf16, block formats only
+    codes  [B,G,T,C]        dtype and C are the format's (`FormatFacts`)
+    scales [B,n_blocks,T]   block formats only
     ring   [B,G,R,D]        fp16, block formats with a residual window only; slot = position % R
 
 Every token is quantized into codes and scales at once; the newest R are in the ring too. A width of 0 (an
-absent path) has planes without elements. Written by `cache.layer` alone; read by attention and the decode
-backends.
+absent path) has planes without elements.
 """
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
-from dba_core.cache.blocks import RowLayout
-from dba_core.cache.formats.codec import Encoded
-from dba_core.cache.formats.info import FP16_MAX
-from dba_core.cache.formats.table import CODECS
 from dba_core.cache.rows import Place, RowLengths, Span
-from dba_core.contracts import CachedTensor
-from dba_core.errors import CacheError
+from dba_core.config.kv_policy import format_facts
+from dba_core.contracts import FP16_MAX, CachedTensor, Encoded, KVCodec, KVFormatRequest
+from dba_core.errors import CacheError, PluginError
+from dba_core.registry import Registry
+from dba_core.registry.contain import Blame
 
 
 class TensorStore:
@@ -35,20 +34,23 @@ class TensorStore:
         self.spec = spec
         self.label = label
         self.capacity = capacity
-        self.codec = CODECS[spec.format]
         self._lengths = lengths
-        self._layout = RowLayout(
-            n_heads=spec.n_heads, head_dim=spec.head_dim, qblock=spec.qblock, device=device
-        )
-        width = self.codec.code_width(spec.head_dim)
+        self._facts = facts = format_facts(spec.format)
+        self._who, self.codec = self._chosen_codec(device)
         self.codes = torch.zeros(
-            batch, spec.n_heads, capacity, width, dtype=self.codec.code_dtype, device=device
+            batch,
+            spec.n_heads,
+            capacity,
+            facts.code_width(spec.head_dim),
+            dtype=getattr(torch, facts.code_dtype),
+            device=device,
         )
         self.scales: Tensor | None = None
         self.recent_ring: Tensor | None = None
         if self.quantized:
+            n_blocks = facts.n_blocks(spec.n_heads * spec.head_dim, spec.qblock)
             self.scales = torch.zeros(
-                batch, self._layout.n_blocks, capacity, dtype=torch.bfloat16, device=device
+                batch, n_blocks, capacity, dtype=getattr(torch, facts.scale_dtype), device=device
             )
             if lengths.ring_size and spec.head_dim:
                 self.recent_ring = torch.zeros(
@@ -82,12 +84,12 @@ class TensorStore:
     @property
     def quantized(self) -> bool:
         """A block format: codes with scales."""
-        return self.codec.info.quantized
+        return self._facts.quantized
 
     @property
     def max_input(self) -> float:
         """The largest |x| that `append` takes."""
-        limit = self.codec.info.max_input
+        limit = self._facts.max_input
         return limit if self.recent_ring is None else min(limit, FP16_MAX)
 
     @property
@@ -108,10 +110,8 @@ class TensorStore:
         self._check_range(start, stop)
         rows = self._rows(row)
         codes = self.codes[rows, :, start:stop]
-        if not self.head_dim:
-            return codes.to(dtype)
         scales = None if self.scales is None else self.scales[rows, :, start:stop]
-        values = self.codec.decode(codes, scales, self._layout).to(dtype)  # [B, G, n, D]
+        values = self._decode(codes, scales).to(dtype)  # [B, G, n, D]
         if min(self._lengths.host[rows]) >= stop:
             return values
         position = torch.arange(start, stop, device=values.device)
@@ -180,15 +180,52 @@ class TensorStore:
     @torch.no_grad()
     def as_stored(self, x: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
         """x [B,G,T,D] as `stored` would return it after an append: quantized and dequantized."""
-        x = x.detach()
-        if not self.head_dim:
-            return x.to(dtype)
-        encoded = self.codec.encode(x, self._layout)
-        return self.codec.decode(encoded.codes, encoded.scales, self._layout).to(dtype)
+        encoded = self.encode(x.detach())
+        return self._decode(encoded.codes, encoded.scales).to(dtype)
 
     def encode(self, taken: Tensor) -> Encoded:
-        """Codes and scales of tokens [N,G,n,D] that were checked; writes nothing."""
-        return self.codec.encode(taken, self._layout) if self.head_dim else Encoded(taken, None)
+        """Codes and scales of tokens [N,G,n,D] that were checked; writes nothing. Raises PluginError where
+        the codec raises, or its planes are not those that its format states.
+        """
+        if self.codec is None:
+            return Encoded(taken, None)
+        with Blame(lambda: self._who):
+            encoded = self.codec.encode(taken)
+        self._check_form("codes", encoded.codes, self.codes, taken)
+        if self.scales is not None:
+            self._check_form("scales", encoded.scales, self.scales, taken)
+        return encoded
+
+    def _chosen_codec(self, device: torch.device) -> tuple[str, KVCodec | None]:
+        """The format's plugin as errors call it and its codec; none where there is nothing to store."""
+        spec = self.spec
+        if not spec.head_dim:
+            return "", None
+        request = KVFormatRequest(
+            n_heads=spec.n_heads, head_dim=spec.head_dim, qblock=spec.qblock, device=str(device)
+        )
+        return _codec(Registry.default(), spec.format, request)
+
+    def _decode(self, codes: Tensor, scales: Tensor | None) -> Tensor:
+        """Values [B,G,n,D] of planes."""
+        if self.codec is None:
+            return codes
+        with Blame(lambda: self._who):
+            values = self.codec.decode(codes, scales)
+        wanted = (*codes.shape[:3], self.head_dim)
+        if values.shape != wanted:
+            raise PluginError(f"{self._who} decoded to shape {list(values.shape)} instead of {list(wanted)}")
+        return values
+
+    def _check_form(self, name: str, got: Tensor | None, plane: Tensor, taken: Tensor) -> None:
+        """What was encoded fits the plane that its format states."""
+        wanted = (len(taken), plane.shape[1], taken.shape[2], *plane.shape[3:])
+        if got is None or got.shape != wanted or got.dtype != plane.dtype:
+            found = "none" if got is None else f"{got.dtype} {list(got.shape)}"
+            raise PluginError(
+                f"{self._who} encoded {name} {found}; its facts state {plane.dtype} {list(wanted)}. Choose "
+                "another format or report it to the plugin's author."
+            )
 
     def write(self, x: Tensor, encoded: Encoded, place: Place, undo: ExitStack) -> None:
         """Write the tokens of x [B,G,T,D] that `place` takes, already encoded; `undo` learns to take it back.
@@ -223,3 +260,11 @@ class TensorStore:
                 f"{self.label}: row {row} of {len(self._lengths.host)} batch rows cannot be read"
             )
         return slice(row, row + 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _codec(registry: Registry, name: str, request: KVFormatRequest) -> tuple[str, KVCodec]:
+    """The format's plugin as errors call it, and its codec, which all tensors of one kind and size share."""
+    selection = registry.select("kv_format", name, request)
+    codec: KVCodec = selection.build()
+    return selection.who, codec

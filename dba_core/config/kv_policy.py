@@ -3,32 +3,74 @@
     ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128
 
 `ksem`, `kgeo` and `v` name a format and, for block formats, the block length `@qblock`; `resid` is the number
-of newest tokens that are read in fp16. Called by the configuration, the cache and the command line.
+of newest tokens that are read in fp16. Formats are plugins of the kind `kv_format`: their
+names, block lengths and sizes are asked of the registry when a policy is made, never when this is imported.
 """
 
 from __future__ import annotations
 
+import functools
+from typing import cast
+
 import attrs
 
-from dba_core.errors import ConfigError, unknown
+from dba_core.contracts import FormatFacts, KVFormatPlugin
+from dba_core.errors import ConfigError, PluginError, unknown
+from dba_core.registry import Registry
+from dba_core.registry.contain import Failure, contain, shown
 from dba_core.serialization.exact import OneText, exact, exact_types
 
-FLOAT_FORMATS = ("fp32", "fp16", "bf16")
-BLOCK_FORMATS = ("q8_0", "q4_0", "nf4")
-FORMATS = FLOAT_FORMATS + BLOCK_FORMATS
-DEFAULT_QBLOCK = 32
-QBLOCKS = (8, 16, 32, 64, 128, 256)
+_KIND = "kv_format"
 MAX_RESIDUAL = 10**9 - 1
-#: What other programs call the formats.
-_OTHER_NAMES = {
-    **dict.fromkeys(("q4", "int4", "4bit", "4", "q4_k", "q4_1", "fp4"), "q4_0"),
-    **dict.fromkeys(("q8", "int8", "8bit", "8", "q8_k", "fp8"), "q8_0"),
-    **dict.fromkeys(("f16", "half", "float16", "16", "fp16"), "fp16"),
-    **dict.fromkeys(("f32", "float", "float32", "32", "fp32"), "fp32"),
-    **dict.fromkeys(("bfloat16", "bf16"), "bf16"),
-}
 _FIELDS = ("ksem", "kgeo", "v", "resid")
 _EXAMPLE = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
+
+
+def installed_formats() -> dict[str, FormatFacts]:
+    """Every format that can be used here, the most precise first. Imports their plugins, but no torch; one
+    that is broken, or not allowed, is left out.
+    """
+    registry = Registry.default()
+    usable = {}
+    for info in registry.list(_KIND):
+        name = info.qualified if info.problem is not None else info.name
+        try:
+            usable[name] = _facts(registry, name)
+        except PluginError:
+            continue
+    return dict(sorted(usable.items(), key=lambda item: (-item[1].bits, item[1].round_trip_error, item[0])))
+
+
+def format_facts(name: str) -> FormatFacts:
+    """What one format costs and keeps. Raises ConfigError with the installed ones for a name that is none of
+    them, PluginError with the reason for one that cannot be used.
+    """
+    return _facts(Registry.default(), name)
+
+
+@functools.lru_cache(maxsize=64)
+def _facts(registry: Registry, name: str) -> FormatFacts:
+    known = registry.list(_KIND)
+    if not any(name in (info.name, info.qualified) for info in known):
+        raise ConfigError(_unknown(name))
+    loaded = registry.load(_KIND, name)
+    facts = contain(lambda: cast("KVFormatPlugin", loaded.plugin).facts)
+    if not isinstance(facts, FormatFacts):
+        raised = isinstance(facts, Failure)
+        found = f"reading them raised {facts}" if raised else f"they are {shown(facts)}"
+        raise PluginError(
+            f"{loaded.info.who} is broken: its facts are no FormatFacts ({found}). Choose another format."
+        )
+    return facts
+
+
+def _unknown(name: str) -> str:
+    """The error text, with the format that goes by that name elsewhere."""
+    formats = installed_formats()
+    for meant, facts in formats.items():
+        if name.lower() in (meant, *facts.other_names):
+            return f"unknown cache format {name!r}. Did you mean {meant!r}? Allowed: {', '.join(formats)}"
+    return unknown("cache format", name, tuple(formats))
 
 
 @attrs.frozen(field_transformer=exact_types)
@@ -39,34 +81,32 @@ class TensorFormat:
     qblock: int = 0
 
     def __attrs_post_init__(self) -> None:
-        if self.format not in FORMATS:
-            meant = _OTHER_NAMES.get(self.format.lower(), self.format)
-            if meant in FORMATS:
-                allowed = ", ".join(FORMATS)
-                raise ConfigError(
-                    f"unknown cache format {self.format!r}. Did you mean {meant!r}? Allowed: {allowed}"
-                )
-            raise ConfigError(unknown("cache format", self.format, FORMATS))
-        if self.format in FLOAT_FORMATS and self.qblock != 0:
+        qblocks = self.facts.qblocks
+        if not qblocks and self.qblock != 0:
             raise ConfigError(
                 f"{self.format}@{self.qblock}: {self.format} has no blocks; write {self.format}"
             )
-        if self.format in BLOCK_FORMATS and self.qblock not in QBLOCKS:
-            allowed = ", ".join(map(str, QBLOCKS))
+        if qblocks and self.qblock not in qblocks:
+            allowed = ", ".join(map(str, qblocks))
             raise ConfigError(f"{self.format}@{self.qblock}: block length {self.qblock}; allowed: {allowed}")
 
     @classmethod
     def parse(cls, text: str) -> TensorFormat:
-        """`q4_0@32`, `q4_0` (block of 32), `fp16`."""
+        """`q4_0@32`, `q4_0` (the format's default block), `fp16`."""
         name, at, block = text.partition("@")
         name, block = name.strip(), block.strip()
         if not at:
-            return cls(name, DEFAULT_QBLOCK if name in BLOCK_FORMATS else 0)
+            return cls(name, format_facts(name).default_qblock)
         if not _is_count(block) or int(block) == 0:
             raise ConfigError(
                 f"{text!r}: the block length after '@' is {block!r}; write a number, as in q4_0@32"
             )
         return cls(name, int(block))
+
+    @property
+    def facts(self) -> FormatFacts:
+        """Bits, sizes and limits of the format."""
+        return format_facts(self.format)
 
     @property
     def short(self) -> str:
@@ -77,9 +117,9 @@ class TensorFormat:
 class KVCachePolicy(OneText):
     """Every setting of the KV cache. Frozen: a policy is replaced as a whole, never in part."""
 
-    k_sem: TensorFormat = TensorFormat("fp16")
-    k_geo: TensorFormat = TensorFormat("fp16")
-    v: TensorFormat = TensorFormat("fp16")
+    k_sem: TensorFormat = attrs.field(factory=lambda: TensorFormat("fp16"))
+    k_geo: TensorFormat = attrs.field(factory=lambda: TensorFormat("fp16"))
+    v: TensorFormat = attrs.field(factory=lambda: TensorFormat("fp16"))
     residual: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -127,6 +167,12 @@ class KVCachePolicy(OneText):
         except ConfigError as error:
             wrong = error.message.rstrip(".")
             raise ConfigError(f"KV policy {text!r}: {wrong}. Example: {_EXAMPLE}") from None
+
+    @classmethod
+    def uniform(cls, text: str) -> KVCachePolicy:
+        """One format (`fp32`, `q4_0@64`) for all three tensors, no residual window."""
+        one = TensorFormat.parse(text)
+        return cls(k_sem=one, k_geo=one, v=one)
 
     @classmethod
     def not_one_text(cls, value: object) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 import torch
 
-from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.data.batches import held_out_windows
 from dba_core.data.tokenizers import Tokens
 from dba_core.evaluation.metrics import FidelityAccumulator, FidelityMetrics
@@ -20,8 +20,6 @@ from dba_core.generation.inference import inference
 
 if TYPE_CHECKING:
     from dba_core.model.language_model import LanguageModel
-
-FP32 = KVCachePolicy(k_sem=TensorFormat("fp32"), k_geo=TensorFormat("fp32"), v=TensorFormat("fp32"))
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +44,7 @@ def policy_fidelity(
     `batch_size` windows at a time; each window starts with an empty cache.
     """
     chosen = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
+    wide = KVCachePolicy.uniform("fp32")
     accumulator = FidelityAccumulator()
     backend = reference_backend = ""
     with inference(model):
@@ -53,7 +52,7 @@ def policy_fidelity(
             x, y = x.to(model.device), y.to(model.device)
             batch, length = x.shape
             cache = model.new_cache(batch=batch, capacity=length, policy=chosen, rollback=0)
-            exact = model.new_cache(batch=batch, capacity=length, policy=FP32, rollback=0)
+            exact = model.new_cache(batch=batch, capacity=length, policy=wide, rollback=0)
             backend, reference_backend = model.decode_backends(cache), model.decode_backends(exact)
             for t in range(length):
                 token = x[:, t : t + 1]

@@ -21,10 +21,7 @@ from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.contracts import AttentionShape
 
-#: The cache without quantization, for comparison.
-FP16_POLICY = KVCachePolicy()
-
-_PREFERRED = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=32")
+_PREFERRED = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=32"
 #: The window of the default policy takes no more than this part of the fp16 cache at the context.
 _WINDOW_PART = 1 / 8
 
@@ -40,21 +37,22 @@ def default_policy(model: ModelConfig) -> KVCachePolicy:
     """
     shape = model.attention.resolved(d_model=model.d_model).shape
     sem, geo, v = shape.cached_heads
+    preferred, wide = KVCachePolicy.parse(_PREFERRED), KVCachePolicy.uniform("fp16")
     blocks = KVCachePolicy(
-        k_sem=_smaller(sem, shape.sem_head_dim, _PREFERRED.k_sem),
-        k_geo=_smaller(geo, shape.geo_head_dim, _PREFERRED.k_geo),
-        v=_smaller(v, shape.v_head_dim, _PREFERRED.v),
+        k_sem=_smaller(sem, shape.sem_head_dim, preferred.k_sem),
+        k_geo=_smaller(geo, shape.geo_head_dim, preferred.k_geo),
+        v=_smaller(v, shape.v_head_dim, preferred.v),
     )
-    windowed = attrs.evolve(blocks, residual=_PREFERRED.residual)
-    fp16 = cache_bytes(shape, 1, FP16_POLICY, model.context)
+    windowed = attrs.evolve(blocks, residual=preferred.residual)
+    fp16 = cache_bytes(shape, 1, wide, model.context)
     fitting = [windowed, blocks] if residual_bytes(shape, windowed) <= _WINDOW_PART * fp16 else [blocks]
     smaller = [policy for policy in fitting if cache_bytes(shape, 1, policy, model.context) < fp16]
-    return smaller[0] if smaller else FP16_POLICY
+    return smaller[0] if smaller else wide
 
 
 def _smaller(heads: int, width: int, blocks: TensorFormat) -> TensorFormat:
     """The block format, unless one token of the tensor takes no less in it than in fp16."""
-    fp16 = FP16_POLICY.v
+    fp16 = TensorFormat("fp16")
     if width and tensor_bytes_per_token(heads, width, blocks) >= tensor_bytes_per_token(heads, width, fp16):
         return fp16
     return blocks
@@ -90,19 +88,19 @@ class KvMemory:
 def kv_memory(shape: AttentionShape, n_layers: int, policy: KVCachePolicy, *, context: int) -> KvMemory:
     """The cache of all layers under a policy; context: the model's own."""
     own, long = memory_table(shape, n_layers, policy, (context, LONG_CONTEXT))
-    layer = bytes_per_token(shape, policy)
+    layer, wide = bytes_per_token(shape, policy), KVCachePolicy.uniform("fp16")
     return KvMemory(
         bytes_per_token_per_layer=layer,
         bytes_per_token=n_layers * layer,
         residual_bytes=n_layers * residual_bytes(shape, policy),
         context=context,
         bytes_context=own.kv_bytes,
-        fp16_bytes_context=cache_bytes(shape, n_layers, FP16_POLICY, context),
+        fp16_bytes_context=cache_bytes(shape, n_layers, wide, context),
         standard_bytes_context=own.standard_bytes,
         ratio_context=own.ratio,
         long_context=LONG_CONTEXT,
         bytes_long=long.kv_bytes,
-        fp16_bytes_per_token=n_layers * bytes_per_token(shape, FP16_POLICY),
+        fp16_bytes_per_token=n_layers * bytes_per_token(shape, wide),
         standard_bytes_per_token=n_layers * standard_bytes_per_token(shape.d_model),
         standard_bytes_long=long.standard_bytes,
         ratio=long.ratio,

@@ -18,7 +18,7 @@ from dba_core.cache.bytes import LONG_CONTEXT, MemoryRow, memory_table
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.figures import drawn, save_png
-from dba_core.runs.kv_memory import FP16_POLICY, human_bytes, times_smaller
+from dba_core.runs.kv_memory import human_bytes, times_smaller
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
 _DPI = 150
@@ -94,7 +94,7 @@ def memory_curves(
     powers = [1 << power for power in range(7, LONG_CONTEXT.bit_length())]
     contexts = sorted({*powers, context})
     chosen = memory_table(shape, n_layers, policy, contexts)
-    fp16 = memory_table(shape, n_layers, FP16_POLICY, contexts)
+    fp16 = memory_table(shape, n_layers, KVCachePolicy.uniform("fp16"), contexts)
     figure, axes = _figure(width=7.6)
     curves = (
         ("standard attention, fp16", [row.standard_bytes for row in chosen], _GREY),

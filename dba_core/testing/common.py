@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from dba_core.contracts import Reason, Request
+from dba_core.contracts import Reason
 from dba_core.kinds import KINDS
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import name_problem
@@ -42,7 +42,7 @@ def common_checks(suite: Suite) -> None:
     )
 
 
-def capability_checks(suite: Suite, requests: Callable[[Subject], Iterator[Request]]) -> None:
+def capability_checks(suite: Suite, requests: Callable[[Subject], Iterator[Any]]) -> None:
     """What `supports()` accepts is built, and what it declines has complete reasons."""
 
     def capabilities(subject: Subject) -> Iterator[Violation]:

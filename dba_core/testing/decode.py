@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import attrs
 import torch
 
-from dba_core.cache.formats.info import FORMAT_INFO
-from dba_core.config.kv_policy import FORMATS
 from dba_core.testing.check import Suite
 from dba_core.testing.compare import far, same_bits, well_shaped
 from dba_core.testing.decode_ask import asked, diagnosed
@@ -24,6 +22,7 @@ from dba_core.testing.decode_cases import (
     SHARED_LATENT,
     WIDE,
     DecodeCase,
+    own_formats,
     parity_grid,
     sizes,
 )
@@ -68,7 +67,7 @@ def equals_float64(subject: Subject) -> Iterator[Violation]:
 @DECODE.check("every cache format, in each of the three tensors, is read right")
 def every_format(subject: Subject) -> Iterator[Violation]:
     plain = {"ksem": "fp32", "kgeo": "fp32", "v": "fp32"}
-    for fmt in FORMATS:
+    for fmt in own_formats():
         for name in plain:
             policy = ",".join(f"{key}={value}" for key, value in {**plain, name: fmt}.items())
             case = DecodeCase(sizes=GROUPED, policy=policy, lengths=(9, 33))
@@ -81,7 +80,7 @@ def every_format(subject: Subject) -> Iterator[Violation]:
 
 @DECODE.check("the error against the tokens before quantization stays within that of the formats")
 def quantization_error(subject: Subject) -> Iterator[Violation]:
-    for fmt in FORMATS:
+    for fmt, facts in own_formats().items():
         for policy in (f"ksem={fmt},kgeo={fmt},v={fmt}", f"ksem={fmt},kgeo={fmt},v={fmt},resid=16"):
             case = DecodeCase(sizes=GROUPED, policy=policy, lengths=(64, 64))
             for each in asked(subject, case):
@@ -89,7 +88,7 @@ def quantization_error(subject: Subject) -> Iterator[Violation]:
                 got, exact = each.decode(filled).out.double(), unquantized(filled).out
                 error = float((got - exact).norm() / exact.norm())
                 # Errors of keys move the weights, those of values the average: twice the round trip.
-                limit = 1e-5 + 2 * FORMAT_INFO[fmt].round_trip_error
+                limit = 1e-5 + 2 * facts.round_trip_error
                 if not error <= limit:
                     yield Violation(
                         case=str(case),

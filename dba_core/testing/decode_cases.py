@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from dba_core.cache.layer import LayerCache
-from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.contracts import AttentionShape, CachedTensor, DecodeRequest, NullKV
+from dba_core.config.kv_policy import KVCachePolicy, installed_formats
+from dba_core.contracts import AttentionShape, CachedTensor, DecodeRequest, FormatFacts, NullKV
+from dba_core.distribution import NAME, canonical
+from dba_core.registry import Registry
 from dba_core.testing.subject import Subject, torch_dtype
 
 #: Unwritten memory behind the tokens of every row, and tokens that `truncate` could take back.
@@ -196,6 +198,12 @@ class Filled:
         if self.null is not None:
             named |= {"null.k_sem": self.null.k_sem, "null.k_geo": self.null.k_geo, "null.v": self.null.v}
         return named
+
+
+def own_formats() -> dict[str, FormatFacts]:
+    """The cache formats that come with the library; what is wrong with another is no backend's fault."""
+    own = {i.name for i in Registry.default().list("kv_format") if canonical(i.distribution) == NAME}
+    return {name: facts for name, facts in installed_formats().items() if name in own}
 
 
 def planes(cache: LayerCache) -> dict[str, Tensor]:

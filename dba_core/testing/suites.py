@@ -116,6 +116,10 @@ class NullTokenContract(Contract, kind="null_token"):
     """What every null token promises."""
 
 
+class KvFormatContract(Contract, kind="kv_format"):
+    """What every cache format promises."""
+
+
 class CheckpointSourceContract(Contract, kind="checkpoint_source"):
     """What every checkpoint source promises."""
 

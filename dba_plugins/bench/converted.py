@@ -34,7 +34,6 @@ from dba_plugins.bench.report import Column, Report
 from dba_plugins.bench.timing import Timing, interleaved
 
 CPU = torch.device("cpu")
-FP16 = KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16")
 
 
 @attrs.frozen(kw_only=True)
@@ -81,8 +80,8 @@ def measure_converted(
             for length in settings.prompts:
                 on_case(f"{threads} threads, {length:,} tokens")
                 ours = {
-                    "source in dba, fp16 cache": (original, FP16),
-                    "converted, fp16 cache": (run.model, FP16),
+                    "source in dba, fp16 cache": (original, KVCachePolicy.uniform("fp16")),
+                    "converted, fp16 cache": (run.model, KVCachePolicy.uniform("fp16")),
                     f"converted, {run.kv_policy.short}": (run.model, run.kv_policy),
                 }
                 prompt = text[:length].tolist()

@@ -23,7 +23,7 @@ from dba_plugins.bench.decode_case import DecodeCase
 from dba_plugins.bench.machine import describe_machine
 from dba_plugins.bench.report import Column, Report
 
-DEFAULT_POLICY = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32")
+DEFAULT_POLICY = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32"
 
 COLUMNS = (
     Column("threads", "threads"),
@@ -48,7 +48,7 @@ class DecodeSettings:
     """What is measured. backends: names; empty takes every one that is installed."""
 
     shape: AttentionShape
-    policy: KVCachePolicy = DEFAULT_POLICY
+    policy: KVCachePolicy = attrs.field(factory=lambda: KVCachePolicy.parse(DEFAULT_POLICY))
     batches: tuple[int, ...] = (1, 4)
     lengths: tuple[int, ...] = (4096, 32768, 131072)
     threads: tuple[int, ...] = ()

@@ -15,11 +15,9 @@ from torch import Tensor
 from dba_core.attention.module import DecoupledAttention
 from dba_core.attention.projections import Heads
 from dba_core.attention.rope import RopeTable
-from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.model.language_model import LanguageModel
 from dba_plugins.convert.decouple import channels_of
-
-FP16 = KVCachePolicy(k_sem=TensorFormat("fp16"), k_geo=TensorFormat("fp16"), v=TensorFormat("fp16"))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -41,9 +39,10 @@ def variants(
     comparators: bool,
 ) -> list[Variant]:
     """The reference first: the source with an fp16 cache."""
+    wide = KVCachePolicy.uniform("fp16")
     found = [
-        Variant(key="original", name="original, fp16 cache", model=source, policy=FP16),
-        Variant(key="converted", name="converted, fp16 cache", model=converted, policy=FP16),
+        Variant(key="original", name="original, fp16 cache", model=source, policy=wide),
+        Variant(key="converted", name="converted, fp16 cache", model=converted, policy=wide),
         Variant(key="converted_policy", name="converted, its policy", model=converted, policy=policy),
     ]
     if not comparators:
@@ -71,7 +70,7 @@ def variants(
 def as_it_is(model: LanguageModel, policy: KVCachePolicy) -> list[Variant]:
     """A model that is not converted, with an fp16 cache and under its policy."""
     return [
-        Variant(key="original", name="fp16 cache", model=model, policy=FP16),
+        Variant(key="original", name="fp16 cache", model=model, policy=KVCachePolicy.uniform("fp16")),
         Variant(key="original_policy", name="its policy", model=model, policy=policy),
     ]
 

@@ -23,10 +23,9 @@ from dba_plugins.tune.reference import Divergence, Reference
 from dba_plugins.tune.search import MOST_TRIES, Candidate, Goal, SearchResult, search
 
 #: What a search measures for every tensor: short and long blocks, or 8 bits, whose blocks hardly matter.
-FORMATS = tuple(TensorFormat.parse(text) for text in ("q8_0@256", "q4_0@32", "q4_0@256"))
+FORMATS = ("q8_0@256", "q4_0@32", "q4_0@256")
 #: Residual windows that are tried.
 WINDOWS = (0, WINDOW)
-_EXACT = KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16")
 
 
 @attrs.frozen(kw_only=True)
@@ -98,7 +97,7 @@ def search_recipe(
         return reference.compare(models.of(recipe), policy, on_window=on_window)
 
     recipes = recipes_of(config, scope)
-    alone = tuple((recipe, measure(recipe, _EXACT)) for recipe in recipes)
+    alone = tuple((recipe, measure(recipe, KVCachePolicy.uniform("fp16"))) for recipe in recipes)
     middle = min(recipes, key=lambda r: (r.latent is not None, abs(4 * r.pairs - config.shape.geo_head_dim)))
     base = dict(alone)[middle].kl
     singles: tuple[Single, ...] = ()
@@ -109,7 +108,7 @@ def search_recipe(
             layers,
             lambda policy: measure(middle, policy),
             windows=Sizes(shape=shape, n_layers=layers, context=context).windows(WINDOWS, goal),
-            formats=FORMATS,
+            formats=[TensorFormat.parse(text) for text in FORMATS],
         )
         singles = tuple(attrs.evolve(single, kl=max(single.kl - base, 0.0)) for single in raw)
     result = search(

@@ -12,7 +12,7 @@ from dba_plugins.convert.recipe_search import Scope
 from dba_plugins.convert.texts import CALIBRATION, EVALUATION
 from dba_plugins.tune.search import Goal
 
-DEFAULT_POLICY = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32")
+DEFAULT_POLICY = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32"
 DEFAULT_CONTEXT = 2048
 
 
@@ -36,7 +36,7 @@ class ConvertRequest:
     model: Path
     out: Path
     recipe: Recipe | None
-    policy: KVCachePolicy = DEFAULT_POLICY
+    policy: KVCachePolicy = attrs.field(factory=lambda: KVCachePolicy.parse(DEFAULT_POLICY))
     search: Wanted | None = None
     calibrate: str = CALIBRATION
     calibrate_tokens: int = 6 * DEFAULT_CONTEXT

@@ -18,20 +18,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import attrs
 
 from dba_core.cache.bytes import bytes_per_token, cache_bytes
-from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
+from dba_core.config.kv_policy import KVCachePolicy, TensorFormat, installed_formats
 from dba_core.contracts import AttentionShape
 from dba_plugins.tune.reference import Divergence
 from dba_plugins.tune.search import Candidate, Goal, SearchResult, search
 
 TENSORS = ("k_sem", "k_geo", "v")
-FORMATS = tuple(
-    TensorFormat.parse(text)
-    for text in ("fp16", "q8_0@32", "q8_0@128", "nf4@32", "q4_0@32", "q4_0@64", "q4_0@128", "q4_0@256")
-)
 #: The window that is tried beside none and a run's own.
 WINDOW = 32
-_WIDE = KVCachePolicy(k_sem=TensorFormat("fp16"), k_geo=TensorFormat("fp16"), v=TensorFormat("fp16"))
 Measure = Callable[[KVCachePolicy], Divergence]
+
+
+def formats_to_try() -> tuple[TensorFormat, ...]:
+    """The formats and block lengths that the installed formats want to be tried in."""
+    return tuple(
+        TensorFormat(name, qblock) for name, facts in installed_formats().items() for qblock in facts.tried
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -54,11 +56,12 @@ class Sizes:
         """Those of the windows that are worth measuring: with the others even the smallest formats take more
         than the goal allows, or than fp16, which loses nothing.
         """
-        small = [min(FORMATS, key=lambda fmt: _bytes_of(self.shape, tensor, fmt)) for tensor in TENSORS]
+        tried, wide = formats_to_try(), KVCachePolicy()
+        small = [min(tried, key=lambda fmt: _bytes_of(self.shape, tensor, fmt)) for tensor in TENSORS]
         found = []
         for window in sorted(set(wanted)):
             least = self.per_token(KVCachePolicy(k_sem=small[0], k_geo=small[1], v=small[2], residual=window))
-            if window == 0 or (goal.fits(least) and least < self.per_token(_WIDE)):
+            if window == 0 or (goal.fits(least) and least < self.per_token(wide)):
                 found.append(window)
         return tuple(found)
 
@@ -94,7 +97,7 @@ class PolicySearch:
 
 
 def policies_to_measure(
-    shape: AttentionShape, n_layers: int, formats: Sequence[TensorFormat] = FORMATS
+    shape: AttentionShape, n_layers: int, formats: Sequence[TensorFormat] | None = None
 ) -> list[tuple[str, TensorFormat, int]]:
     """Tensor, format and its bytes per token in all layers, for every format that is not as large as another
     with shorter blocks; a tensor that is not there is left out.
@@ -104,7 +107,7 @@ def policies_to_measure(
         if tensor == "k_sem" and not shape.sem_head_dim:
             continue
         seen: set[tuple[str, int]] = set()
-        for fmt in sorted(formats, key=lambda each: each.qblock):
+        for fmt in sorted(formats_to_try() if formats is None else formats, key=lambda each: each.qblock):
             size = n_layers * _bytes_of(shape, tensor, fmt)
             if (fmt.format, size) not in seen:
                 seen.add((fmt.format, size))
@@ -118,7 +121,7 @@ def measure_singles(
     measure: Measure,
     *,
     windows: Sequence[int] = (0,),
-    formats: Sequence[TensorFormat] = FORMATS,
+    formats: Sequence[TensorFormat] | None = None,
 ) -> tuple[Single, ...]:
     """Measure every tensor in every format, alone, under every window. fp16 is not measured."""
     return tuple(
@@ -138,7 +141,8 @@ def combinations(singles: Iterable[Single], sizes: Sizes) -> Iterator[Candidate[
     """fp16, and every other choice of one format per tensor under one window, with its size and the sum of
     the costs.
     """
-    yield Candidate(key=_WIDE, bytes_per_token=sizes.per_token(_WIDE), predicted=0.0)
+    wide = KVCachePolicy()
+    yield Candidate(key=wide, bytes_per_token=sizes.per_token(wide), predicted=0.0)
     by_window: dict[int, dict[str, list[Single]]] = {}
     for single in singles:
         by_window.setdefault(single.residual, {}).setdefault(single.tensor, []).append(single)
@@ -146,7 +150,7 @@ def combinations(singles: Iterable[Single], sizes: Sizes) -> Iterator[Candidate[
         for parts in itertools.product(*by_tensor.values()):
             if not any(part.format.qblock for part in parts):
                 continue
-            policy = attrs.evolve(_WIDE, **{part.tensor: part.format for part in parts}, residual=residual)
+            policy = attrs.evolve(wide, **{part.tensor: part.format for part in parts}, residual=residual)
             yield Candidate(
                 key=policy,
                 bytes_per_token=sizes.per_token(policy),
@@ -180,13 +184,13 @@ def search_policy(
 
 
 def _alone(tensor: str, fmt: TensorFormat, residual: int) -> KVCachePolicy:
-    return attrs.evolve(_WIDE, **{tensor: fmt}, residual=residual)
+    return attrs.evolve(KVCachePolicy(), **{tensor: fmt}, residual=residual)
 
 
 def _bytes_of(shape: AttentionShape, tensor: str, fmt: TensorFormat) -> int:
     """Of one token in one layer."""
     with_it = bytes_per_token(shape, _alone(tensor, fmt, 0))
-    rest = bytes_per_token(shape, _WIDE) - 2 * _channels(shape, tensor)
+    rest = bytes_per_token(shape, KVCachePolicy()) - 2 * _channels(shape, tensor)
     return with_it - rest
 
 

@@ -57,7 +57,6 @@ class Dense:
         values = store.codec.decode(
             store.codes[row : row + 1, :, :length],
             None if store.scales is None else store.scales[row : row + 1, :, :length],
-            store._layout,
         )[0].float() if store.head_dim else store.stored(0, length)[row]  # fmt: skip
         ring = store.recent_ring
         if ring is None or not self.residual:
@@ -167,7 +166,7 @@ class IgnoresScaleOfValues(Dense):
             return super().tokens(store, cache, row, length)
         codes = store.codes[row : row + 1, :, :length]
         ones = torch.ones_like(store.scales[row : row + 1, :, :length])
-        return store.codec.decode(codes, ones, store._layout)[0].float()
+        return store.codec.decode(codes, ones)[0].float()
 
 
 class MixesUpRows(Dense):

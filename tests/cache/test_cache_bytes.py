@@ -18,10 +18,9 @@ from dba_core.cache.bytes import (
     standard_bytes_per_token,
     tensor_bytes_per_token,
 )
-from dba_core.cache.formats.info import format_info
-from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
+from dba_core.config.kv_policy import KVCachePolicy, TensorFormat, format_facts
 from dba_core.contracts import AttentionShape
-from dba_core.errors import CacheError
+from dba_core.errors import ConfigError
 
 MIXED = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32")
 ONE_HEAD = AttentionShape(
@@ -88,8 +87,8 @@ def test_an_empty_cache_is_infinitely_smaller():
 
 
 def test_unknown_format_names_the_allowed_ones():
-    with pytest.raises(CacheError, match=r"unknown cache format 'q5_0'.*q4_0.*Allowed: .*fp32"):
-        format_info("q5_0")
+    with pytest.raises(ConfigError, match=r"unknown cache format 'q5_0'.*q4_0.*Allowed: .*fp32"):
+        format_facts("q5_0")
 
 
 def test_sizes_need_no_torch():

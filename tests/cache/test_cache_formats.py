@@ -7,29 +7,31 @@ import pytest
 import torch
 from cache_oracle import nf4_levels, pack_halves, quantize
 
-from dba_core.cache.blocks import RowLayout, round_up_bf16
-from dba_core.cache.formats.info import FORMAT_INFO
-from dba_core.cache.formats.nf4 import NF4_LEVELS, nearest_level
-from dba_core.cache.formats.nibbles import pack, unpack
-from dba_core.cache.formats.table import CODECS
-from dba_core.config.kv_policy import BLOCK_FORMATS, FLOAT_FORMATS, FORMATS
+from dba_core.cache.blocks import pack_nibbles, round_up_bf16, unpack_nibbles
+from dba_core.config.kv_policy import TensorFormat, format_facts, installed_formats
+from dba_core.contracts import KVCodec, KVFormatRequest
+from dba_core.registry import Registry
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS, nearest_level
 
 pytestmark = pytest.mark.torch
 
-
+FLOAT_FORMATS = ("fp32", "fp16", "bf16")
+BLOCK_FORMATS = ("q8_0", "nf4", "q4_0")
+FORMATS = FLOAT_FORMATS + BLOCK_FORMATS
 # heads, width, qblock: a block is a part of a head, a head, several heads, straddles heads; short last blocks
 SHAPES = [(2, 64, 32), (2, 32, 32), (4, 8, 32), (2, 24, 32), (3, 5, 8), (1, 1, 8), (3, 7, 16), (5, 3, 32)]
 SHAPES += [(2, 33, 64), (6, 6, 32), (1, 40, 256)]
 
 
-def layout_of(heads: int, width: int, qblock: int) -> RowLayout:
-    return RowLayout(n_heads=heads, head_dim=width, qblock=qblock, device=torch.device("cpu"))
-
-
 def round_trip(x, fmt: str, qblock: int = 32):
-    layout = layout_of(x.shape[1], x.shape[3], qblock if fmt in BLOCK_FORMATS else 0)
-    encoded = CODECS[fmt].encode(x, layout)
-    return CODECS[fmt].decode(encoded.codes, encoded.scales, layout)
+    codec = codec_of(fmt, x.shape[1], x.shape[3], qblock if fmt in BLOCK_FORMATS else 0)
+    encoded = codec.encode(x)
+    return codec.decode(encoded.codes, encoded.scales)
+
+
+def codec_of(fmt: str, heads: int, width: int, qblock: int) -> KVCodec:
+    request = KVFormatRequest(n_heads=heads, head_dim=width, qblock=qblock)
+    return Registry.default().select("kv_format", fmt, request).build()
 
 
 def relative_l2(x, y) -> float:
@@ -40,25 +42,26 @@ def normal(*shape: int, seed: int = 0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_tables_name_exactly_the_formats_of_the_policy():
-    assert tuple(CODECS) == tuple(FORMAT_INFO) == FORMATS
-    assert [name for name, info in FORMAT_INFO.items() if info.quantized] == list(BLOCK_FORMATS)
+def test_the_installed_formats_are_those_of_the_policy():
+    assert tuple(installed_formats()) == FORMATS  # the most precise first
+    assert [name for name in FORMATS if format_facts(name).quantized] == list(BLOCK_FORMATS)
+    assert [TensorFormat.parse(name).qblock for name in FORMATS] == [0, 0, 0, 32, 32, 32]
 
 
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS)
 @pytest.mark.parametrize(("heads", "width", "qblock"), SHAPES)
 def test_codes_scales_and_values_equal_the_oracle(fmt, heads, width, qblock):
     x = normal(2, heads, 3, width, seed=heads * width) * torch.logspace(-3, 3, heads)[:, None, None]
-    layout = layout_of(heads, width, qblock)
-    encoded = CODECS[fmt].encode(x, layout)
+    codec = codec_of(fmt, heads, width, qblock)
+    encoded = codec.encode(x)
     codes, scales, values = quantize(x.numpy(), fmt, qblock)
     expected = codes.astype(np.int8) if fmt == "q8_0" else pack_halves(codes)
-    assert encoded.codes.dtype == CODECS[fmt].code_dtype
-    assert encoded.codes.shape[-1] == CODECS[fmt].code_width(width)
+    assert encoded.codes.dtype == getattr(torch, format_facts(fmt).code_dtype)
+    assert encoded.codes.shape[-1] == format_facts(fmt).code_width(width)
     assert encoded.scales.dtype == torch.bfloat16
     np.testing.assert_array_equal(encoded.codes.numpy(), expected)
     np.testing.assert_array_equal(encoded.scales.double().numpy(), scales)
-    decoded = CODECS[fmt].decode(encoded.codes, encoded.scales, layout)
+    decoded = codec.decode(encoded.codes, encoded.scales)
     assert decoded.dtype == torch.float32
     # the oracle constructs the nf4 levels, the format has the published decimals; the others are exact
     np.testing.assert_allclose(decoded.double().numpy(), values, rtol=3e-6 if fmt == "nf4" else 0)
@@ -67,8 +70,8 @@ def test_codes_scales_and_values_equal_the_oracle(fmt, heads, width, qblock):
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS)
 def test_strided_input_is_encoded_like_contiguous_input(fmt):
     x = normal(2, 5, 3, 16).transpose(1, 2)  # [B, G, T, D] as a projection gives it
-    layout = layout_of(3, 16, 32)
-    strided, plain = CODECS[fmt].encode(x, layout), CODECS[fmt].encode(x.contiguous(), layout)
+    codec = codec_of(fmt, 3, 16, 32)
+    strided, plain = codec.encode(x), codec.encode(x.contiguous())
     assert torch.equal(strided.codes, plain.codes)
     assert torch.equal(strided.scales, plain.scales)
 
@@ -76,7 +79,7 @@ def test_strided_input_is_encoded_like_contiguous_input(fmt):
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_round_trip_error_is_the_one_in_the_table(fmt):
     x = normal(1, 8, 256, 64)
-    stated = FORMAT_INFO[fmt].round_trip_error
+    stated = format_facts(fmt).round_trip_error
     assert relative_l2(x, round_trip(x, fmt)) == pytest.approx(stated, rel=0.04, abs=0)
 
 
@@ -86,7 +89,7 @@ def test_relative_error_does_not_depend_on_the_size_of_the_values(fmt, largest):
     x = normal(1, 8, 64, 64)
     scaled = x * (largest / x.abs().max())
     assert relative_l2(scaled, round_trip(scaled, fmt)) == pytest.approx(
-        FORMAT_INFO[fmt].round_trip_error, rel=0.05
+        format_facts(fmt).round_trip_error, rel=0.05
     )
 
 
@@ -162,10 +165,10 @@ def test_scales_are_rounded_up_to_bf16_and_exact_ones_stay():
 @pytest.mark.parametrize("width", [1, 2, 5, 64])
 def test_nibbles_come_back(width):
     codes = torch.arange(3 * width, dtype=torch.uint8).view(3, width) % 16
-    np.testing.assert_array_equal(pack(codes).numpy(), pack_halves(codes.numpy()))
-    assert torch.equal(unpack(pack(codes), width), codes)
+    np.testing.assert_array_equal(pack_nibbles(codes).numpy(), pack_halves(codes.numpy()))
+    assert torch.equal(unpack_nibbles(pack_nibbles(codes), width), codes)
 
 
 def test_float_formats_have_no_scales():
     for fmt in FLOAT_FORMATS:
-        assert CODECS[fmt].encode(normal(1, 2, 1, 4), layout_of(2, 4, 0)).scales is None
+        assert codec_of(fmt, 2, 4, 0).encode(normal(1, 2, 1, 4)).scales is None

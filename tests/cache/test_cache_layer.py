@@ -10,7 +10,7 @@ from cache_oracle import quantize
 from dba_core.cache.bytes import bytes_per_token, residual_bytes
 from dba_core.cache.layer import LayerCache
 from dba_core.cache.rows import Scatter
-from dba_core.config.kv_policy import BLOCK_FORMATS, KVCachePolicy
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape, CachedTensor
 from dba_core.errors import CacheError
 
@@ -80,7 +80,7 @@ def test_stored_and_recent_are_the_formats_own_values(policy):
     assert cache.lengths == (12, 12)
     for store, given in zip(stores(cache), x, strict=True):
         assert store.stored(3, 9).shape == (2, HEADS, 6, store.head_dim)
-        if store.format in BLOCK_FORMATS:
+        if store.qblock:
             expected = quantize(given.numpy(), store.format, store.qblock)[2]
             rtol = 3e-6 if store.format == "nf4" else 0  # the oracle constructs the nf4 levels
             np.testing.assert_allclose(store.stored(0, 12).double().numpy(), expected, rtol=rtol)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dba_core.cache.layer import LayerCache
-from dba_core.config.kv_policy import BLOCK_FORMATS, KVCachePolicy
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import CacheError
 
 pytestmark = [
@@ -124,7 +124,7 @@ class CacheMachine(RuleBasedStateMachine):
             for b, row in enumerate(self.rows):
                 assert (stored[b, :, len(row) :] == 0).all()
                 for t, token in enumerate(row):
-                    if store.format in BLOCK_FORMATS:
+                    if store.qblock:
                         error = np.abs(stored[b, :, t].astype(np.float64) - token[index])
                         assert (error <= block_bound(token[index], store.format, store.qblock)).all()
                     else:

@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dba_core.config.kv_policy import (
-    BLOCK_FORMATS,
-    FLOAT_FORMATS,
     MAX_RESIDUAL,
-    QBLOCKS,
     KVCachePolicy,
     TensorFormat,
 )
@@ -21,8 +18,10 @@ from dba_core.errors import ConfigError
 TEXT = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
 
 formats = st.one_of(
-    st.sampled_from(FLOAT_FORMATS).map(TensorFormat),
-    st.builds(TensorFormat, st.sampled_from(BLOCK_FORMATS), st.sampled_from(QBLOCKS)),
+    st.sampled_from(("fp32", "fp16", "bf16")).map(TensorFormat),
+    st.builds(
+        TensorFormat, st.sampled_from(("q8_0", "q4_0", "nf4")), st.sampled_from((8, 16, 32, 64, 128, 256))
+    ),
 )
 policies = st.builds(
     KVCachePolicy, k_sem=formats, k_geo=formats, v=formats, residual=st.integers(0, MAX_RESIDUAL)

@@ -25,7 +25,6 @@ from dba_core.config import (
     TrainingConfig,
     render_toml,
 )
-from dba_core.config.kv_policy import BLOCK_FORMATS, FLOAT_FORMATS, QBLOCKS
 from dba_core.config.model import MLPS, NORMS
 from dba_core.config.toml_io import dump_json, parse_json, parse_toml
 
@@ -110,8 +109,10 @@ generations = st.builds(
     stop=st.lists(texts, max_size=3).map(tuple),
 )
 formats = st.one_of(
-    st.sampled_from(FLOAT_FORMATS).map(TensorFormat),
-    st.builds(TensorFormat, st.sampled_from(BLOCK_FORMATS), st.sampled_from(QBLOCKS)),
+    st.sampled_from(("fp32", "fp16", "bf16")).map(TensorFormat),
+    st.builds(
+        TensorFormat, st.sampled_from(("q8_0", "q4_0", "nf4")), st.sampled_from((8, 16, 32, 64, 128, 256))
+    ),
 )
 records = st.builds(
     PluginRecord,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from dba_core.attention.decode import decode_request
 from dba_core.attention.module import DecoupledAttention
-from dba_core.cache.formats.nf4 import NF4_LEVELS
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
@@ -20,6 +19,7 @@ from dba_core.contracts import AttentionShape
 from dba_core.errors import CacheError
 from dba_core.registry import Registry
 from dba_plugins.decode.cpu import backend as cpu_backend
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS
 
 pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 

@@ -7,8 +7,8 @@ import struct
 import pytest
 from ptx_model import halves, run
 
-from dba_core.cache.formats.nf4 import NF4_LEVELS
 from dba_plugins.decode.triton.tile import NF4_CODE, Q4_CODE, Q8_CODE
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS
 
 pytestmark = [
     pytest.mark.torch,

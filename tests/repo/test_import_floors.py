@@ -15,7 +15,7 @@ from source_tree import PACKAGES, ROOT, imports, module_name, python_files
 # Lowest first. A part is dba_core.X, or a whole package.
 FLOORS = (
     ("support", "errors", "printable", "markdown", "figures", "documents", "distribution", "free_memory"),
-    ("contracts", "checkpoint_source"),
+    ("contracts", "checkpoint_source", "kv_contracts"),
     ("report", "command"),
     ("hookspecs", "kinds"),
     ("serialization",),
@@ -31,6 +31,8 @@ FLOOR_OF = {f"dba_core.{part}": floor for floor, parts in enumerate(FLOORS) for 
 #: What a plugin may import of the core: `serialization` for its options, `distribution` for the name of the
 #: extra that is missing.
 GIVEN_TO_PLUGINS = ("contracts", "hookspecs", "errors", "support", "serialization", "distribution")
+#: How blocks and 4-bit codes lie in the planes of a cache; formats and kernels share it.
+PUBLIC_MODULES = ("dba_core.cache.blocks",)
 #: Plugins that drive the rooms of the core, by their public names.
 DRIVERS = tuple(f"dba_plugins.{name}" for name in ("bench", "checkpoints", "convert", "drift", "tune"))
 
@@ -42,14 +44,7 @@ STILL_IN_A_CIRCLE = {
     ("dba_core.data.extra_tokenizers", "dba_core.data.tokenizers"),
     ("dba_core.data.tokenizers", "dba_core.data.extra_tokenizers"),
 }
-STILL_PRIVATE_TO_PLUGINS = {
-    ("dba_plugins.decode.cpu.emit", "dba_core.cache.formats.nf4"),
-    ("dba_plugins.decode.cpu.encode", "dba_core.cache.blocks"),
-    ("dba_plugins.decode.cpu.encode", "dba_core.cache.formats.info"),
-    ("dba_plugins.decode.cpu.encode", "dba_core.cache.formats.nf4"),
-    ("dba_plugins.decode.triton.tile", "dba_core.cache.formats.nf4"),
-    ("dba_plugins.decode.triton.writer", "dba_core.cache.formats.nf4"),
-}
+STILL_PRIVATE_TO_PLUGINS: set[tuple[str, str]] = set()
 STILL_PAST_THE_REGISTRY = {
     ("dba_cli.commands.bench.common", "dba_plugins.bench.machine"),
     ("dba_cli.commands.bench.common", "dba_plugins.bench.report"),
@@ -169,7 +164,8 @@ def private_to_plugins() -> set[tuple[str, str]]:
         names = imported.split(".")
         if not importing.startswith("dba_plugins.") or names[0] == "dba_plugins":
             continue
-        allowed = names[0] == "dba_core" and (names[1] in GIVEN_TO_PLUGINS or importing.startswith(DRIVERS))
+        given = names[1] in GIVEN_TO_PLUGINS or imported in PUBLIC_MODULES or importing.startswith(DRIVERS)
+        allowed = names[0] == "dba_core" and given
         if not allowed or any(name.startswith("_") for name in names):
             found.add((importing, imported))
     return found

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 
 from llvmlite import ir
 
-from dba_core.cache.formats.nf4 import NF4_LEVELS
 from dba_plugins.decode.cpu.spec import LANES, Piece, TensorSpec
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()

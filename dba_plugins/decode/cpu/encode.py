@@ -18,15 +18,17 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from dba_core.cache.blocks import MIN_SCALE
-from dba_core.cache.formats.info import FP16_MAX, format_info
-from dba_core.cache.formats.nf4 import NF4_LEVELS
+from dba_core.contracts import FP16_MAX
 from dba_plugins.decode.cpu.emit import F32, HALF, I8, I16, I32, I64, VI, Emitter, as_float32
 from dba_plugins.decode.cpu.kernel import ENTRY_TYPE, Arguments
 from dba_plugins.decode.cpu.spec import LANES, KernelSpec, TensorSpec
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS
+from dba_plugins.kv_formats.plugins import BF16, FP16, FP32, NF4, Q4_0, Q8_0
 
 WRITER_ENTRIES = ("write_check", "write_tokens")
 #: Tokens of one piece of work.
 CHUNK = 32
+_MAX_INPUT = {each.name: each.facts.max_input for each in (FP32, FP16, BF16, Q8_0, Q4_0, NF4)}
 _LEVELS = {"q8_0": 127.0, "q4_0": 7.0, "nf4": 1.0}
 _VB = ir.VectorType(I8, LANES)
 _V16 = ir.VectorType(I16, LANES)
@@ -152,7 +154,7 @@ def _step(tensor: TensorSpec) -> int:
 def _check(at: _Token, tensor: TensorSpec, number: int) -> None:
     """Set BAD where a value is not finite or too large."""
     e, b = at.e, at.e.b
-    limit = format_info(tensor.format).max_input
+    limit = _MAX_INPUT[tensor.format]
     if at.spec.window and tensor.quantized:
         limit = min(limit, FP16_MAX)
     step = _step(tensor)

@@ -16,7 +16,7 @@ from dba_core.contracts import (
 )
 from dba_core.distribution import install_command
 from dba_core.hookspecs import hookimpl
-from dba_plugins.decode.cpu.spec import FORMATS, MAX_SHARE, MAX_WIDTH, KernelSpec
+from dba_plugins.decode.cpu.spec import MAX_SHARE, MAX_WIDTH, NATIVE, KernelSpec
 
 _ELSE = "Choose decode_backend=streaming, or auto."
 
@@ -61,12 +61,12 @@ def _reasons(request: DecodeRequest) -> Iterator[Reason]:
             yield Reason(
                 subject=f"width of {name}", got=str(tensor.width), supported=f"0 to {MAX_WIDTH}", action=_ELSE
             )
-        if tensor.format not in FORMATS:
+        if tensor.format not in NATIVE:
             yield Reason(
                 subject=f"format of {name}",
                 got=tensor.format,
-                supported=", ".join(FORMATS),
-                action="Choose one of these in the KV policy.",
+                supported=", ".join(NATIVE),
+                action="Choose one of these in the KV policy, or decode_backend=streaming.",
             )
         if request.shape.n_heads % tensor.heads:
             yield Reason(

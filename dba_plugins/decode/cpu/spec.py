@@ -14,8 +14,8 @@ import attrs
 
 from dba_core.contracts import CachedTensor, DecodeRequest
 
-BLOCK_FORMATS = ("q8_0", "q4_0", "nf4")
-FORMATS = ("fp32", "fp16", "bf16", *BLOCK_FORMATS)
+#: The formats whose codes and scales the kernels read and write themselves.
+NATIVE = ("fp32", "fp16", "bf16", "q8_0", "q4_0", "nf4")
 MAX_WIDTH = 256
 MAX_SHARE = 64
 #: Query heads whose scores are computed together: the converted values serve all of them.
@@ -39,7 +39,7 @@ class TensorSpec:
 
     @property
     def quantized(self) -> bool:
-        return self.format in BLOCK_FORMATS
+        return self.qblock > 0
 
     @property
     def nibbles(self) -> bool:

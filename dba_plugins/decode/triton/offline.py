@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 from dba_core.contracts import CompiledKernel
 from dba_plugins.decode.triton.attend import NullParts
 from dba_plugins.decode.triton.kernel import Planes, attend_kernel
-from dba_plugins.decode.triton.spec import BLOCK_FORMATS, LEAST_ROWS, KernelSpec, TensorSpec
+from dba_plugins.decode.triton.spec import LEAST_ROWS, KernelSpec, TensorSpec
 
 WARP = 32
 _POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "q8_0": "*i8", "q4_0": "*u8", "nf4": "*u8"}
@@ -58,7 +58,7 @@ class Case:
                 heads=8,
                 width=width,
                 format=fmt,
-                qblock=self.qblock if fmt in BLOCK_FORMATS else 0,
+                qblock=self.qblock if fmt[0] in "qn" else 0,
                 exact=self.query == "float32",
             )
             for fmt, width in zip(self.formats, self.widths, strict=True)

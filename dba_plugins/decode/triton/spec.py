@@ -9,9 +9,8 @@ import attrs
 
 from dba_core.contracts import CachedTensor, DecodeRequest
 
-BLOCK_FORMATS = ("q8_0", "q4_0", "nf4")
-FLOAT_FORMATS = ("fp32", "fp16", "bf16")
-FORMATS = (*FLOAT_FORMATS, *BLOCK_FORMATS)
+#: The formats whose codes and scales the kernels read and write themselves.
+NATIVE = ("fp32", "fp16", "bf16", "q8_0", "q4_0", "nf4")
 MAX_WIDTH = 256
 #: The narrowest piece that a tensor core takes, and the widest that is worth it.
 LEAST_PIECE, MOST_PIECE = 16, 64
@@ -98,7 +97,7 @@ class TensorSpec:
 
     @property
     def quantized(self) -> bool:
-        return self.format in BLOCK_FORMATS
+        return self.qblock > 0
 
     @property
     def nibbles(self) -> bool:

@@ -16,7 +16,7 @@ import attrs
 from dba_core.contracts import DecodeRequest, Reason
 from dba_core.distribution import install_command
 from dba_core.serialization.validators import among, at_least
-from dba_plugins.decode.triton.spec import FORMATS, MAX_WIDTH, KernelSpec
+from dba_plugins.decode.triton.spec import MAX_WIDTH, NATIVE, KernelSpec
 
 DTYPES = ("float16", "bfloat16", "float32")
 LEAST_CAPABILITY = (8, 0)
@@ -77,12 +77,12 @@ def reasons(request: DecodeRequest) -> Iterator[Reason]:
                 supported=f"{least} to {MAX_WIDTH}",
                 action=_ELSE,
             )
-        if tensor.format not in FORMATS:
+        if tensor.format not in NATIVE:
             yield Reason(
                 subject=f"format of {name}",
                 got=tensor.format,
-                supported=", ".join(FORMATS),
-                action="Choose one of these in the KV policy.",
+                supported=", ".join(NATIVE),
+                action="Choose one of these in the KV policy, or decode_backend=streaming.",
             )
         if request.shape.n_heads % tensor.heads:
             yield Reason(

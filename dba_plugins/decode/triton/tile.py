@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from dba_core.cache.formats.nf4 import NF4_LEVELS
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS
 
 LEVELS = tl.constexpr(NF4_LEVELS)
 

@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dba_core.cache.formats.nf4 import NF4_LEVELS
 from dba_core.contracts import KVLayer, KVTensor
 from dba_core.errors import CacheError
+from dba_plugins.kv_formats.nf4 import NF4_LEVELS
 
 #: Halfway between neighbouring levels; a value exactly there takes the lower one.
 _MIDPOINTS = tuple((low + high) / 2 for low, high in pairwise(NF4_LEVELS))

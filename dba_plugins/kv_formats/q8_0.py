@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dba_core.cache.blocks import RowLayout, round_up_bf16
-from dba_core.cache.formats.codec import Encoded
-from dba_core.cache.formats.info import format_info
+from dba_core.cache.blocks import RowLayout
+from dba_core.contracts import Encoded, KVFormatRequest
 
 LEVELS = 127
 
@@ -19,22 +18,16 @@ LEVELS = 127
 class Q8Codec:
     """One signed byte per value."""
 
-    info = format_info("q8_0")
-    code_dtype = torch.int8
+    def __init__(self, request: KVFormatRequest) -> None:
+        self._layout = RowLayout.of(request)
 
-    def code_width(self, head_dim: int) -> int:
-        return head_dim
-
-    def encode(self, x: Tensor, layout: RowLayout) -> Encoded:
-        x = x.float()
-        scales = round_up_bf16(layout.block_max(x) / LEVELS)  # [B, n_blocks, T]
+    def encode(self, x: Tensor) -> Encoded:
+        layout, x = self._layout, x.float()
+        scales = layout.scales(x, levels=LEVELS)  # [B, n_blocks, T]
         codes = (layout.cut(x) / layout.per_unit(scales)).round_().clamp_(-LEVELS, LEVELS)
         return Encoded(codes.to(torch.int8).flatten(-2), scales)
 
-    def decode(self, codes: Tensor, scales: Tensor | None, layout: RowLayout) -> Tensor:
-        assert scales is not None
+    def decode(self, codes: Tensor, scales: Tensor) -> Tensor:
+        layout = self._layout
         values = codes.to(torch.float32, memory_format=torch.contiguous_format)  # [B, G, T, D]
         return layout.cut(values).mul_(layout.per_unit(scales)).flatten(-2)
-
-
-Q8_0 = Q8Codec()

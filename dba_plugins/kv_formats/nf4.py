@@ -12,10 +12,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from dba_core.cache.blocks import RowLayout, round_up_bf16
-from dba_core.cache.formats.codec import Encoded
-from dba_core.cache.formats.info import format_info
-from dba_core.cache.formats.nibbles import pack, packed_width, unpack
+from dba_core.cache.blocks import RowLayout, pack_nibbles, unpack_nibbles
+from dba_core.contracts import Encoded, KVFormatRequest
 
 NF4_LEVELS = (
     -1.0,
@@ -78,24 +76,18 @@ def nearest_level(x: Tensor) -> Tensor:
 class NF4Codec:
     """Half a byte per value, levels denser around zero."""
 
-    info = format_info("nf4")
-    code_dtype = torch.uint8
+    def __init__(self, request: KVFormatRequest) -> None:
+        self._layout = RowLayout.of(request)
 
-    def code_width(self, head_dim: int) -> int:
-        return packed_width(head_dim)
-
-    def encode(self, x: Tensor, layout: RowLayout) -> Encoded:
-        x = x.float()
-        scales = round_up_bf16(layout.block_max(x))  # [B, n_blocks, T]
+    def encode(self, x: Tensor) -> Encoded:
+        layout, x = self._layout, x.float()
+        scales = layout.scales(x, levels=1)  # [B, n_blocks, T]
         codes = nearest_level(layout.cut(x) / layout.per_unit(scales))
-        return Encoded(pack(codes.flatten(-2)), scales)
+        return Encoded(pack_nibbles(codes.flatten(-2)), scales)
 
-    def decode(self, codes: Tensor, scales: Tensor | None, layout: RowLayout) -> Tensor:
-        assert scales is not None
-        index = unpack(codes, layout.head_dim)  # [B, G, T, D]
+    def decode(self, codes: Tensor, scales: Tensor) -> Tensor:
+        layout = self._layout
+        index = unpack_nibbles(codes, layout.head_dim)  # [B, G, T, D]
         levels, _, _ = _tables(codes.device)
         values = levels.index_select(0, index.flatten().int()).view(index.shape)
         return layout.cut(values).mul_(layout.per_unit(scales)).flatten(-2)
-
-
-NF4 = NF4Codec()
