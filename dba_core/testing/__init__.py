@@ -6,8 +6,10 @@ From the shell: `dba plugins check mine`. Imports torch, and not pytest.
 
 from __future__ import annotations
 
-from dba_core.testing.check import Check, Suite, check_plugin, run_check
-from dba_core.testing.pytest_classes import (
+from dba_core.testing.check import Check, CheckReport, CheckResult, Suite, run_check
+from dba_core.testing.subject import Subject, Violation
+from dba_core.testing.suites import (
+    SUITES,
     CheckpointSourceContract,
     CommandContract,
     Contract,
@@ -16,14 +18,13 @@ from dba_core.testing.pytest_classes import (
     KvFormatContract,
     NullTokenContract,
     SummarizerContract,
+    check_plugin,
 )
-from dba_core.testing.report import CheckResult, Report, Violation
-from dba_core.testing.subject import Subject
-from dba_core.testing.suites import SUITES
 
 __all__ = [
     "SUITES",
     "Check",
+    "CheckReport",
     "CheckResult",
     "CheckpointSourceContract",
     "CommandContract",
@@ -32,7 +33,6 @@ __all__ = [
     "GateContract",
     "KvFormatContract",
     "NullTokenContract",
-    "Report",
     "Subject",
     "Suite",
     "SummarizerContract",

@@ -4,12 +4,12 @@
     def null_token_once(subject: Subject) -> Iterator[Violation]: ...
 
 Whatever the plugin raises becomes a violation; a check whose every case was declined fails too, because it
-proved nothing. Called by `check_plugin` and by the pytest classes.
+proved nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,10 +18,8 @@ import torch
 
 from dba_core.contracts import Kind
 from dba_core.errors import UsageError, unknown
-from dba_core.registry import Registry
 from dba_core.registry.contain import Failure, contain, kept_surroundings
-from dba_core.testing.report import CheckResult, Report, Violation
-from dba_core.testing.subject import BreachError, Subject, Tally
+from dba_core.testing.subject import BreachError, Subject, Tally, Violation
 
 CheckFunction = Callable[[Subject], Iterator[Violation]]
 #: A check stops after so many violations: more of the same help nobody.
@@ -62,6 +60,48 @@ class Suite:
         raise UsageError(unknown(f"check of kind {self.kind}:", name, names))
 
 
+@attrs.frozen(kw_only=True)
+class CheckResult:
+    """One check of one plugin. cases: what it accepted and was tried on. refused: the plugin's own reason for
+    each case that its `supports()` declined, with how often it was given.
+    """
+
+    name: str
+    proves: str
+    cases: int
+    refused: dict[str, int]
+    violations: tuple[Violation, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.violations
+
+
+@attrs.frozen(kw_only=True)
+class CheckReport:
+    """All checks of one plugin, on one device. quick: the small grids were used."""
+
+    kind: Kind
+    name: str
+    distribution: str
+    version: str
+    device: str
+    quick: bool
+    results: tuple[CheckResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(result.ok for result in self.results)
+
+    @property
+    def violations(self) -> tuple[Violation, ...]:
+        return tuple(violation for result in self.results for violation in result.violations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return {"ok": self.ok, **attrs.asdict(self)}
+
+
 def run_check(check: Check, subject: Subject) -> CheckResult:
     """Run one check under a fixed random state, which is restored. What the plugin prints goes to stderr."""
     mine = attrs.evolve(subject, tally=Tally())
@@ -88,11 +128,11 @@ def run_check(check: Check, subject: Subject) -> CheckResult:
     )
 
 
-def run_suite(suite: Suite, subject: Subject, *, only: tuple[str, ...] = ()) -> Report:
+def run_suite(suite: Suite, subject: Subject, *, only: tuple[str, ...] = ()) -> CheckReport:
     """Every check of the suite, or those named in `only`."""
     checks = [suite.find(name) for name in only] if only else suite.checks
     info = subject.loaded.info
-    return Report(
+    return CheckReport(
         kind=info.kind,
         name=info.name,
         distribution=info.distribution,
@@ -101,27 +141,6 @@ def run_suite(suite: Suite, subject: Subject, *, only: tuple[str, ...] = ()) -> 
         quick=subject.quick,
         results=tuple(run_check(check, subject) for check in checks),
     )
-
-
-def check_plugin(
-    kind: Kind,
-    plugin: Any,
-    *,
-    options: Mapping[str, Any] | None = None,
-    registry: Registry | None = None,
-    device: str = "cpu",
-    quick: bool = False,
-    only: tuple[str, ...] = (),
-) -> Report:
-    """Run the contract of `kind` on a plugin: its name, or the object that its hook returns.
-
-    Raises PluginError for a plugin that is missing or lacks the form of one, ConfigError for its options,
-    UsageError for an unknown check in `only`. Anything else that is wrong is in the report.
-    """
-    from dba_core.testing.suites import SUITES
-
-    subject = Subject.of(kind, plugin, options=options, registry=registry, device=device, quick=quick)
-    return run_suite(SUITES[kind], subject, only=only)
 
 
 def _violations(check: Check, subject: Subject) -> Iterator[Violation]:

@@ -17,8 +17,7 @@ from dba_core.registry.contain import Failure
 from dba_core.registry.docstring import docstring_of
 from dba_core.report import Report, SilentReporter
 from dba_core.testing.check import Suite
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import Subject
+from dba_core.testing.subject import Subject, Violation
 
 COMMAND = Suite("command")
 #: What the command line makes for every command.

@@ -19,8 +19,7 @@ from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import name_problem
 from dba_core.registry.loading import options_to_dict, structure_options
 from dba_core.testing.check import Suite
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import Subject, describe
+from dba_core.testing.subject import Subject, Violation, describe
 
 _METADATA_SCRIPT = """
 import sys

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dba_core.testing.report import Violation
+from dba_core.testing.subject import Violation
 
 #: |got - expected| <= x + x |expected|, by the dtype of the inputs. Sums and softmax are float32 inside: half
 #: precision differs by the rounding of one result, and float64 is no closer than float32.

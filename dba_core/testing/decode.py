@@ -27,8 +27,7 @@ from dba_core.testing.decode_cases import (
     sizes,
 )
 from dba_core.testing.decode_oracle import oracle, unquantized
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import Subject, torch_dtype
+from dba_core.testing.subject import Subject, Violation, torch_dtype
 
 DECODE = Suite("decode_backend")
 _PLAIN_CASE = DecodeCase(sizes=PLAIN, policy="ksem=fp16,kgeo=fp16,v=fp16", lengths=(13, 13))

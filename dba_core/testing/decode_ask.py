@@ -15,8 +15,7 @@ from dba_core.registry.contain import Failure, contain
 from dba_core.testing.compare import far, near
 from dba_core.testing.decode_cases import DecodeCase, Filled
 from dba_core.testing.decode_oracle import Answer, oracle
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import BreachError, Subject
+from dba_core.testing.subject import BreachError, Subject, Violation
 
 _GENERAL = "Compare with the reference backend, dba_plugins/decode/streaming.py."
 

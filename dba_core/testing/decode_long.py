@@ -24,8 +24,7 @@ from dba_core.testing.decode_cases import (
 )
 from dba_core.testing.decode_oracle import oracle
 from dba_core.testing.decode_safety import DECODE
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import Subject
+from dba_core.testing.subject import Subject, Violation
 
 _WITH_WINDOW = f"{MIXED_POLICY},resid=5"
 #: Room for the ones of 256 tokens at a time.

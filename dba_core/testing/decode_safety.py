@@ -22,8 +22,7 @@ from dba_core.testing.decode_cases import (
     DecodeCase,
     parity_grid,
 )
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import Subject
+from dba_core.testing.subject import Subject, Violation
 
 
 @DECODE.check("memory past a row's length is not read: NaN there changes no bit")

@@ -24,8 +24,7 @@ from dba_core.registry.contain import Failure, contain, shown
 from dba_core.testing.check import Suite
 from dba_core.testing.common import capability_checks
 from dba_core.testing.compare import changed, copies, same_bits, well_shaped
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import BreachError, Subject
+from dba_core.testing.subject import BreachError, Subject, Violation
 
 KV_FORMAT = Suite("kv_format")
 #: Heads and width: blocks are a part of a head, a head, several heads, straddle heads; odd, and one value.

@@ -12,10 +12,8 @@ from dba_core.contracts import AttentionShape, NullKV, NullTokenRequest, Request
 from dba_core.testing.check import Suite
 from dba_core.testing.common import capability_checks
 from dba_core.testing.compare import well_shaped
-from dba_core.testing.module_case import ModuleCase, Tensors, modules
-from dba_core.testing.module_checks import module_checks
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import Subject, torch_dtype
+from dba_core.testing.modules import ModuleCase, Tensors, module_checks, modules
+from dba_core.testing.subject import Subject, Violation, torch_dtype
 
 NULL_TOKEN = Suite("null_token")
 #: Query heads, KV heads, Ds, Dg, Dv.

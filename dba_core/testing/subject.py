@@ -1,7 +1,7 @@
 """The plugin under test: built for one request after another, with a count of what it declined.
 
 A check asks for what it needs with `for part in subject.built(request)`: one turn where the plugin supports
-the request, none where it declines with reasons. Called by every suite.
+the request, none where it declines with reasons.
 """
 
 from __future__ import annotations
@@ -20,7 +20,20 @@ from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.loading import check_plugin, structure_options
 from dba_core.registry.selection import answer_problem
-from dba_core.testing.report import Violation
+
+
+@attrs.frozen(kw_only=True)
+class Violation:
+    """A promise that a plugin broke. case: the input; hint: where to look; check: filled in by the run."""
+
+    case: str
+    expected: str
+    got: str
+    hint: str
+    check: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.check} [{self.case}]: expected {self.expected}; got {self.got}. {self.hint}"
 
 
 class BreachError(Exception):

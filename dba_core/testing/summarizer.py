@@ -12,10 +12,8 @@ from dba_core.contracts import AttentionShape, Request, SummarizerRequest
 from dba_core.testing.check import Suite
 from dba_core.testing.common import capability_checks
 from dba_core.testing.compare import near, well_shaped
-from dba_core.testing.module_case import ModuleCase, Tensors, modules, trained
-from dba_core.testing.module_checks import module_checks
-from dba_core.testing.report import Violation
-from dba_core.testing.subject import Subject, torch_dtype
+from dba_core.testing.modules import ModuleCase, Tensors, module_checks, modules, trained
+from dba_core.testing.subject import Subject, Violation, torch_dtype
 
 SUMMARIZER = Suite("summarizer")
 #: KV heads, widths of keys and values, tokens of a block.

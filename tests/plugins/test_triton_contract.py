@@ -19,8 +19,7 @@ pytestmark = [
 
 
 PROGRAM = """
-from dba_core.testing.check import check_plugin
-from dba_core.testing.suites import SUITES
+from dba_core.testing.suites import SUITES, check_plugin
 
 kind = "decode_backend"
 elsewhere = ("equals_float64", "equals_when_long")

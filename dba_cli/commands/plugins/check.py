@@ -14,7 +14,7 @@ from dba_core.contracts import Kind
 from dba_core.runs.choosing import PluginUse
 
 if TYPE_CHECKING:
-    from dba_core.testing import CheckResult, Report
+    from dba_core.testing import CheckReport, CheckResult
 
 
 @click.command()
@@ -62,7 +62,7 @@ def check(
     return 0 if all(report.ok for report in reports) else 1
 
 
-def _show(report: Report) -> None:
+def _show(report: CheckReport) -> None:
     from dba_cli.rendering import columns
 
     rows = [(result.name, _state(result), result.proves) for result in report.results]
@@ -77,7 +77,7 @@ def _show(report: Report) -> None:
     echo(_closing(report))
 
 
-def _closing(report: Report) -> str:
+def _closing(report: CheckReport) -> str:
     broken, total = sum(not result.ok for result in report.results), len(report.results)
     if broken:
         return f"{broken} of {total} checks failed."
@@ -95,7 +95,7 @@ def _state(result: CheckResult) -> str:
     return f"ok ({result.cases} cases)" if result.cases else "ok"
 
 
-def _declined(report: Report) -> dict[str, int]:
+def _declined(report: CheckReport) -> dict[str, int]:
     """The plugin's reasons over all checks."""
     total: dict[str, int] = {}
     for result in report.results:
