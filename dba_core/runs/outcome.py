@@ -13,8 +13,8 @@ import torch
 
 from dba_core.config.model import ModelConfig
 from dba_core.distribution import installed_version
-from dba_core.evaluation.fidelity import PolicyFidelity
 from dba_core.evaluation.held_out import HeldOut
+from dba_core.evaluation.metrics import PolicyFidelity
 from dba_core.evaluation.throughput import Throughput
 from dba_core.runs.cost import Cost, model_cost
 from dba_core.runs.device import device_name

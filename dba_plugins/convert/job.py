@@ -23,7 +23,6 @@ from dba_core.config.model import ModelConfig
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
 from dba_core.errors import CheckpointError, UsageError
-from dba_core.evaluation.cached_loss import TextLoss, text_loss
 from dba_core.free_memory import require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.folder import RunFolder
@@ -46,6 +45,7 @@ from dba_plugins.convert.recipe_search import (
 from dba_plugins.convert.report import ConversionReport, SearchReport, variant_reports
 from dba_plugins.convert.request import DEFAULT_CONTEXT, ConvertReporter, ConvertRequest
 from dba_plugins.convert.selection import select_pairs
+from dba_plugins.convert.text_loss import TextLoss, text_loss
 from dba_plugins.convert.texts import CalibrationText, read_calibration, read_evaluation
 from dba_plugins.tune.reference import Reference
 

@@ -45,7 +45,5 @@ def curve_bins(length: int) -> list[tuple[int, int]]:
 
 def figures(accumulator: FidelityAccumulator, start: int, stop: int) -> DriftFigures:
     """Over positions start .. stop-1."""
-    curves = accumulator.curves()
-    tokens = curves.tokens[start:stop]
-    exact_nll = float((curves.reference_nll[start:stop] * tokens).sum() / tokens.sum())
+    exact_nll = accumulator.reference_nll(start=start, stop=stop)
     return DriftFigures(**attrs.asdict(accumulator.result(start=start, stop=stop)), exact_nll=exact_nll)

@@ -15,7 +15,6 @@ from dba_core.attention.rope import rope_frequencies
 from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import UnsupportedError, UsageError
-from dba_core.evaluation.cached_loss import text_loss
 from dba_core.model.language_model import LanguageModel
 from dba_plugins.checkpoints.load import load_source
 from dba_plugins.convert.calibration import Calibration, calibrate
@@ -23,6 +22,7 @@ from dba_plugins.convert.comparators import with_rotated_split
 from dba_plugins.convert.decouple import Recipe, decouple, spreading_matrix
 from dba_plugins.convert.heal import heal
 from dba_plugins.convert.selection import RULES, select_pairs
+from dba_plugins.convert.text_loss import text_loss
 
 pytestmark = pytest.mark.torch
 
