@@ -52,7 +52,7 @@ def write_measured(
     """
     if out is None and draw is None:
         return []
-    from dba_core.runs.folder import write_json
+    from dba_core.documents import write_json
 
     folder = run / name if out is None else out
     folder.mkdir(parents=True, exist_ok=True)

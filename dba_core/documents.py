@@ -1,12 +1,15 @@
-"""Text and JSON out of files that anybody may have written: one way to read them, with errors that name it.
+"""Text and JSON out of files that anybody may have written, and into files: one way to read, one to write.
 
-Nothing here ends in an exception of `json`, of a codec or of the operating system: whatever is wrong with the
+No reader ends in an exception of `json`, of a codec or of the operating system: whatever is wrong with the
 file is the given kind of DBAError, with what was found and what to do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +88,23 @@ def read_object(path: Path, *, error: type[DBAError], advice: str) -> dict[str, 
     """The one JSON object in a file: `read_text`, then `parse_object`."""
     text = read_text(path, error=error, advice=advice)
     return parse_object(text, source=str(path), error=error, advice=advice)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, as UTF-8 with the line ends that the text has.
+
+    A lone surrogate (of a file name that is no UTF-8) is written as its escape, which is JSON's too.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        fresh.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+        os.replace(fresh, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all; the document must be finite."""
+    write_whole(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

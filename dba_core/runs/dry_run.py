@@ -11,6 +11,7 @@ import attrs
 from dba_core.config.loading import LoadedConfig
 from dba_core.free_memory import free_bytes
 from dba_core.registry import Registry
+from dba_core.report import as_plain
 from dba_core.runs.device import resolve_device
 from dba_core.runs.evaluate import null_attention
 from dba_core.runs.kv_memory import KvMemory
@@ -23,7 +24,7 @@ from dba_core.runs.outcome import (
     plugin_facts,
 )
 from dba_core.runs.prepare import prepare
-from dba_core.runs.summary import LongSequenceFacts, ModelFacts, PluginFacts, as_plain
+from dba_core.runs.summary import LongSequenceFacts, ModelFacts, PluginFacts
 
 
 @attrs.frozen(kw_only=True)

@@ -22,10 +22,11 @@ from dba_core.evaluation.held_out import HeldOut, held_out_loss
 from dba_core.evaluation.metrics import PolicyFidelity, policy_fidelity
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Selection
+from dba_core.report import as_plain
 from dba_core.runs.kv_memory import KvMemory, kv_memory
 from dba_core.runs.load import Run
 from dba_core.runs.long_sequence import LongSequenceUse, numbers_of
-from dba_core.runs.summary import SCHEMA, as_plain
+from dba_core.runs.summary import SCHEMA
 from dba_core.training.step import autocast
 
 INACTIVE, UNFUSED, FUSED = "Inactive", "Active (Unfused)", "Active (Fused)"

@@ -6,13 +6,10 @@ Never overwrites: a name that is taken gets -2, -3 ... Called by the job, `load_
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -183,23 +180,3 @@ def _not_found(text: str, name: str, root: Path, runs: list[RunFolder], found: l
         f"no run at {text!r} and no run in {root} with that in its name. Nearest: {', '.join(close)}. "
         "Give a run's folder, a part of its name, or 'latest'."
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, as UTF-8 with the line ends that the text has.
-
-    A lone surrogate (of a file name that is no UTF-8) is written as its escape, which is JSON's too.
-    """
-    fresh = path.with_name(f"{path.name}.new")
-    try:
-        fresh.write_bytes(text.encode("utf-8", errors="backslashreplace"))
-        os.replace(fresh, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-        raise
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all; the document must be finite."""
-    write_whole(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

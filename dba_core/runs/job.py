@@ -20,6 +20,7 @@ import torch
 
 from dba_core.config.loading import LoadedConfig
 from dba_core.config.run import RunConfig
+from dba_core.documents import write_json, write_whole
 from dba_core.errors import DBAError
 from dba_core.evaluation.throughput import measure_throughput
 from dba_core.registry import Registry
@@ -36,8 +37,6 @@ from dba_core.runs.folder import (
     disk_errors,
     new_folder,
     read_resolved,
-    write_json,
-    write_whole,
 )
 from dba_core.runs.lock import one_group_of_writers
 from dba_core.runs.outcome import Measured, summarize

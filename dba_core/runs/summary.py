@@ -6,12 +6,11 @@ shown by `summary_text` on the terminal and in `summary.md`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
+from dba_core.report import as_plain
 from dba_core.runs.cost import Cost
 from dba_core.runs.kv_memory import KvMemory
 
@@ -190,16 +189,3 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a number that is not finite is None."""
         return {"schema": SCHEMA, **as_plain(self)}
-
-
-def as_plain(value: Any) -> Any:
-    """attrs objects, tables and sequences -> what JSON can hold; a number that is not finite -> None."""
-    if attrs.has(type(value)):
-        return as_plain(attrs.asdict(value, recurse=False))
-    if isinstance(value, Mapping):
-        return {str(key): as_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -11,10 +11,10 @@ from typing import Any
 
 import attrs
 
+from dba_core.documents import write_json, write_whole
 from dba_core.errors import UsageError
 from dba_core.markdown import fenced, inline, prose, table
-from dba_core.runs.folder import write_json, write_whole
-from dba_core.runs.summary import as_plain
+from dba_core.report import as_plain
 from dba_plugins.bench.machine import machine_line
 
 SCHEMA = 1

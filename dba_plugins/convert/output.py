@@ -16,9 +16,10 @@ from dba_core.config.run import RunConfig
 from dba_core.config.training import EvaluationConfig, TrainingConfig
 from dba_core.data.special_tokens import SPECIAL_FILE
 from dba_core.data.tokenizers import Tokenizer
+from dba_core.documents import write_json, write_whole
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoices
-from dba_core.runs.folder import RunFolder, write_json, write_whole
+from dba_core.runs.folder import RunFolder
 from dba_core.training.checkpoint_files import write_checkpoint
 from dba_core.training.fingerprint import settings_fingerprint
 from dba_plugins.convert.plots import Point, pair_map, pareto

@@ -11,7 +11,7 @@ import torch
 
 from dba_core.cache.bytes import cache_bytes
 from dba_core.markdown import inline, prose, table
-from dba_core.runs.summary import as_plain
+from dba_core.report import as_plain
 from dba_plugins.convert.comparators import Variant
 from dba_plugins.convert.decouple import Recipe
 from dba_plugins.convert.recipe_search import Choice, RecipeSearch

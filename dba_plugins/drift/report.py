@@ -10,8 +10,8 @@ from typing import Any
 
 import attrs
 
+from dba_core.report import as_plain
 from dba_core.runs.long_sequence import LongSequenceNumbers
-from dba_core.runs.summary import as_plain
 
 #: Raised when a field changes its meaning or goes away.
 DRIFT_SCHEMA = 1

@@ -19,9 +19,9 @@ import attrs
 
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import UsageError
+from dba_core.report import as_plain
 from dba_core.runs.evaluate import text_of
 from dba_core.runs.load import Run
-from dba_core.runs.summary import as_plain
 from dba_plugins.tune.policy_search import (
     WINDOW,
     PolicySearch,

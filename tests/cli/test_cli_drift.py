@@ -15,8 +15,9 @@ import torch
 
 from dba_core.config.loading import load_config
 from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.documents import write_json
 from dba_core.registry import Registry
-from dba_core.runs.folder import new_folder, write_json
+from dba_core.runs.folder import new_folder
 from dba_core.runs.load import Run, load_run
 from dba_core.runs.prepare import prepare
 from dba_core.training.loop import train

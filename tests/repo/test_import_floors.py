@@ -17,6 +17,8 @@ FLOORS = (
         "dba_core.markdown",
         "dba_core.figures",
         "dba_core.documents",
+        "dba_core.report",
+        "dba_core.command",
         "dba_core.distribution",
         "dba_core.free_memory",
         "dba_core.contracts",

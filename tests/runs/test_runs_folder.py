@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dba_core.documents import write_json, write_whole
 from dba_core.errors import UsageError
-from dba_core.runs.folder import RunFolder, find_run, new_folder, runs_in, write_json, write_whole
+from dba_core.runs.folder import RunFolder, find_run, new_folder, runs_in
 
 NOON = datetime(2025, 3, 4, 12, 30, 59)
 
