@@ -29,6 +29,7 @@ from dba_core.model.language_model import LanguageModel
 
 _CHUNK = 1 << 22  # logits that are widened to float64 at once
 
+Curve = npt.NDArray[np.float64]
 FP32 = KVCachePolicy(k_sem=TensorFormat("fp32"), k_geo=TensorFormat("fp32"), v=TensorFormat("fp32"))
 
 
@@ -41,6 +42,21 @@ class FidelityMetrics:
     max_abs_logit: float
     kl: float
     tokens: int
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class FidelityCurves:
+    """The same per position, float64 [positions]; NaN (max_abs_logit: 0) where a position has no token."""
+
+    nll: Curve
+    reference_nll: Curve
+    max_abs_logit: Curve
+    kl: Curve
+    tokens: Curve
+
+    @property
+    def delta_nll(self) -> Curve:
+        return self.nll - self.reference_nll
 
 
 class FidelityAccumulator:
@@ -92,10 +108,17 @@ class FidelityAccumulator:
             tokens=tokens,
         )
 
-    def reference_nll(self, *, start: int = 0, stop: int | None = None) -> float:
-        """The mean reference nll over the same positions, NaN where none has a token."""
-        tokens, _, nll, *_ = self._sums[:, start:stop].sum(1)
-        return float(nll / tokens) if tokens else math.nan
+    def curves(self) -> FidelityCurves:
+        """The figures of every position from 0 to the last one seen."""
+        tokens, nll, reference, _, kl, largest = self._sums
+        count = np.where(tokens > 0, tokens, np.nan)
+        return FidelityCurves(
+            nll=nll / count,
+            reference_nll=reference / count,
+            max_abs_logit=largest.copy(),
+            kl=kl / count,
+            tokens=tokens.copy(),
+        )
 
     def _grow(self, length: int) -> None:
         missing = length - self._sums.shape[1]
@@ -160,7 +183,7 @@ def exp_or_inf(value: float) -> float:
     return math.exp(value) if not value > 709 else math.inf
 
 
-def _figures(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:
+def _figures(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> Curve:
     """Sums over the batch: [B, T, V] twice, [B, T] -> [6, T] in the order of the accumulator's rows."""
     reference_logits, logits = reference_logits.double(), logits.double()
     log_p, log_q = reference_logits.log_softmax(-1), logits.log_softmax(-1)  # [B, T, V]
@@ -174,7 +197,7 @@ def _figures(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> npt.N
     largest = apart.amax((0, 2))  # [T]
     delta = torch.where(nll == reference_nll, 0.0, nll - reference_nll)
     sums = [torch.ones_like(nll), nll, reference_nll, delta, kl]
-    rows: npt.NDArray[np.float64] = torch.stack([*(figure.sum(0) for figure in sums), largest]).cpu().numpy()
+    rows: Curve = torch.stack([*(figure.sum(0) for figure in sums), largest]).cpu().numpy()
     return rows
 
 
