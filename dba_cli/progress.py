@@ -16,7 +16,7 @@ from dba_cli.terminal import echo, warn
 
 if TYPE_CHECKING:
     from dba_core.runs.summary import Summary
-    from dba_core.training.events import Evaluated, StepFinished, TrainEvent
+    from dba_core.training.loop import Evaluated, StepFinished, TrainEvent
 
 
 class TerminalReporter:
@@ -53,7 +53,7 @@ class TerminalReporter:
         self.summary = summary
 
     def training(self, event: TrainEvent) -> None:
-        from dba_core.training.events import Evaluated, Interrupted, StepFinished, TrainingStarted
+        from dba_core.training.loop import Evaluated, Interrupted, StepFinished, TrainingStarted
 
         if self._quiet:
             return

@@ -166,9 +166,8 @@ def _text_corpus(source: Texts, tokenizer: Tokenizer, held_out: float) -> Corpus
     lost = ()
     if kept is not None and kept != len(data):
         lost = (
-            f"tokenizer {tokenizer.name}: its tokens decode to {kept:,} bytes and the text has "
-            f"{len(data):,}; it changes the text, or has no token for a part of it, and bits per byte are not "
-            "given",
+            f"tokenizer {tokenizer.name}: its tokens decode to {kept:,} bytes and the text has {len(data):,};"
+            " it changes the text, or has no token for a part of it, and bits per byte are not given",
         )
     return Corpus(
         name=source.name,

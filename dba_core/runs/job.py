@@ -23,6 +23,7 @@ from dba_core.config.run import RunConfig
 from dba_core.documents import write_json, write_whole
 from dba_core.errors import DBAError
 from dba_core.evaluation.throughput import measure_throughput
+from dba_core.free_memory import peak_memory_bytes
 from dba_core.registry import Registry
 from dba_core.runs.device import resolve_device
 from dba_core.runs.evaluate import (
@@ -45,12 +46,10 @@ from dba_core.runs.prepare import Prepared, prepare
 from dba_core.runs.report import Reporter, SilentReporter
 from dba_core.runs.sample import sample_run, samples_text
 from dba_core.runs.summary_markdown import markdown
-from dba_core.training.checkpoint import restore_weights
-from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
+from dba_core.training.checkpoint import has_checkpoint, read_checkpoint, restore_weights
 from dba_core.training.distributed import World
 from dba_core.training.fingerprint import check_written_by, fingerprint
 from dba_core.training.loop import TrainingResult, train
-from dba_core.training.memory import peak_memory_bytes
 from dba_core.training.metrics_log import read_metrics
 
 #: Longest prompt of the speed measurement.

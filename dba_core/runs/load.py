@@ -30,8 +30,7 @@ from dba_core.runs.kv_memory import policy_of
 from dba_core.runs.memory_need import least_parameters
 from dba_core.runs.sample import Continuation, OnText, continue_prompts, settings_of
 from dba_core.runs.selection import model_choices
-from dba_core.training.checkpoint import restore_weights
-from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
+from dba_core.training.checkpoint import StoredCheckpoint, read_checkpoint, restore_weights
 from dba_core.training.fingerprint import (
     TRAINED_KINDS,
     check_written_by,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from dba_core.runs.summary import Summary
-    from dba_core.training.events import TrainEvent
+    from dba_core.training.loop import TrainEvent
 
 
 class Reporter(Protocol):

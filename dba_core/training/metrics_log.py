@@ -7,7 +7,7 @@ happened.
      "is_best": true}
 
 A number that is not finite is written as null. A resumed run drops the lines past the step that it resumes
-from, so the file reads as if the run had never stopped. Called by training.loop on the main process.
+from, so the file reads as if the run had never stopped.
 """
 
 from __future__ import annotations

@@ -29,8 +29,7 @@ from dba_core.config.model import ModelConfig
 from dba_core.config.training import TrainingConfig
 from dba_core.errors import ConfigError
 from dba_core.model.language_model import LanguageModel
-from dba_core.training.optimizer import build_optimizer
-from dba_core.training.schedule import learning_rate
+from dba_core.training.step import build_optimizer, learning_rate
 from dba_plugins.bench.machine import describe_machine
 from dba_plugins.bench.report import Column, Report
 

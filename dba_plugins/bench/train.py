@@ -22,8 +22,7 @@ from dba_core.config.run import RunConfig
 from dba_core.config.training import TrainingConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
-from dba_core.training.optimizer import build_optimizer
-from dba_core.training.step import TrainingStep, autocast
+from dba_core.training.step import TrainingStep, autocast, build_optimizer
 from dba_plugins.bench.machine import describe_machine
 from dba_plugins.bench.plain_gpt import PlainGPT
 from dba_plugins.bench.report import Column, Report

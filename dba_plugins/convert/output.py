@@ -20,7 +20,7 @@ from dba_core.documents import write_json, write_whole
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoices
 from dba_core.runs.folder import RunFolder
-from dba_core.training.checkpoint_files import write_checkpoint
+from dba_core.training.checkpoint import write_checkpoint
 from dba_core.training.fingerprint import settings_fingerprint
 from dba_plugins.convert.plots import Point, pair_map, pareto
 from dba_plugins.convert.report import ConversionReport, markdown

@@ -14,7 +14,7 @@ from dba_core.runs.folder import RunFolder
 from dba_core.runs.job import RunInterruptedError, run_job
 from dba_core.runs.load import load_run
 from dba_core.runs.report import SilentReporter
-from dba_core.training.events import StepFinished
+from dba_core.training.loop import StepFinished
 
 pytestmark = pytest.mark.torch
 

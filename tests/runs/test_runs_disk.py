@@ -20,8 +20,8 @@ from dba_core.runs.folder import FolderError, RunFolder, find_run, new_folder
 from dba_core.runs.job import RunInterruptedError, resume_job, run_job
 from dba_core.runs.report import SilentReporter
 from dba_core.training import checkpoint_files, metrics_log
-from dba_core.training.checkpoint_files import has_checkpoint
-from dba_core.training.events import StepFinished, TrainingStarted
+from dba_core.training.checkpoint import has_checkpoint
+from dba_core.training.loop import StepFinished, TrainingStarted
 
 pytestmark = pytest.mark.torch
 

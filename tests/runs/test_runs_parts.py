@@ -19,7 +19,8 @@ from dba_core.runs.gates import gate_means
 from dba_core.runs.outcome import _far_from_exact
 from dba_core.runs.rows import human_count
 from dba_core.runs.selection import model_choices
-from dba_core.training.events import Evaluated, StepFinished, TrainingStarted
+from dba_core.training.loop import StepFinished, TrainingStarted
+from dba_core.training.session import Evaluated
 
 pytestmark = pytest.mark.torch
 
