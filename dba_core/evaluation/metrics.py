@@ -143,6 +143,12 @@ class PolicyFidelity(FidelityMetrics):
     backend: str
     reference_backend: str
 
+    @property
+    def figures(self) -> FidelityMetrics:
+        """The figures alone."""
+        own = attrs.fields(FidelityMetrics)
+        return FidelityMetrics(**attrs.asdict(self, filter=attrs.filters.include(*own)))
+
 
 def policy_fidelity(
     model: LanguageModel,

@@ -1,7 +1,7 @@
 """The training loop: batches -> steps -> evaluations -> checkpoints, resumable to the same bits.
 
-Step n uses the n-th batch of the sampler and its learning rate. After it come, in this order and where due: its
-metrics line, the evaluation, the answer to a request to stop, the checkpoint. The reporter hears of each on
+Step n uses the n-th batch of the sampler and its learning rate. After it come, in this order and where due:
+its metrics line, the evaluation, the answer to a request to stop, the checkpoint. The reporter hears of each on
 the main process, between steps; one that raises KeyboardInterrupt stops the run like Ctrl-C.
 """
 
@@ -118,8 +118,8 @@ def train(
     """Train `model` in place up to `config.training.steps`.
 
     resume: go on from `checkpoint_dir`'s `last` to the same bits as without the stop; all processes must
-    see that folder. world: None is this process alone, on the model's device. reporter: hears the events on the
-    main process. Ctrl-C, SIGTERM and SIGHUP finish the step, save `last` and return with
+    see that folder. world: None is this process alone, on the model's device. reporter: hears the events on
+    the main process. Ctrl-C, SIGTERM and SIGHUP finish the step, save `last` and return with
     interrupted=True; before the first step of a process alone they raise KeyboardInterrupt. Raises
     ConfigError, CheckpointError, DataError, and TrainingError for a loss or gradient that is not finite. The
     caller's random state and the model's mode are left as they were.
@@ -276,8 +276,8 @@ class StopRequest:
     """Ctrl-C, SIGTERM and SIGHUP: `with StopRequest() as stop:` ... `if stop.requested:`.
 
     The handlers are set only inside the block, on the main thread, and the previous ones put back after it. A
-    signal puts its own previous handler back, so that a second one of the same kind acts at once; torchrun and
-    cluster managers may send one of each. A SIGHUP that is ignored (nohup) stays ignored. at_once: a signal
+    signal puts its own previous handler back, so that a second one of the same kind acts at once; torchrun
+    and cluster managers may send one of each. A SIGHUP that is ignored (nohup) stays ignored. at_once: a signal
     raises KeyboardInterrupt where it arrives, as long as this is true: before there is anything to save.
     """
 

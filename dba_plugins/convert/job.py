@@ -17,6 +17,8 @@ from pathlib import Path
 
 import attrs
 import torch
+from dba_core.runs.lock import one_writer
+from dba_core.runs.memory_need import least_parameters
 from torch import Tensor
 
 from dba_core.config.model import ModelConfig
@@ -26,8 +28,6 @@ from dba_core.errors import CheckpointError, UsageError
 from dba_core.free_memory import peak_memory_bytes, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.folder import RunFolder
-from dba_core.runs.lock import one_writer
-from dba_core.runs.memory_need import least_parameters
 from dba_plugins.checkpoints.load import load_source
 from dba_plugins.checkpoints.source import PLAIN, SourceModel
 from dba_plugins.convert.calibration import Calibration, calibrate
