@@ -15,8 +15,9 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from dba_core.contracts import KINDS, Kind
+from dba_core.contracts import Kind
 from dba_core.errors import DBAError
+from dba_core.kinds import per_layer
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -52,7 +53,7 @@ def _names(kind: Kind | None = None) -> list[str]:
     return [info.name for info in Registry.default().list(kind)]
 
 
-def _plugins(incomplete: str, kinds: tuple[Kind, ...] = KINDS) -> Iterator[str]:
+def _plugins(incomplete: str, kinds: tuple[Kind, ...]) -> Iterator[str]:
     """`kind=`, then `kind=name`; what stands between them (`@layers.0-3`) is kept."""
     target, equals, _ = incomplete.partition("=")
     if not equals:
@@ -61,6 +62,10 @@ def _plugins(incomplete: str, kinds: tuple[Kind, ...] = KINDS) -> Iterator[str]:
     for kind in kinds:
         if target.partition("@")[0] == kind:
             yield from (f"{target}={name}" for name in ("auto", *_names(kind)))
+
+
+def _plugin_choices(incomplete: str) -> Iterator[str]:
+    return _plugins(incomplete, per_layer())
 
 
 def _decode_backends(incomplete: str) -> Iterator[str]:
@@ -123,7 +128,7 @@ def _values(key: str, value: str, listed: tuple[str, ...]) -> Iterable[str]:
     if key == "data.source":
         return _installed("")
     if parts[0] == "plugins" and parts[-1] == "name":
-        return ("auto", *(name for kind in KINDS if kind == parts[1] for name in _names(kind)))
+        return ("auto", *(name for kind in per_layer() if kind == parts[1] for name in _names(kind)))
     if parts[-1] == "mem_summarizer":
         return ("auto", *_names("summarizer"))
     return listed
@@ -169,7 +174,7 @@ def _modes() -> tuple[str, ...]:
 
 
 presets = _completer(_presets)
-plugin_choices = _completer(_plugins)
+plugin_choices = _completer(_plugin_choices)
 decode_backends = _completer(_decode_backends)
 plugin_names = _completer(_any_plugin)
 kv_policy = _completer(_kv_policy)
@@ -181,3 +186,19 @@ devices = _completer(lambda _: DEVICES)
 summarizer_list = _completer(_comma_list(lambda: _names("summarizer")))
 backend_list = _completer(_comma_list(lambda: _names("decode_backend")))
 mode_list = _completer(_comma_list(_modes))
+
+#: By the name that a request's option gives (`offers`).
+BY_NAME: dict[str, Completer] = {
+    "presets": presets,
+    "plugin_choices": plugin_choices,
+    "decode_backends": decode_backends,
+    "plugin_names": plugin_names,
+    "kv_policy": kv_policy,
+    "settings": settings,
+    "runs": runs,
+    "corpora": corpora,
+    "devices": devices,
+    "summarizer_list": summarizer_list,
+    "backend_list": backend_list,
+    "mode_list": mode_list,
+}

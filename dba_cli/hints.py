@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from dba_core.contracts import KINDS
 from dba_core.errors import unknown
+from dba_core.kinds import KINDS, per_layer
 
 #: What other programs call our options -> the option and, where it stands for one, its value.
 _OTHER_OPTIONS: dict[str, tuple[str, str | None]] = {
@@ -75,7 +75,7 @@ def _option_hint(ctx: click.Context, option: str, value: str | None) -> str | No
         return f"Write {other}{f' {fixed or given}' if takes_value else ''}."
     if option in _OF_RUN:
         return f"That is an option of `dba run`; {ctx.command_path} takes what the run has."
-    if name in KINDS:
+    if name in per_layer():
         if "--set" in options or (name == "decode_backend" and "--plugin" in options):
             return f"A {name} is a plugin: --plugin {name}={given}."
         return f"A {name} is a plugin, chosen when a run is made: dba run --plugin {name}={given}."
@@ -139,7 +139,7 @@ def _meanings(ctx: click.Context, word: str, options: dict[str, click.Option]) -
     path = Path(word)
     if equals and "--kv-policy" in options and key in ("ksem", "kgeo", "v", "resid"):
         yield f'Write --kv-policy "{word}".'
-    if equals and "--plugin" in options and key.partition("@")[0] in KINDS:
+    if equals and "--plugin" in options and key.partition("@")[0] in per_layer():
         yield f"Write --plugin {word}."
     if equals and "--set" in options:
         yield f"Write --set {word}."

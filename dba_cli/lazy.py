@@ -1,13 +1,12 @@
 """Click groups that know their commands by name and one line of help, and import a command when it is called.
 
-`dba --help` therefore costs click and nothing else. Called by `main` and the command groups.
-"""
+`dba --help` therefore costs click and nothing else."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import attrs
 import click
@@ -32,12 +31,25 @@ _OTHER_NAMES = {
 }
 
 
+class Listed(Protocol):
+    """A command by its line of help. origin: the distribution that it is from, "" for this one."""
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def origin(self) -> str: ...
+
+    def load(self) -> click.Command: ...
+
+
 @attrs.frozen
 class LazyCommand:
     """Where a command lives (`module:name`) and the line that help shows for it."""
 
     target: str
     summary: str
+    origin: str = ""
 
     def load(self) -> click.Command:
         module, _, name = self.target.partition(":")
@@ -58,8 +70,9 @@ class HintingGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        names = self.list_commands(ctx)
-        if args[0] not in names and not args[0].startswith("-") and not ctx.resilient_parsing:
+        known_to_us = ctx.resilient_parsing or args[0].startswith("-")
+        if not known_to_us and self.get_command(ctx, args[0]) is None:
+            names = self.list_commands(ctx)
             known = [name for name in names if name == _OTHER_NAMES.get(args[0])]
             close = known or nearest(args[0], names)
             if args[0] == "help":
@@ -70,29 +83,47 @@ class HintingGroup(click.Group):
 
 
 class LazyGroup(HintingGroup):
-    """A group whose commands are imported on use."""
+    """A group whose commands are imported on use. own: those that it has of itself. found: more, looked for
+    when `own` has not what is asked for.
+    """
 
-    def __init__(self, *args: Any, lazy: Mapping[str, LazyCommand], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        own: Mapping[str, Listed],
+        found: Callable[[], Mapping[str, Listed]] = dict,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.lazy = dict(lazy)
+        self._own = own
+        self._found = found
+
+    @property
+    def everything(self) -> dict[str, Listed]:
+        return {**self._own, **self._found()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.lazy)
+        return list(self.everything)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.lazy:
-            return None
-        return self.lazy[cmd_name].load()
+        found = self._own.get(cmd_name) or self._found().get(cmd_name)
+        return None if found is None else found.load()
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The commands and their lines of help, none of them imported, and the group's own options."""
         named = [
             CompletionItem(name, help=command.summary)
-            for name, command in self.lazy.items()
+            for name, command in self.everything.items()
             if name.startswith(incomplete)
         ]
         return named + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.summary) for name, command in self.lazy.items()])
+        own = {name: each.summary for name, each in self.everything.items() if not each.origin}
+        others = {
+            name: f"{each.summary} [{each.origin}]" for name, each in self.everything.items() if each.origin
+        }
+        for title, listed in (("Commands", own), ("Commands of other distributions", others)):
+            if listed:
+                with formatter.section(title):
+                    formatter.write_dl(list(listed.items()))

@@ -10,13 +10,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
 from dba_cli import terminal
 from dba_cli.failure import explain, explain_click, install_excepthook, warnings_in_one_line
-from dba_cli.lazy import LazyCommand, LazyGroup
+from dba_cli.lazy import LazyCommand, LazyGroup, Listed
 from dba_cli.os_errors import os_error_text
 from dba_core.errors import DBAError
 
@@ -28,10 +28,6 @@ _COMMANDS = {
     "run": LazyCommand("dba_cli.commands.run:run", "Train, evaluate and decode a model; leave a run folder."),
     "sample": LazyCommand("dba_cli.commands.sample:sample", "Continue a prompt with the model of a run."),
     "eval": LazyCommand("dba_cli.commands.eval:evaluate", "Held-out loss and KV-cache fidelity of a run."),
-    "drift": LazyCommand(
-        "dba_cli.commands.drift:drift", "Long-sequence attention of a run against exact attention."
-    ),
-    "tune": LazyCommand("dba_cli.commands.tune:tune", "Find a run's KV policy under a budget or a gate."),
     "convert": LazyCommand(
         "dba_cli.commands.convert:convert", "Decouple a pretrained Llama-family model without training."
     ),
@@ -42,6 +38,13 @@ _COMMANDS = {
     ),
     "completion": LazyCommand("dba_cli.commands.completion:completion", "Print a shell completion script."),
 }
+
+
+def _plugins() -> Mapping[str, Listed]:
+    """The commands that are plugins."""
+    from dba_cli.installed import all_commands
+
+    return all_commands(tuple(_COMMANDS))
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -55,7 +58,8 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 
 @click.group(
     cls=LazyGroup,
-    lazy=_COMMANDS,
+    own=_COMMANDS,
+    found=_plugins,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 the run failed, 2 usage, 3 configuration or data, 4 plugin missing or "
     "broken, 5 a recorded configuration does not match what is installed, 130 interrupted. "

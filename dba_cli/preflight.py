@@ -1,21 +1,17 @@
-"""What can be refused before torch is imported, which takes seconds: names of plugins, a missing corpus.
-
-Called by the commands between reading their options and their work.
-"""
+"""What can be refused before torch is imported, which takes seconds: the configuration and its plugins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dba_cli.options import ConfigFlags
     from dba_core.config.loading import LoadedConfig
-    from dba_core.contracts import Kind
     from dba_core.registry import Registry
+    from dba_core.runs.choosing import ConfigChoice
 
 
-def load_checked(flags: ConfigFlags, registry: Registry) -> LoadedConfig:
+def load_checked(flags: ConfigChoice, registry: Registry) -> LoadedConfig:
     """The configuration, with plugins that are installed. Raises PluginError or ConfigError."""
     from dba_core.registry import check_names
 
@@ -35,20 +31,3 @@ def _check_plugin_words(texts: Sequence[str], registry: Registry) -> None:
         ways = [f"{info.kind}={info.name}" for info in infos if word in (info.name, info.kind)]
         if ways:
             raise ConfigError(f"--plugin {text!r} is not kind=name; write --plugin {' or '.join(ways)}")
-
-
-def check_plugins(kind: Kind, names: Iterable[str]) -> None:
-    """Raises PluginError for names that no installed plugin of the kind has."""
-    from dba_core.registry import Registry
-
-    for name in names:
-        if name != "auto":
-            Registry.default().find(kind, name)
-
-
-def check_data(source: str | None) -> None:
-    """Raises DataError for a corpus that is not there; None is the run's own."""
-    from dba_core.data.corpus import check_source
-
-    if source is not None:
-        check_source(source)

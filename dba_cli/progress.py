@@ -1,6 +1,6 @@
 """What a job says while it runs, on stderr: a progress bar on a terminal, plain lines elsewhere, or nothing.
 
-Implements `dba_core.runs.report.Reporter`; the summary itself goes to stdout at the end.
+Implements `dba_core.report.Reporter`; the report itself goes to stdout at the end.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import click
 from rich.progress import Progress, TaskID
 
 from dba_cli.rendering import progress
 from dba_cli.terminal import echo, warn
 
 if TYPE_CHECKING:
+    from dba_core.registry import Trace
     from dba_core.runs.summary import Summary
-    from dba_core.training.loop import Evaluated, StepFinished, TrainEvent
+    from dba_core.training.loop import StepFinished
+    from dba_core.training.session import Evaluated
 
 
 class TerminalReporter:
@@ -37,9 +40,25 @@ class TerminalReporter:
     ) -> None:
         self.close()
 
-    def phase(self, text: str) -> None:
+    def phase(self, text: str, steps: int | None = None) -> None:
+        """A bar where the steps are counted, a line where nothing can be drawn."""
         self.close()
-        self.note(text)
+        if self._quiet:
+            return
+        bar = progress("{task.description}", "{task.percentage:>3.0f}%")
+        if steps is None or bar.disable:
+            echo(text, err=True)
+            return
+        self._task, self._bar = bar.add_task(text, total=steps or None), bar
+        bar.start()
+
+    def step(self, done: int | None = None, steps: int | None = None) -> None:
+        if self._bar is None or self._task is None:
+            return
+        if done is None:
+            self._bar.advance(self._task)
+        else:
+            self._bar.update(self._task, completed=done, total=steps)
 
     def note(self, text: str) -> None:
         if not self._quiet:
@@ -48,16 +67,28 @@ class TerminalReporter:
     def warning(self, text: str) -> None:
         warn(text)
 
-    def finished(self, summary: Summary) -> None:
-        self.close()
-        self.summary = summary
+    def event(self, event: object) -> None:
+        """Those of training; what is done with plugins was asked for, and is told even if quiet."""
+        from dba_core.registry import Trace, TraceEvent
 
-    def training(self, event: TrainEvent) -> None:
-        from dba_core.training.loop import Evaluated, Interrupted, StepFinished, TrainingStarted
+        if isinstance(event, TraceEvent):
+            echo(f"trace: {event}", err=True)
+        elif isinstance(event, Trace):
+            click.get_current_context().call_on_close(lambda: _print_totals(event))
+        else:
+            self._of_a_run(event)
 
-        if self._quiet:
+    def _of_a_run(self, event: object) -> None:
+        from dba_core.runs.summary import Summary
+        from dba_core.training.loop import Interrupted, StepFinished, TrainingStarted
+        from dba_core.training.session import Evaluated
+
+        if isinstance(event, Summary):
+            self.close()
+            self.summary = event
+        elif self._quiet:
             return
-        if isinstance(event, TrainingStarted):
+        elif isinstance(event, TrainingStarted):
             self._start(event.first_step, event.steps)
         elif isinstance(event, StepFinished):
             self._step(event)
@@ -94,3 +125,11 @@ class TerminalReporter:
             best = " (lowest so far)" if event.is_best else ""
             where = f"over the first {event.tokens:,} held-out tokens"
             self.note(f"step {event.step}: loss {event.loss:.4f} {where}{best}")
+
+
+def _print_totals(trace: Trace) -> None:
+    for plugin, actions in trace.totals().items():
+        sums = ", ".join(f"{action} {n}x {s * 1000:.1f} ms" for action, (n, s) in actions.items())
+        echo(f"trace: total of {plugin}: {sums}", err=True)
+    if not trace.events:
+        echo("trace: no plugin was imported or called", err=True)

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
+from dba_core.contracts import NoOptions
 from dba_core.errors import UsageError, unknown
 from dba_core.report import Report, Reporter
 
@@ -36,6 +37,8 @@ class Command(Generic[RequestT]):
     name: as typed after `dba`; dots make groups: `bench.decode` is `dba bench decode`. contract: the number
     that the plugin was written for. summary: one line; it begins the docstring of the module that the entry
     point names, where `dba --help` reads it without importing anything. run: its docstring is the help.
+    draws: its reports have pictures, for `--plot`. quick: a request that takes a moment and needs nothing,
+    which the contract suite tries; None where there is no such request.
     """
 
     name: str
@@ -43,6 +46,13 @@ class Command(Generic[RequestT]):
     summary: str
     request_class: type[RequestT]
     run: Callable[[RequestT, Reporter], Report]
+    draws: bool = False
+    quick: RequestT | None = None
+
+    @property
+    def options_class(self) -> type[NoOptions]:
+        """What it is asked for stands in its request."""
+        return NoOptions
 
 
 @attrs.frozen(kw_only=True)
@@ -74,15 +84,15 @@ class Option:
             return None
         low, high = self.least, self.most
         if (low is not None and not value >= low) or (high is not None and not value <= high):
-            return f"{value!r} is out of range; allowed: {self.range_text}"
+            return f"{value!r} is out of range; allowed: numbers {self.range_text}"
         return None
 
     @property
     def range_text(self) -> str:
-        """`1 to 1024`, `at least 1`."""
+        """`from 1 to 1024`, `>= 1`."""
         if self.least is not None and self.most is not None:
-            return f"{self.least:g} to {self.most:g}"
-        return f"at most {self.most:g}" if self.least is None else f"at least {self.least:g}"
+            return f"from {self.least:g} to {self.most:g}"
+        return f"<= {self.most:g}" if self.least is None else f">= {self.least:g}"
 
 
 def option(default: Any = attrs.NOTHING, **how: Any) -> Any:
@@ -134,8 +144,8 @@ class Field:
 
     @property
     def key(self) -> str:
-        """A name for it that no other field of the request has."""
-        return "__".join(self.path)
+        """Its name, which no other option of the request has."""
+        return self.path[-1]
 
 
 def fields_of(request_class: type) -> Iterator[Field]:
@@ -189,17 +199,11 @@ def value_of(request: Any, field: Field) -> Any:
 
 def make_request(request_class: type[RequestT], values: typing.Mapping[str, Any]) -> RequestT:
     """A request from values by `Field.key`. Raises UsageError for a value that is not allowed."""
-    request: RequestT = _made(request_class, values, "")
-    return request
-
-
-def _made(request_class: Any, values: typing.Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(request_class)
-    given = {}
-    for attribute in attrs.fields(request_class):
-        key = f"{prefix}{attribute.name}"
-        is_group = OPTION not in attribute.metadata
-        given[attribute.name] = _made(hints[attribute.name], values, f"{key}__") if is_group else values[key]
+    hints, fields = typing.get_type_hints(request_class), attrs.fields_dict(request_class)  # type: ignore[arg-type]
+    given = {
+        name: values[name] if OPTION in field.metadata else make_request(hints[name], values)
+        for name, field in fields.items()
+    }
     return request_class(**given)
 
 

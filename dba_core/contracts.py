@@ -1,4 +1,4 @@
-"""The contracts between the core and its plugins: four kinds, their requests, answers and protocols.
+"""The contracts between the core and its plugins: their requests, answers and protocols.
 
 No torch is imported here: a plugin's metadata and `supports()` must be readable without it.
 Letters: B batch, T query tokens, H query heads, G key/value heads, Ds / Dg / Dv widths of one head,
@@ -8,36 +8,32 @@ N memory blocks of L tokens.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import attrs
 
+from dba_core.checkpoint_source import EXAMPLE as EXAMPLE
+from dba_core.checkpoint_source import ModelDescription as ModelDescription
+from dba_core.checkpoint_source import OpenedSource as OpenedSource
+from dba_core.checkpoint_source import SourceRequest as SourceRequest
+from dba_core.checkpoint_source import StoredWeight as StoredWeight
+from dba_core.checkpoint_source import example_weights as example_weights
 from dba_core.support import Reason as Reason  # a plugin finds all that it needs here
 from dba_core.support import Support as Support
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    import torch
     from torch import Tensor, nn
 
-    from dba_core.cache.layer import LayerCache
+#: The name of a kind of plugin; `dba_core.kinds` says what there is to say about each.
+Kind: TypeAlias = str
 
-Kind = Literal["summarizer", "gate", "null_token", "decode_backend"]
-KINDS: tuple[Kind, ...] = ("summarizer", "gate", "null_token", "decode_backend")
-
-#: The entry-point group of each kind; the entry point's name is the plugin's name.
-ENTRY_POINT_GROUPS: dict[Kind, str] = {
-    "summarizer": "dba.summarizers",
-    "gate": "dba.gates",
-    "null_token": "dba.null_tokens",
-    "decode_backend": "dba.decode_backends",
-}
-
-#: The number of each kind's contract; a plugin states the one that it was written for.
-CONTRACT_VERSIONS: dict[Kind, int] = dict.fromkeys(KINDS, 1)
-
-#: The version of dba that drops a kind's previous contract, for the kinds that still take it, with a warning.
-PREVIOUS_CONTRACT_UNTIL: dict[Kind, str] = {}
+#: What plugins state that were written when this was the way to say "the contract of today", which was 1. A
+#: plugin writes the number itself (`contract = 1`): only then can it be compared with another.
+CONTRACT_VERSIONS: dict[Kind, int] = dict.fromkeys(("summarizer", "gate", "null_token", "decode_backend"), 1)
 
 
 @attrs.frozen(kw_only=True)
@@ -64,31 +60,29 @@ class AttentionShape:
 
 
 @attrs.frozen(kw_only=True)
-class SummarizerRequest:
+class Request:
+    """What a plugin of a layer will be asked to do. `auto` chooses for the device."""
+
+    shape: AttentionShape
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@attrs.frozen(kw_only=True)
+class SummarizerRequest(Request):
     """What a memory summarizer will be asked to do."""
 
-    shape: AttentionShape
     mem_block: int
-    device: str = "cpu"
-    dtype: str = "float32"
 
 
 @attrs.frozen(kw_only=True)
-class GateRequest:
+class GateRequest(Request):
     """What a gate will be asked to do."""
 
-    shape: AttentionShape
-    device: str = "cpu"
-    dtype: str = "float32"
-
 
 @attrs.frozen(kw_only=True)
-class NullTokenRequest:
+class NullTokenRequest(Request):
     """What a null-token provider will be asked for."""
-
-    shape: AttentionShape
-    device: str = "cpu"
-    dtype: str = "float32"
 
 
 @attrs.frozen(kw_only=True)
@@ -102,13 +96,12 @@ class CachedTensor:
 
 
 @attrs.frozen(kw_only=True)
-class DecodeRequest:
+class DecodeRequest(Request):
     """What a decode backend will be asked to do: one query token per sequence over one layer's cache.
 
     device_capability, multiprocessors: of a CUDA device; None elsewhere.
     """
 
-    shape: AttentionShape
     k_sem: CachedTensor
     k_geo: CachedTensor
     v: CachedTensor
@@ -117,10 +110,8 @@ class DecodeRequest:
     capacity: int
     has_null: bool
     needs_lse: bool = False
-    device: str = "cpu"
     device_capability: tuple[int, int] | None = None
     multiprocessors: int | None = None
-    dtype: str = "float32"
 
 
 @attrs.frozen(kw_only=True)
@@ -155,9 +146,6 @@ class CompilesOffline(Protocol):
     def compiled_kernels(self) -> Iterator[CompiledKernel]:
         """Compiles as it goes."""
         ...
-
-
-Request = SummarizerRequest | GateRequest | NullTokenRequest | DecodeRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,11 +192,95 @@ class NullToken(Protocol):
     def __call__(self) -> NullKV: ...
 
 
+class KVTensor(Protocol):
+    """One cached tensor (k_sem, k_geo or v) of one layer, as a decode backend reads it.
+
+    codes [B,G,capacity,C]: dtype and C are the format's. scales [B,n_blocks,capacity]: None for float
+    formats. recent_ring [B,G,R,D] fp16: position p is in slot p % R; None without a residual window. qblock:
+    values per scale, 0 for float formats. max_input: the largest |x| that is stored.
+    """
+
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def qblock(self) -> int: ...
+    @property
+    def quantized(self) -> bool: ...
+    @property
+    def max_input(self) -> float: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def codes(self) -> Tensor: ...
+    @property
+    def scales(self) -> Tensor | None: ...
+    @property
+    def recent_ring(self) -> Tensor | None: ...
+
+    def read(self, start: int, stop: int, *, row: int | None = None, dtype: torch.dtype = ...) -> Tensor:
+        """Positions start..stop-1 as the newest query of each row reads them: [B,G,stop-start,D], of one row
+        [1,G,stop-start,D]; float32 where no dtype is named. The newest `residual_len` tokens as the residual
+        window holds them, older ones as stored; zeros past a row's length.
+        """
+        ...
+
+    def stored(self, start: int, stop: int, *, row: int | None = None, dtype: torch.dtype = ...) -> Tensor:
+        """The same, all of them dequantized from codes and scales."""
+        ...
+
+    def recent(self, start: int, stop: int, dtype: torch.dtype = ..., *, row: int | None = None) -> Tensor:
+        """The same, all of them from the ring: of rows of equal lengths, or of one row. Raises CacheError
+        where the ring no longer holds a position.
+        """
+        ...
+
+
+class KVLayer(Protocol):
+    """The cache of one layer, as a decode backend reads it: row b holds lengths[b] tokens.
+
+    length: of the longest row. lengths_device: int32 [B] on the cache's device, always the same tensor.
+    residual_len: newest tokens of a row that are read from the ring where there is one. ring_size: R.
+    layer: the number that errors name. capturing: whether a CUDA graph records what is done now.
+    bad_values: int32 [1] on the device, which a writer that does not wait for it makes and sets.
+    """
+
+    bad_values: Tensor | None
+
+    @property
+    def k_sem(self) -> KVTensor: ...
+    @property
+    def k_geo(self) -> KVTensor: ...
+    @property
+    def v(self) -> KVTensor: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def lengths(self) -> tuple[int, ...]: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def lengths_device(self) -> Tensor: ...
+    @property
+    def residual_len(self) -> int: ...
+    @property
+    def ring_size(self) -> int: ...
+    @property
+    def capturing(self) -> bool: ...
+
+
 @runtime_checkable
 class TokenWriter(Protocol):
     """Quantizes and stores tokens in one pass; what `LayerCache.append` does with torch, bit for bit."""
 
-    def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
         """k_sem [B,G,T,Ds], k_geo [B,G,T,Dg], v [B,G,T,Dv], checked but for their values.
 
         Token t of row b goes to position lengths[b] + t: codes, scales, and the ring where there is one. The
@@ -235,7 +307,7 @@ class DecodeBackend(Protocol):
         self,
         q_sem: Tensor,
         q_geo: Tensor,
-        cache: LayerCache,
+        cache: KVLayer,
         *,
         null: NullKV | None = None,
         needs_lse: bool = False,
@@ -273,6 +345,17 @@ class Plugin(Protocol[RequestT, BuiltT]):
     def supports(self, request: RequestT, options: Any) -> Support: ...
 
     def build(self, request: RequestT, options: Any) -> BuiltT: ...
+
+
+@runtime_checkable
+class CheckpointSourcePlugin(Plugin[SourceRequest, OpenedSource], Protocol):
+    """A plugin with an example of its own."""
+
+    def example(self, folder: Path) -> Path:
+        """Write a tiny checkpoint of this kind into the empty folder, and return the path that a user would
+        give. The contract suite reads it.
+        """
+        ...
 
 
 @attrs.frozen

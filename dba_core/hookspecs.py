@@ -6,12 +6,15 @@ A plugin module is imported only when it is selected (or asked about by name), s
 
 from __future__ import annotations
 
+from typing import Any
+
 import pluggy
 
+from dba_core.command import Command
 from dba_core.contracts import (
+    CheckpointSourcePlugin,
     DecodeBackendPlugin,
     GatePlugin,
-    Kind,
     NullTokenPlugin,
     SummarizerPlugin,
 )
@@ -38,14 +41,15 @@ def dba_null_token() -> NullTokenPlugin:  # type: ignore[empty-body]
 
 
 @hookspec
+def dba_checkpoint_source() -> CheckpointSourcePlugin:  # type: ignore[empty-body]
+    """Return the checkpoint source that this module provides."""
+
+
+@hookspec
 def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
     """Return the decode backend that this module provides."""
 
 
-#: The hook's name for each kind.
-HOOK_NAMES: dict[Kind, str] = {
-    "summarizer": "dba_summarizer",
-    "gate": "dba_gate",
-    "null_token": "dba_null_token",
-    "decode_backend": "dba_decode_backend",
-}
+@hookspec
+def dba_command() -> Command[Any]:  # type: ignore[empty-body]
+    """Return the command that this module provides."""

@@ -5,9 +5,24 @@ A new kind is a row, a hook spec, a contract suite and a page.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import attrs
 
-from dba_core.contracts import DecodeRequest, GateRequest, NullTokenRequest, SummarizerRequest
+from dba_core.contracts import (
+    AttentionShape,
+    CachedTensor,
+    DecodeRequest,
+    GateRequest,
+    Kind,
+    NullTokenRequest,
+    SourceRequest,
+    SummarizerRequest,
+)
+
+#: Device ("cuda:0") and, of a CUDA device that is there, its compute capability -> a request.
+TypicalRequest = Callable[[str, tuple[int, int] | None], Any]
 
 
 @attrs.frozen(kw_only=True)
@@ -15,9 +30,12 @@ class PluginKind:
     """name: in records, options and errors. title: on paper. group: of the entry points, whose names are
     the plugins' names. hook: what a plugin's module implements. contract: the number that a plugin states.
     previous_until: the version of dba that drops contract - 1, None where that is not taken (any more).
-    request: the class of what `supports` and `build` are given. suite: `module:NAME` of the contract suite.
-    template: of `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a
-    configuration); others are named where they are used.
+    request: the class of what `supports` and `build` are given. typical: makes the one that `dba plugins
+    doctor` asks; None where there is none to ask. suite: `module:NAME` of the contract suite. template: of
+    `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a configuration);
+    others are named where they are used, by the command `usage`, {name} for its name. tries_all: `auto` asks
+    every installed plugin, those of the orders of auto first, then by name. calls: what a plugin can do,
+    beside its name, contract, summary and options_class.
     """
 
     name: str
@@ -26,10 +44,40 @@ class PluginKind:
     hook: str
     contract: int
     request: type
+    typical: TypicalRequest | None
     suite: str
     template: str
     per_layer: bool
+    usage: str = ""
+    tries_all: bool = False
     previous_until: str | None = None
+    calls: tuple[str, ...] = ("supports", "build")
+
+    def chosen_by(self, name: str) -> str:
+        """What a user writes to choose a plugin of this kind."""
+        return f"--plugin {self.name}={name}" if self.per_layer else self.usage.format(name=name)
+
+    def example(self, name: str) -> str:
+        """A command that uses it."""
+        return f"dba run {self.chosen_by(name)}" if self.per_layer else self.chosen_by(name)
+
+
+_SHAPE = AttentionShape(d_model=128, n_heads=4, n_kv_heads=4, sem_head_dim=8, geo_head_dim=16, v_head_dim=16)
+
+
+def _typical_decode(device: str, capability: tuple[int, int] | None) -> DecodeRequest:
+    return DecodeRequest(
+        shape=_SHAPE,
+        k_sem=CachedTensor(n_heads=4, head_dim=8, format="q4_0", qblock=32),
+        k_geo=CachedTensor(n_heads=4, head_dim=16, format="q8_0", qblock=32),
+        v=CachedTensor(n_heads=4, head_dim=16, format="q4_0", qblock=32),
+        residual_len=32,
+        batch=1,
+        capacity=1024,
+        has_null=False,
+        device=device,
+        device_capability=capability,
+    )
 
 
 _ROWS = (
@@ -40,6 +88,7 @@ _ROWS = (
         hook="dba_summarizer",
         contract=1,
         request=SummarizerRequest,
+        typical=lambda device, _: SummarizerRequest(shape=_SHAPE, mem_block=64, device=device),
         suite="dba_core.testing.summarizer:SUMMARIZER",
         template="summarizer.py.in",
         per_layer=True,
@@ -51,6 +100,7 @@ _ROWS = (
         hook="dba_gate",
         contract=1,
         request=GateRequest,
+        typical=lambda device, _: GateRequest(shape=_SHAPE, device=device),
         suite="dba_core.testing.gate:GATE",
         template="gate.py.in",
         per_layer=True,
@@ -62,6 +112,7 @@ _ROWS = (
         hook="dba_null_token",
         contract=1,
         request=NullTokenRequest,
+        typical=lambda device, _: NullTokenRequest(shape=_SHAPE, device=device),
         suite="dba_core.testing.null_token:NULL_TOKEN",
         template="null_token.py.in",
         per_layer=True,
@@ -73,10 +124,49 @@ _ROWS = (
         hook="dba_decode_backend",
         contract=1,
         request=DecodeRequest,
+        typical=_typical_decode,
         suite="dba_core.testing.decode_long:DECODE",
         template="decode_backend.py.in",
         per_layer=True,
     ),
+    PluginKind(
+        name="checkpoint_source",
+        title="Checkpoint source",
+        group="dba.checkpoint_sources",
+        hook="dba_checkpoint_source",
+        contract=1,
+        request=SourceRequest,
+        typical=None,
+        suite="dba_core.testing.checkpoint_source:CHECKPOINT_SOURCE",
+        template="checkpoint_source.py.in",
+        per_layer=False,
+        tries_all=True,
+        usage="dba convert MODEL --out DIR",
+    ),
+    PluginKind(
+        name="command",
+        title="Command",
+        group="dba.commands",
+        hook="dba_command",
+        contract=1,
+        request=object,
+        typical=None,
+        suite="dba_core.testing.command:COMMAND",
+        template="command.py.in",
+        per_layer=False,
+        usage="dba {name}",
+        calls=("run",),
+    ),
 )
 
-KINDS: dict[str, PluginKind] = {row.name: row for row in _ROWS}
+KINDS: dict[Kind, PluginKind] = {row.name: row for row in _ROWS}
+
+
+def per_layer() -> tuple[Kind, ...]:
+    """The kinds that each layer of a model chooses a plugin of."""
+    return tuple(name for name, kind in KINDS.items() if kind.per_layer)
+
+
+def with_auto() -> tuple[Kind, ...]:
+    """The kinds of which `auto` chooses a plugin."""
+    return tuple(name for name, kind in KINDS.items() if kind.per_layer or kind.tries_all)

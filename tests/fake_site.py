@@ -11,8 +11,12 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from dba_core.contracts import ENTRY_POINT_GROUPS, AttentionShape, GateRequest
+import attrs
+
+from dba_core.contracts import AttentionShape, GateRequest
+from dba_core.kinds import KINDS
 from dba_core.registry import Registry
 
 RequestOn = Callable[..., GateRequest]
@@ -60,6 +64,14 @@ def gate_request(device: str = "cpu") -> GateRequest:
     return GateRequest(shape=shape, device=device)
 
 
+@contextlib.contextmanager
+def gate_contract(number: int, *, previous_until: str | None = None) -> Iterator[None]:
+    """Within: this library's contract for gates has another number."""
+    row = attrs.evolve(KINDS["gate"], contract=number, previous_until=previous_until)
+    with mock.patch.dict(KINDS, gate=row):
+        yield
+
+
 class FakeSite:
     """A folder on `sys.path` with distributions in it."""
 
@@ -84,7 +96,7 @@ class FakeSite:
     ) -> None:
         """Write metadata: entry points as {group or kind: {name: module}} or as the file's text."""
         if not isinstance(entry_points, str):
-            groups: dict[str, str] = dict(ENTRY_POINT_GROUPS)
+            groups = {kind.name: kind.group for kind in KINDS.values()}
             lines = []
             for group, points in entry_points.items():
                 lines.append(f"[{groups.get(group, group)}]")
@@ -106,7 +118,7 @@ class FakeSite:
         return module
 
     def registry(self, **how: Any) -> Registry:
-        """How: the registry's `access`, `terms` and `trace`."""
+        """How: the registry's `access` and `trace`."""
         return Registry(distributions=importlib.metadata.distributions(path=[str(self.folder)]), **how)
 
 

@@ -12,8 +12,9 @@ import click
 
 from dba_cli import completing
 from dba_cli.lazy import HintingGroup
-from dba_cli.options import ConfigFlags, config_options
+from dba_cli.options import config_options
 from dba_cli.terminal import echo
+from dba_core.runs.choosing import ConfigChoice
 
 if TYPE_CHECKING:
     from dba_core.config.run import RunConfig
@@ -27,7 +28,7 @@ def config() -> None:
 @config.command()
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def show(flags: ConfigFlags, as_json: bool) -> None:
+def show(flags: ConfigChoice, as_json: bool) -> None:
     """Show every value and where it came from; the output can be given back with --config.
 
     \b
@@ -126,7 +127,7 @@ def _configuration(text: str) -> RunConfig:
     return load_config(file=path if is_file else find_run(text).config_file).config
 
 
-def print_config(flags: ConfigFlags, *, as_json: bool) -> None:
+def print_config(flags: ConfigChoice, *, as_json: bool) -> None:
     """What `dba config show` and `dba run --print-config` print."""
     from dba_cli.rendering import echo_json, echo_toml
     from dba_core.config.loading import render_toml

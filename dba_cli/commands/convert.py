@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 
 from dba_cli import completing
-from dba_cli.run_options import KV_POLICY_HELP, special_options
-from dba_cli.source_argument import input_errors
+from dba_cli.options import special_options
 from dba_cli.terminal import echo, warn
+from dba_core.runs.choosing import KV_POLICY_HELP
 
 if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy
@@ -159,7 +159,7 @@ def convert(model: Path, out: Path, as_json: bool, quiet: bool, **settings: Any)
     from dba_plugins.convert.job import convert as run_conversion
 
     request = _request(model, out, **settings)
-    with input_errors(model), ConvertProgress(quiet=quiet) as reporter:
+    with ConvertProgress(quiet=quiet) as reporter:
         report = run_conversion(request, reporter)
     _show(report, out, as_json=as_json)
 

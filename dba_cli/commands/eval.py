@@ -6,8 +6,8 @@ import click
 
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
-from dba_cli.preflight import check_data
-from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options, special_options
+from dba_cli.options import run_options, special_options
+from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice, check_data
 
 
 @refuse_legacy_flags
@@ -31,7 +31,7 @@ from dba_cli.run_options import KV_POLICY_HELP, RunFlags, run_options, special_o
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def evaluate(
-    run_flags: RunFlags,
+    run_flags: DecodingRunChoice,
     data: str | None,
     kv_policy: str | None,
     bos: bool | None,
@@ -55,12 +55,14 @@ def evaluate(
 
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
     check_data(data)
-    run = run_flags.load()
+    from dba_cli.progress import TerminalReporter
+
+    run = run_flags.load(TerminalReporter())
     from dba_core.runs.evaluate import evaluate_run
-    from dba_core.runs.summary_text import evaluation_sections
+    from dba_core.runs.pages import evaluation_tables
 
     result = evaluate_run(run, data=data, policy=policy, long_seq=long_seq, bos=bos, eos=eos)
     if as_json:
         echo_json(result.to_dict())
         return
-    sections(f"Evaluation of {run.folder.path}", evaluation_sections(result))
+    sections(f"Evaluation of {run.folder.path}", evaluation_tables(result))

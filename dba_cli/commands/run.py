@@ -10,11 +10,11 @@ import click
 
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
-from dba_cli.options import ConfigFlags, config_options
-from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
-from dba_cli.preflight import check_data, load_checked
+from dba_cli.options import config_options, plugin_options, strict_option
+from dba_cli.preflight import load_checked
 from dba_cli.terminal import echo
 from dba_core.errors import UsageError
+from dba_core.runs.choosing import ConfigChoice, PluginUse, check_data
 
 if TYPE_CHECKING:
     from dba_core.runs.summary import Summary
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")
 def run(
-    flags: ConfigFlags,
-    plugin_flags: PluginFlags,
+    flags: ConfigChoice,
+    plugin_flags: PluginUse,
     strict: bool,
     out: Path,
     resume: str | None,
@@ -95,7 +95,7 @@ def run(
 class _How:
     """What holds for a new run, a resumed one and a dry one."""
 
-    plugin_flags: PluginFlags
+    plugin_flags: PluginUse
     allow_drift: bool = attrs.field(kw_only=True)
     strict: bool = attrs.field(kw_only=True)
     as_json: bool = attrs.field(kw_only=True)
@@ -104,11 +104,13 @@ class _How:
     @property
     def arguments(self) -> dict[str, Any]:
         """What the job is told about plugins."""
-        registry = self.plugin_flags.registry()
+        from dba_cli.progress import TerminalReporter
+
+        registry = self.plugin_flags.registry(TerminalReporter())
         return {"registry": registry, "allow_drift": self.allow_drift, "strict": self.strict}
 
 
-def _run(flags: ConfigFlags, out: Path, how: _How) -> None:
+def _run(flags: ConfigChoice, out: Path, how: _How) -> None:
     arguments = how.arguments
     loaded = load_checked(flags, arguments["registry"])
     check_data(loaded.config.data.source)
@@ -120,7 +122,7 @@ def _run(flags: ConfigFlags, out: Path, how: _How) -> None:
     _show(reporter.summary, as_json=how.as_json)
 
 
-def _resume(text: str, flags: ConfigFlags, how: _How) -> None:
+def _resume(text: str, flags: ConfigChoice, how: _How) -> None:
     refused = [flag for flag in flags.given if flag != "--device"]
     if refused:
         raise UsageError(
@@ -134,23 +136,23 @@ def _resume(text: str, flags: ConfigFlags, how: _How) -> None:
     from dba_core.runs.job import resume_job
 
     with TerminalReporter(quiet=how.quiet) as reporter:
-        resume_job(folder, device=flags.device, reporter=reporter, **how.arguments)
+        resume_job(folder.path, device=flags.device, reporter=reporter, **how.arguments)
     _show(reporter.summary, as_json=how.as_json)
 
 
-def _dry_run(flags: ConfigFlags, how: _How) -> None:
+def _dry_run(flags: ConfigChoice, how: _How) -> None:
     arguments = how.arguments
     loaded = load_checked(flags, arguments["registry"])
     check_data(loaded.config.data.source)
     from dba_cli.rendering import echo_json, sections
-    from dba_core.runs.dry_run import dry_run
-    from dba_core.runs.summary_text import dry_run_sections
+    from dba_core.runs.outline import dry_run
+    from dba_core.runs.pages import dry_run_tables
 
     result = dry_run(loaded, **arguments)
     if how.as_json:
         echo_json(result.to_dict())
         return
-    sections(f"Run {result.name}, not trained", dry_run_sections(result))
+    sections(f"Run {result.name}, not trained", dry_run_tables(result))
 
 
 def _show(summary: Summary | None, *, as_json: bool) -> None:
@@ -158,12 +160,12 @@ def _show(summary: Summary | None, *, as_json: bool) -> None:
     if summary is None:
         return
     from dba_cli.rendering import echo_json, sections
-    from dba_core.runs.summary_text import summary_sections
+    from dba_core.runs.pages import summary_tables
 
     if as_json:
         echo_json(summary.to_dict())
         return
-    sections(f"Run {summary.name}", summary_sections(summary))
+    sections(f"Run {summary.name}", summary_tables(summary))
     echo(f"\nSample: {summary.sample.prompt}{summary.sample.text}\n")
     echo(f"Everything is in {summary.folder}. Go on with:")
     for command in (summary.commands.sample, summary.commands.evaluate, summary.commands.repeat):

@@ -9,9 +9,10 @@ import click
 
 from dba_cli import completing
 from dba_cli.legacy import refuse_legacy_flags
-from dba_cli.run_options import KV_POLICY_HELP, SPECIAL_HELP, RunFlags, run_options
+from dba_cli.options import SPECIAL_HELP, run_options
 from dba_cli.terminal import GrowingText, echo, terminal_input
 from dba_core.errors import UsageError
+from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice
 
 if TYPE_CHECKING:
     from dba_core.config.generation import GenerationConfig
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def sample(
-    run_flags: RunFlags,
+    run_flags: DecodingRunChoice,
     prompts: tuple[str, ...],
     prompt_file: Path | None,
     chat: bool,
@@ -85,7 +86,9 @@ def sample(
 
     reading = Reading(chat=chat, system=system, bos=bos, eos=eos)
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
-    loaded = run_flags.load()
+    from dba_cli.progress import TerminalReporter
+
+    loaded = run_flags.load(TerminalReporter())
     generation = _generation(loaded.config.generation, settings)
     chosen = policy or loaded.kv_policy
     streamed = len(texts) == 1 and not as_json

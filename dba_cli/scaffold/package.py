@@ -10,63 +10,20 @@ import keyword
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
 
 import attrs
 
-from dba_core.contracts import ENTRY_POINT_GROUPS, Kind
+from dba_core.contracts import Kind
 from dba_core.distribution import NAME, canonical, installed_version
 from dba_core.errors import UsageError
+from dba_core.kinds import KINDS
 
 #: The import packages of this library; a plugin's module may not hide one.
 _OUR_PACKAGES = ("dba_core", "dba_plugins", "dba_cli")
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
-
-
-@attrs.frozen(kw_only=True)
-class Example:
-    """What the template of one kind is about. option: one to show in the README."""
-
-    words: str
-    work: str
-    contract_class: str
-    summary: str
-    option: str
-
-
-_EXAMPLES: dict[Kind, Example] = {
-    "summarizer": Example(
-        words="memory summarizer",
-        work="Summarizer",
-        contract_class="SummarizerContract",
-        summary="a mean of each block, weighted by a learned slope over the position",
-        option="shared=true",
-    ),
-    "gate": Example(
-        words="gate",
-        work="Gate",
-        contract_class="GateContract",
-        summary="semantic/geometric balance from the size of the hidden state",
-        option="eps=1e-5",
-    ),
-    "null_token": Example(
-        words="null token",
-        work="NullToken",
-        contract_class="NullTokenContract",
-        summary="a key and a value of zero that every query sees",
-        option="value=0.1",
-    ),
-    "decode_backend": Example(
-        words="decode backend",
-        work="Decode",
-        contract_class="DecodeBackendContract",
-        summary="dequantizes a sequence whole, then one softmax",
-        option="max_capacity=4096",
-    ),
-}
 
 
 @attrs.frozen(kw_only=True)
@@ -103,35 +60,59 @@ class PluginPackage:
 
     def files(self) -> dict[str, str]:
         """Every file's path in the package and its text."""
-        return {
-            "pyproject.toml": self._render("pyproject.toml"),
-            "README.md": self._render("README.md"),
-            f"{self.module}.py": self._render(f"{self.kind}.py"),
-            f"tests/test_{self.module}.py": self._render("test.py"),
+        facts, source = _template(KINDS[self.kind].template)
+        values = {**self._values(), **facts}
+        options = "${class_name}Options" in source
+        values.setdefault("promises", _promises(self, facts.get("option"), options=options))
+        texts = {
+            "pyproject.toml": _text("pyproject.toml.in"),
+            "README.md": _text("README.md.in"),
+            f"{self.module}.py": source,
+            f"tests/test_{self.module}.py": _text("test.py.in"),
         }
+        return {path: Template(text).substitute(values) for path, text in texts.items()}
 
-    def _render(self, template: str) -> str:
-        text = (resources.files("dba_cli.scaffold") / "templates" / f"{template}.in").read_text(
-            encoding="utf-8"
-        )
-        return Template(text).substitute(self._values())
-
-    def _values(self) -> Mapping[str, str]:
-        example = _EXAMPLES[self.kind]
+    def _values(self) -> dict[str, str]:
+        kind = KINDS[self.kind]
         return {
             "kind": self.kind,
-            "kind_words": example.words,
             "name": self.name,
             "distribution": self.distribution,
             "module": self.module,
             "class_name": self.class_name,
-            "work_class": f"{self.class_name}{example.work}",
-            "contract_class": example.contract_class,
-            "summary": example.summary,
-            "option_example": example.option,
-            "group": ENTRY_POINT_GROUPS[self.kind],
+            "contract_class": f"{''.join(part.capitalize() for part in self.kind.split('_'))}Contract",
+            "group": kind.group,
+            "example": kind.example(self.name),
             "requirement": f"{NAME}>={installed_version()}",
         }
+
+
+def _template(name: str) -> tuple[dict[str, str], str]:
+    """What stands above the line of dashes, as `key: value`, and what stands below it."""
+    head, _, text = _text(name).partition("---\n")
+    return dict(line.split(": ", 1) for line in head.splitlines()), text
+
+
+def _text(name: str) -> str:
+    return (resources.files("dba_cli.scaffold") / "templates" / name).read_text(encoding="utf-8")
+
+
+_SUPPORTS = (
+    "- `supports()` says beforehand what the plugin cannot do, with the reason and what would do "
+    "instead. It never raises to say no.\n"
+)
+
+
+def _promises(package: PluginPackage, option: str | None, *, options: bool) -> str:
+    """The README's lines about what a plugin that is built does. option: one to show."""
+    if not options:
+        return f"{_SUPPORTS}- `build()` returns the finished object. It takes no options."
+    given = f"{KINDS[package.kind].example(package.name)}:{option}"
+    hint = "" if option is None else f";\n  `{given}` sets one"
+    return (
+        f"{_SUPPORTS}- `build()` returns the finished object. Options are the fields of "
+        f"`{package.class_name}Options`{hint}."
+    )
 
 
 def write_package(package: PluginPackage, folder: Path) -> list[Path]:

@@ -19,21 +19,20 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from dba_core.attention.autocast import autocast_enabled
-from dba_core.cache.layer import LayerCache
+from dba_core.attention.inputs import autocast_enabled
 from dba_core.contracts import (
     AttentionShape,
     DecodeBackend,
     DecodeOutput,
     Kind,
+    KVLayer,
     NullKV,
     Summarizer,
     TokenWriter,
 )
 from dba_core.errors import PluginError
 from dba_core.registry import Selection
-from dba_core.registry.blame import Blame
-from dba_core.registry.contain import shown
+from dba_core.registry.contain import Blame, shown
 
 #: How far a gate may be outside of [0,1] by rounding.
 _ROUNDING = 1e-3
@@ -142,7 +141,7 @@ class DecodeEntrance:
 
     def __init__(self) -> None:
         self.every_call = False
-        self._seen: WeakSet[LayerCache] = WeakSet()
+        self._seen: WeakSet[KVLayer] = WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has other caches."""
@@ -157,7 +156,7 @@ class DecodeEntrance:
         backend: DecodeBackend,
         q_sem: Tensor,
         q_geo: Tensor,
-        cache: LayerCache,
+        cache: KVLayer,
         *,
         null: NullKV | None,
         who: Callable[[], str],
@@ -198,7 +197,7 @@ class NamedWriter:
     def __init__(self, writer: TokenWriter, who: Callable[[], str]) -> None:
         self._writer, self._who = writer, who
 
-    def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
         """As `TokenWriter.write`."""
         with Blame(self._who, "failed when it wrote to the cache"):
             written: object = self._writer.write(cache, k_sem, k_geo, v)

@@ -4,7 +4,6 @@
 
 The null key is key number zero. Together with one zero query in front the problem is square again, so that
 `is_causal=True` (which aligns top-left) is exactly right and no mask exists; the first output row is dropped.
-Called by attention.module.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dba_core.attention.projections import PackedHeads
+from dba_core.attention.packing import PackedHeads, PackedNull, null_first
 
 
 def fused_attention(
     heads: PackedHeads,
     *,
-    null: tuple[Tensor, Tensor] | None = None,
+    null: PackedNull | None = None,
     mask: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """heads: q [B,T,H,W], k and v [B,T,G,W]; null: packed key and value [G,W] each -> [B,T,H,W].
+    """heads: q [B,T,H,W], k and v [B,T,G,W]; null: its key and value [G,W] each -> [B,T,H,W].
 
     mask: bool [B or 1,H or 1,T or 1,T or 1], True may be seen; causality holds in any case, and the null key
     is always visible. A query that sees nothing gives zeros. Only with a mask is there a T x T mask.
@@ -33,23 +32,23 @@ def fused_attention(
     if null is None:
         return _sdpa(heads.q, heads.k, heads.v, dropout_p=dropout_p)
     q = F.pad(heads.q, (0, 0, 0, 0, 1, 0))  # [B, 1+T, H, W]
-    return _sdpa(q, _prepend(null[0], heads.k), _prepend(null[1], heads.v), dropout_p=dropout_p)[:, 1:]
+    return _sdpa(q, *_with_null(heads, null), dropout_p=dropout_p)[:, 1:]
 
 
-def _masked(heads: PackedHeads, null: tuple[Tensor, Tensor] | None, mask: Tensor, dropout_p: float) -> Tensor:
+def _masked(heads: PackedHeads, null: PackedNull | None, mask: Tensor, dropout_p: float) -> Tensor:
     q_len = heads.q.shape[1]
     visible = mask & torch.ones(q_len, q_len, dtype=torch.bool, device=mask.device).tril()
     if null is not None:
-        k, v = _prepend(null[0], heads.k), _prepend(null[1], heads.v)
+        k, v = _with_null(heads, null)
         return _sdpa(heads.q, k, v, mask=F.pad(visible, (1, 0), value=True), dropout_p=dropout_p)
     sees = visible.any(dim=-1, keepdim=True)  # [B or 1, H or 1, T, 1]
     out = _sdpa(heads.q, heads.k, heads.v, mask=visible | ~sees, dropout_p=dropout_p)
     return torch.where(sees.transpose(1, 2), out, 0.0)
 
 
-def _prepend(null: Tensor, tokens: Tensor) -> Tensor:
-    """null [G,W] before tokens [B,T,G,W] -> [B,1+T,G,W]."""
-    return torch.cat([null.to(tokens.dtype).expand(len(tokens), 1, -1, -1), tokens], dim=1)
+def _with_null(heads: PackedHeads, null: PackedNull) -> tuple[Tensor, Tensor]:
+    """Keys and values [B,1+T,G,W]."""
+    return null_first(null.k, heads.k, dim=1), null_first(null.v, heads.v, dim=1)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout_p: float) -> Tensor:

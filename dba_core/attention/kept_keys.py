@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dba_core.attention.projections import Heads, share_heads
+from dba_core.attention.packing import share_heads
+from dba_core.attention.projections import Heads
 from dba_core.cache.layer import LayerCache
 from dba_core.cache.store import TensorStore
 

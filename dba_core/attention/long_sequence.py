@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dba_core.attention.autocast import autocast_enabled
 from dba_core.attention.fused import fused_attention
+from dba_core.attention.inputs import autocast_enabled
 from dba_core.attention.long_sequence_chunks import chunked_attention
 from dba_core.attention.long_sequence_masks import Carrier, carrier_for
 from dba_core.attention.long_sequence_packing import Packing
 from dba_core.attention.long_sequence_plan import LongSequencePlan
-from dba_core.attention.projections import PackedHeads
+from dba_core.attention.packing import PackedHeads, PackedNull
 from dba_core.contracts import NullKV, Summarizer
 
 
@@ -66,10 +66,12 @@ def long_sequence_attention(
     )
     q = packing.queries(q_sem, q_geo)
     k, v_packed = packing.tokens(k_sem, k_geo, v)
-    packed_null = None if null is None else packing.null(null)
+    packed_null = None if null is None else PackedNull(*packing.null(null))
     if plan.exact:
         heads = PackedHeads(q=q.transpose(1, 2), k=k.transpose(1, 2), v=v_packed.transpose(1, 2))
-        out = fused_attention(heads, null=packed_null, dropout_p=dropout_p).transpose(1, 2)
+        out = fused_attention(
+            heads, null=None if packed_null is None else PackedNull(*packed_null), dropout_p=dropout_p
+        ).transpose(1, 2)
     else:
         if packed_null is not None:
             q = F.pad(q, (0, 0, 1, 0))  # [B, H, 1+T, W]

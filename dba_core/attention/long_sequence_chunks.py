@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dba_core.attention.autocast import without_autocast
+from dba_core.attention.inputs import without_autocast
 from dba_core.attention.long_sequence_masks import ChunkMasks
 from dba_core.attention.long_sequence_plan import Chunk, LongSequencePlan
 

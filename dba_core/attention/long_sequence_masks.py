@@ -15,13 +15,15 @@ Called by attention.long_sequence and attention.long_sequence_chunks.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from dba_core.attention.long_sequence_plan import Chunk, LongSequencePlan
+
+if TYPE_CHECKING:
+    from torch.nn.attention.bias import CausalBias
 
 Carrier = Literal["mask", "columns"]
 
@@ -56,6 +58,9 @@ class ChunkMasks:
     def of(self, chunk: Chunk) -> Tensor | CausalBias:
         """[rows, n_mem + n_null + older + rows]: added to the scores of a chunk that reads memory tokens."""
         if self._device.type == "cuda" and self._log_mass == 0.0:
+            # Imported where it is used: it pulls in dynamo, half of every command's start-up.
+            from torch.nn.attention.bias import causal_lower_right
+
             bias: CausalBias = causal_lower_right(
                 chunk.rows, chunk.n_mem + self._n_null + chunk.older + chunk.rows
             )

@@ -16,19 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from dba_core.attention.autocast import without_autocast
-from dba_core.attention.checks import check_inputs
 from dba_core.attention.decode import DecodeBackends
 from dba_core.attention.entrance import DecodeEntrance, NamedWriter, PartEntrance
 from dba_core.attention.fused import fused_attention
+from dba_core.attention.inputs import check_inputs, weight_of, without_autocast
 from dba_core.attention.long_sequence import long_sequence_attention
 from dba_core.attention.long_sequence_path import LongSequencePath, OwnSummarizer, evaluation_path
 from dba_core.attention.parts import build_part, build_summarizer, sizes_in_words
 from dba_core.attention.prefill import angles_after, prefill_attention
-from dba_core.attention.projections import Heads, ProjectionWeights, pack_null, project, project_packed
-from dba_core.attention.rope import RopeFrequencies, RopeTable, rope_frequencies, shared_rope_table
-from dba_core.attention.taking_part import taking_part
-from dba_core.attention.uncompiled import uncompiled
+from dba_core.attention.projections import HeadProjections, Heads, Projection, matrix
+from dba_core.attention.torch_modes import taking_part, uncompiled
 from dba_core.cache.checks import whole_numbers
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
@@ -39,13 +36,17 @@ from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
 
 
-class DecoupledAttention(nn.Module):
+class DecoupledAttention(HeadProjections):
     """One attention layer of any layout (`config.mode`).
 
     gate, null_token, summarizer: a plugin's name, a `PluginChoice` or a module; decode_backend: a name, a
     choice or a backend. train_long_seq: None is off. context: the longest training sequence, where it is
     known. device: where the layer will run, which plugins are chosen for; the weights are made on the CPU,
-    move them with `.to(device)`.
+    move them with `.to(device)`. projection: makes queries, keys and values, of the widths of `config`, in
+    place of q_sem ... v_proj, which the layer then does not have.
+
+    q_sem ... v_proj are called as modules: one that is wrapped or replaced, an adapter say, or that has hooks
+    takes part in every pass.
 
     In training the summarizer's parameters have a gradient in every pass, of zeros where the sequence is too
     short to be summarized, so that DistributedDataParallel finds one; but none within `exact_in_training`.
@@ -68,14 +69,13 @@ class DecoupledAttention(nn.Module):
         layer: int = 0,
         context: int | None = None,
         device: str = "cpu",
+        projection: Projection | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config.resolved()
-        self.shape = shape = config.shape
+        super().__init__(config.resolved(), projection)
+        shape = self.shape
         self.layer = layer
         self.selections: dict[Kind, Selection] = {}
-        self._make_rope()
-        self._make_projections()
+        self.out_proj = matrix(shape.n_heads * shape.v_head_dim, shape.d_model)
 
         gate_part = build_part("gate", gate, GateRequest(shape=shape, device=device), registry)
         null_part = build_part(
@@ -123,7 +123,7 @@ class DecoupledAttention(nn.Module):
         the null token is always visible, and a token that sees nothing gets zeros. Padding [B,T] goes in as
         mask[:, None, None, :]. Raises ValueError for a wrong argument, CacheError as `LayerCache.append`.
         """
-        weight = self.out_proj.weight
+        weight = self.weight
         check_inputs(x, self.shape, weight=weight, cache=cache, mask=mask, counts=counts)
         with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
             if cache is not None:
@@ -161,25 +161,25 @@ class DecoupledAttention(nn.Module):
             batch=batch,
             capacity=capacity,
             policy=KVCachePolicy.parse(policy) if isinstance(policy, str) else policy,
-            device=self.out_proj.weight.device,
+            device=self.weight.device,
             layer=self.layer,
             rollback=rollback,
         )
 
     def selection_without_cache(self, policy: KVCachePolicy, *, capacity: int, device: str) -> Selection:
         """The decode backend that would serve a cache of one sequence on `device`, and why."""
-        dtype = self.out_proj.weight.dtype
+        dtype = self.weight.dtype
         return self._backends.selection_without_cache(
             policy, capacity=capacity, device=torch.device(device), dtype=dtype
         )
 
     def decode_selection(self, cache: LayerCache) -> Selection:
         """The decode backend that the registry chose for this cache, and why."""
-        return self._backends.selection(cache, self.out_proj.weight.dtype)
+        return self._backends.selection(cache, self.weight.dtype)
 
     def decode_backend(self, cache: LayerCache, dtype: torch.dtype | None = None) -> DecodeBackend:
         """The decode backend that serves this cache for queries of this dtype (the weights' by default)."""
-        dtype = self.out_proj.weight.dtype if dtype is None else dtype
+        dtype = self.weight.dtype if dtype is None else dtype
         backend = self._backends.backend(cache, dtype)
         if self._backends.chosen:
             self._note("decode_backend", self._backends.selection(cache, dtype))
@@ -199,7 +199,7 @@ class DecoupledAttention(nn.Module):
             config,
             own=OwnSummarizer(self.summarizer, self.selections.get("summarizer"), self.long_sequence),
             shape=self.shape,
-            device=self.out_proj.weight.device,
+            device=self.weight.device,
             registry=registry,
         )
         before, self._at_evaluation = self._at_evaluation, path
@@ -232,58 +232,20 @@ class DecoupledAttention(nn.Module):
         return before
 
     @property
-    def rope(self) -> RopeTable:
-        """The rotation angles of this layer."""
-        return self._shared_rope if self.rope_frequencies is None else self.rope_frequencies.table
+    def weight(self) -> Tensor:
+        """A matrix of this layer, for its device and dtype."""
+        return weight_of(self.out_proj)
 
     def extra_repr(self) -> str:
         """The layout and its sizes, in one line."""
         return f"layer {self.layer}: {self.config.mode}, {sizes_in_words(self.shape)}"
 
-    def _make_rope(self) -> None:
-        geo, theta = self.shape.geo_head_dim, self.config.rope_theta
-        self._shared_rope = shared_rope_table(geo, theta)
-        table = rope_frequencies(geo, theta).expand(self.shape.n_kv_heads, -1)
-        self.rope_frequencies = RopeFrequencies(table) if self.config.rope_table else None
-
-    def _make_projections(self) -> None:
-        shape, tied = self.shape, self.config.tie_qk
-        n_heads, sem, geo = shape.n_heads, shape.sem_head_dim, shape.geo_head_dim
-        sem_heads, kv_heads, v_heads = shape.cached_heads
-        self.q_sem = _linear(shape.d_model, n_heads * sem) if sem else None
-        self.k_sem = _linear(shape.d_model, sem_heads * sem) if sem and not tied else None
-        self.q_geo = _linear(shape.d_model, n_heads * geo)
-        self.k_geo = None if tied else _linear(shape.d_model, kv_heads * geo)
-        self.v_proj = _linear(shape.d_model, v_heads * shape.v_head_dim)
-        self.out_proj = _linear(n_heads * shape.v_head_dim, shape.d_model)
-        temperature = nn.Parameter(torch.zeros(n_heads)) if self.config.learned_temperature else None
-        self.register_parameter("logit_scale", temperature)
-        self.logit_scale: nn.Parameter | None
-        offset = torch.zeros(sem_heads, sem) if self.config.sem_offset else None
-        self.register_buffer("sem_offset", offset)
-        self.sem_offset: Tensor | None
-
-    def _weights(self) -> ProjectionWeights:
-        q_sem = None if self.q_sem is None else self.q_sem.weight
-        return ProjectionWeights(
-            shape=self.shape,
-            q_sem=q_sem,
-            k_sem=q_sem if self.k_sem is None else self.k_sem.weight,
-            q_geo=self.q_geo.weight,
-            k_geo=self.q_geo.weight if self.k_geo is None else self.k_geo.weight,
-            v=self.v_proj.weight,
-            logit_scale=self.logit_scale,
-            sem_offset=self.sem_offset,
-        )
-
     def _uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The whole sequence at once, fused: [B, T, H, Dv]."""
-        cos, sin = self.rope.span(0, x.shape[1], x)
-        heads = project_packed(x, self._weights(), cos, sin, gate=self._gate_of(x))
-        null = self._null()
+        heads, null = self._packed(x, gate=self._gate_of(x), null=self._null())
         out = fused_attention(
             heads,
-            null=None if null is None else pack_null(null, self.shape),
+            null=null,
             mask=None if mask is None else mask[(None,) * (4 - mask.dim())],
             dropout_p=self._dropout_p,
         )
@@ -364,9 +326,7 @@ class DecoupledAttention(nn.Module):
         return torch.where(took[:, None, None], out, 0.0)
 
     def _heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
-        heads = project(x, self._weights(), cos, sin)
-        gate = self._gate_of(x)
-        return heads if gate is None else heads.gated(gate)
+        return self.project(x, cos, sin).gated(self._gate_of(x))
 
     def _gate_of(self, x: Tensor) -> Tensor | None:
         """[B, H, T, 1]; None without a gate."""
@@ -377,7 +337,7 @@ class DecoupledAttention(nn.Module):
     def _null(self) -> NullKV | None:
         if self.null_token is None:
             return None
-        device = self.out_proj.weight.device
+        device = self.weight.device
         return self._null_entrance.null(self.null_token, shape=self.shape, device=device)
 
     @property
@@ -387,7 +347,3 @@ class DecoupledAttention(nn.Module):
     def _note(self, kind: Kind, selection: Selection | None) -> None:
         if selection is not None:
             self.selections[kind] = selection
-
-
-def _linear(d_in: int, d_out: int) -> nn.Linear:
-    return nn.Linear(d_in, d_out, bias=False)

@@ -23,8 +23,7 @@ from dba_core.cache.checks import (
     whole_number,
     whole_numbers,
 )
-from dba_core.cache.lengths import RowLengths
-from dba_core.cache.placement import Place, Scatter, Span
+from dba_core.cache.rows import Place, RowLengths, Scatter, Span
 from dba_core.cache.store import TensorStore
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.contracts import CachedTensor, TokenWriter
@@ -80,7 +79,9 @@ class LayerCache:
         )
         with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it
             where = _real_device(device)
-            self._rows = RowLengths(batch=self.batch, ring_size=ring_size, device=where)
+            self._rows = RowLengths(
+                batch=self.batch, residual_len=policy.residual, ring_size=ring_size, device=where
+            )
             self.k_sem, self.k_geo, self.v = (
                 TensorStore(
                     _spec(name, sizes, fmt),

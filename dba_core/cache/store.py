@@ -20,8 +20,7 @@ from dba_core.cache.blocks import RowLayout
 from dba_core.cache.formats.codec import Encoded
 from dba_core.cache.formats.info import FP16_MAX
 from dba_core.cache.formats.table import CODECS
-from dba_core.cache.lengths import RowLengths
-from dba_core.cache.placement import Place, Span
+from dba_core.cache.rows import Place, RowLengths, Span
 from dba_core.contracts import CachedTensor
 from dba_core.errors import CacheError
 
@@ -98,49 +97,78 @@ class TensorStore:
         return sum(plane.element_size() * plane.numel() for plane in planes if plane is not None)
 
     @torch.no_grad()
-    def stored(self, start: int, stop: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Positions start..stop-1 as stored, dequantized: [B,G,stop-start,D].
+    def stored(
+        self, start: int, stop: int, *, row: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Positions start..stop-1 as stored, dequantized: [B,G,stop-start,D], of one row [1,G,stop-start,D].
 
         In a ragged batch the positions past a row's length are zero. For float formats the result may be a
         view of the cache: do not write into it. Raises CacheError for positions that no row has.
         """
         self._check_range(start, stop)
-        codes = self.codes[:, :, start:stop]
+        rows = self._rows(row)
+        codes = self.codes[rows, :, start:stop]
         if not self.head_dim:
             return codes.to(dtype)
-        scales = None if self.scales is None else self.scales[:, :, start:stop]
+        scales = None if self.scales is None else self.scales[rows, :, start:stop]
         values = self.codec.decode(codes, scales, self._layout).to(dtype)  # [B, G, n, D]
-        if min(self._lengths.host) >= stop:
+        if min(self._lengths.host[rows]) >= stop:
             return values
         position = torch.arange(start, stop, device=values.device)
-        past = position >= self._lengths.device.unsqueeze(1)  # [B, n]
+        past = position >= self._lengths.device[rows].unsqueeze(1)  # [B, n]
         return values.masked_fill(past[:, None, :, None], 0.0)
 
     @torch.no_grad()
-    def recent(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Positions start..stop-1 as the residual window holds them, fp16 values: [B,G,stop-start,D].
+    def recent(
+        self, start: int, stop: int, dtype: torch.dtype = torch.float32, *, row: int | None = None
+    ) -> Tensor:
+        """Positions start..stop-1 as the residual window holds them, fp16 values: [B,G,stop-start,D], of one
+        row [1,G,stop-start,D].
 
-        Without a ring (float formats, no residual window) this is `stored`. All rows must have equal lengths.
-        Raises CacheError where the ring no longer holds a position.
+        Without a ring (float formats, no residual window) this is `stored`. All rows must have equal lengths,
+        unless one is named. Raises CacheError where the ring no longer holds a position.
         """
         if self.recent_ring is None:
-            return self.stored(start, stop, dtype=dtype)
+            return self.stored(start, stop, row=row, dtype=dtype)
         self._check_range(start, stop)
-        if not self._lengths.equal:
+        rows = self._rows(row)
+        if row is None and not self._lengths.equal:
             raise CacheError(
                 f"{self.label}: recent() needs rows of equal length, got lengths {list(self._lengths.host)}; "
-                "read `recent_ring` by position % its size instead"
+                "name one with row="
             )
-        held_from = max(self._lengths.held_from)
-        if start < held_from and start < stop:
+        held_from, longest = max(self._lengths.held_from[rows]), max(self._lengths.host[rows])
+        if (start < held_from or stop > longest) and start < stop:
+            missing = start if start < held_from else stop - 1
             raise CacheError(
-                f"{self.label}: recent({start}, {stop}) asks for position {start}, but the ring of "
-                f"{self._lengths.ring_size} tokens holds {held_from} to {self._lengths.longest - 1}; "
+                f"{self.label}: recent({start}, {stop}) asks for position {missing}, but the ring of "
+                f"{self._lengths.ring_size} tokens holds {held_from} to {longest - 1}; "
                 "read older ones with stored()"
             )
         pieces = Span(0, start, stop - start).in_ring(self._lengths.ring_size)
-        parts = [piece.get(self.recent_ring) for piece in pieces]
+        parts = [piece.get(self.recent_ring[rows]) for piece in pieces]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).to(dtype)
+
+    @torch.no_grad()
+    def read(
+        self, start: int, stop: int, *, row: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Positions start..stop-1 as the newest query of each row reads them: [B,G,stop-start,D], of one row
+        [1,G,stop-start,D]. The newest `residual_len` tokens are those of the residual window, older ones as
+        `stored`; zeros past a row's length. Raises CacheError for positions that no row has.
+        """
+        rows, ring, window = self._rows(row), self.recent_ring, self._lengths.residual_len
+        shortest, longest = min(self._lengths.host[rows]), max(self._lengths.host[rows])
+        if ring is None or stop <= shortest - window or start >= stop:
+            return self.stored(start, stop, row=row, dtype=dtype)
+        self._check_range(start, stop)
+        positions = torch.arange(start, stop, device=ring.device)
+        held = ring[rows, :, positions % ring.shape[2]].to(dtype)  # [B, G, n, D]
+        if start >= longest - window and stop <= shortest:
+            return held
+        lengths = self._lengths.device[rows].unsqueeze(1)
+        recent = (positions < lengths) & (positions >= lengths - window)  # [B, n]
+        return torch.where(recent[:, None, :, None], held, self.stored(start, stop, row=row, dtype=dtype))
 
     @torch.no_grad()
     def as_recent(self, x: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -185,3 +213,13 @@ class TensorStore:
                 f"{self.label}: positions {start} to {stop} (exclusive) cannot be read; the cache holds "
                 f"0 to {longest} (capacity {self.capacity})"
             )
+
+    def _rows(self, row: int | None) -> slice:
+        """All rows, or one."""
+        if row is None:
+            return slice(None)
+        if not 0 <= row < len(self._lengths.host):
+            raise CacheError(
+                f"{self.label}: row {row} of {len(self._lengths.host)} batch rows cannot be read"
+            )
+        return slice(row, row + 1)

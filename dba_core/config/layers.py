@@ -11,9 +11,10 @@ from typing import Any
 import attrs
 
 from dba_core.config.long_sequence import FLAT_SPELLINGS
-from dba_core.contracts import KINDS, Kind
+from dba_core.contracts import Kind
 from dba_core.errors import ConfigError
-from dba_core.registry.layer_ranges import layers_text, parse_layers
+from dba_core.kinds import per_layer
+from dba_core.registry.choice import layers_text, parse_layers
 
 Path = tuple[str, ...]
 _PLUGIN_SUMMARIZER: Path = ("plugins", "summarizer", "name")
@@ -146,7 +147,7 @@ def _choice_of(path: Path) -> Path | None:
     if path[0] == "plugins":
         for length in (2, 4):
             in_layers = path[1:2] == ("layers",)
-            if len(path) >= length and path[length - 1] in KINDS and in_layers == (length == 4):
+            if len(path) >= length and path[length - 1] in per_layer() and in_layers == (length == 4):
                 return path[:length]
     return None
 

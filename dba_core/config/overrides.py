@@ -18,9 +18,10 @@ import attrs
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.layers import Layer, Path, Setting, choice_path, flatten
 from dba_core.config.toml_io import parse_toml
-from dba_core.contracts import KINDS, Kind
+from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, unknown
-from dba_core.registry.layer_ranges import layers_text, parse_layers
+from dba_core.kinds import per_layer
+from dba_core.registry.choice import layers_text, parse_layers
 
 ENVIRONMENT_PREFIX = "DBA__"
 _PLUGIN_FORM = "write --plugin kind=name or --plugin kind=name:key=value,key=value"
@@ -111,9 +112,9 @@ def parse_plugin(text: str) -> PluginArgument:
 def _target(target: str, text: str) -> tuple[Kind, str]:
     """The kind and the layers of what stands before the `=`."""
     given, at, place = (part.strip() for part in target.partition("@"))
-    known: dict[str, Kind] = {kind: kind for kind in KINDS}
+    known: dict[str, Kind] = {kind: kind for kind in per_layer()}
     if given not in known:
-        raise ConfigError(f"--plugin {text!r}: {unknown('plugin kind', given, KINDS)}")
+        raise ConfigError(f"--plugin {text!r}: {unknown('plugin kind', given, known)}")
     if not at:
         return known[given], ""
     word, _, numbers = place.partition(".")

@@ -45,7 +45,7 @@ class RunConfig(Serializable):
             self._set_mem_summarizer(None if plugin == "auto" else plugin)
         elif plugin == "auto":
             choice = attrs.evolve(self.plugins.summarizer, name=memory)
-            object.__setattr__(self, "plugins", attrs.evolve(self.plugins, summarizer=choice))
+            object.__setattr__(self, "plugins", self.plugins.with_choices({("", "summarizer"): choice}))
         elif plugin.rpartition(":")[2] == memory.rpartition(":")[2]:
             self._set_mem_summarizer(plugin)
         else:

@@ -163,7 +163,7 @@ def _text_corpus(source: Texts, tokenizer: Tokenizer, held_out: float) -> Corpus
         )
     check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
     kept = tokenizer.n_bytes(tokens)
-    lost = ()
+    lost: tuple[str, ...] = ()
     if kept is not None and kept != len(data):
         lost = (
             f"tokenizer {tokenizer.name}: its tokens decode to {kept:,} bytes and the text has {len(data):,};"

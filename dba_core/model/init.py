@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -52,10 +53,14 @@ def initial_std(name: str, *, fan_in: int, n_layers: int) -> float:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, *, seed: int, n_layers: int) -> None:
-    """Draw every matrix of the model that is not a plugin's, on the CPU; on `meta` there is none to draw."""
+def initialize(model: nn.Module, *, seed: int, n_layers: int, but: Iterable[nn.Module] = ()) -> None:
+    """Draw every matrix of the model that is not a plugin's, on the CPU; on `meta` there is none to draw.
+
+    but: parts of the model whose parameters stay as they are.
+    """
+    kept = {id(parameter) for part in but for parameter in part.parameters()}
     for name, parameter in model.named_parameters():
-        if is_plugin_parameter(name) or parameter.dim() < 2 or parameter.is_meta:
+        if is_plugin_parameter(name) or parameter.dim() < 2 or parameter.is_meta or id(parameter) in kept:
             continue
         generator = torch.Generator("cpu").manual_seed(seed_of(seed, name))
         std = initial_std(name, fan_in=parameter.shape[1], n_layers=n_layers)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dba_core.attention.long_sequence_path import WITHOUT_WEIGHTS, OwnSummarizer
 from dba_core.attention.module import DecoupledAttention
-from dba_core.attention.uncompiled import uncompiled
+from dba_core.attention.torch_modes import uncompiled
 from dba_core.cache.bytes import memory_table
 from dba_core.cache.checks import whole_number
 from dba_core.cache.kv_cache import KVCache
@@ -34,8 +34,7 @@ from dba_core.model.block import Block, attention_of_layer
 from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
 from dba_core.registry import Registry, Selection
-from dba_core.registry.choice import PluginChoice, PluginChoices
-from dba_core.registry.layer_ranges import by_layer
+from dba_core.registry.choice import PluginChoice, PluginChoices, by_layer
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -52,6 +51,7 @@ class LanguageModel(nn.Module):
         seed: int = 0,
         device: str = "cpu",
         shapes_only: bool = False,
+        attentions: Sequence[DecoupledAttention] | None = None,
     ) -> None:
         """plugins: a choice per kind, for all layers or for some; None is `auto`, for the summarizer
         `config.train_long_seq.mem_summarizer`. registry: None is the one of this process.
@@ -62,6 +62,8 @@ class LanguageModel(nn.Module):
 
         shapes_only: the same, for any caller: every parameter has its name and shape and no memory, plugins
         are chosen as for `device`.
+
+        attentions: one per layer, used as they are: then no plugin is chosen, and their weights stay.
         """
         super().__init__()
         config = config.resolved()
@@ -79,8 +81,9 @@ class LanguageModel(nn.Module):
             self.emb_in = nn.Linear(config.embed_dim, config.d_model, bias=False) if narrow else None
             self.dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(
-                _build_block(config, plugins, registry, seed=seed, device=device, layer=layer)
-                for layer in range(config.n_layers)
+                Block(config, attention)
+                for attention in attentions
+                or _attentions(config, plugins, registry, seed=seed, device=device)
             )
             self.ln_f = build_norm(
                 config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
@@ -88,9 +91,21 @@ class LanguageModel(nn.Module):
             self.emb_out = nn.Linear(config.d_model, config.embed_dim, bias=False) if narrow else None
             tied = config.tie_embeddings
             self.lm_head = None if tied else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
-        initialize(self, seed=seed, n_layers=config.n_layers)
+        initialize(self, seed=seed, n_layers=config.n_layers, but=attentions or ())
         if self.device.type != "meta":
             self.to(device)
+
+    def with_attentions(
+        self, attentions: Sequence[DecoupledAttention], *, config: ModelConfig
+    ) -> LanguageModel:
+        """A model of `config` with these layers' attention; every other module is shared with this one."""
+        model = LanguageModel(config, attentions=attentions, registry=self._registry, shapes_only=True)
+        pairs = [(self, model), *zip(self.blocks, model.blocks, strict=True)]
+        for mine, twin in pairs:
+            for name, module in mine.named_children():
+                if name not in ("blocks", "attn"):
+                    setattr(twin, name, module)
+        return model.train(self.training)
 
     def forward(
         self, tokens: Tensor, *, cache: KVCache | None = None, counts: Sequence[int] | None = None
@@ -303,18 +318,12 @@ def _all_or_nothing(cache: KVCache) -> Iterator[None]:
                     layer.truncate(lengths)
 
 
-def _build_block(
-    config: ModelConfig,
-    plugins: PluginChoices,
-    registry: Registry | None,
-    *,
-    seed: int,
-    device: str,
-    layer: int,
-) -> Block:
-    """Layer `layer` with its own choices. Plugins that draw numbers at random draw the same ones whatever the
+def _attentions(
+    config: ModelConfig, plugins: PluginChoices, registry: Registry | None, *, seed: int, device: str
+) -> Iterator[DecoupledAttention]:
+    """Each layer's with its own choices. Plugins that draw numbers at random draw the same ones whatever the
     other layers hold.
     """
-    torch.default_generator.manual_seed(seed_of(seed, f"blocks.{layer}.attn"))
-    attention = attention_of_layer(config, plugins, layer=layer, registry=registry, device=device)
-    return Block(config, attention)
+    for layer in range(config.n_layers):
+        torch.default_generator.manual_seed(seed_of(seed, f"blocks.{layer}.attn"))
+        yield attention_of_layer(config, plugins, layer=layer, registry=registry, device=device)

@@ -1,21 +1,30 @@
-"""Finding, loading, choosing and recording plugins. Plugins are reached only through here."""
+"""Finding, loading, choosing and recording plugins. Plugins are reached only through here.
+
+The names are imported on first use: a listing of what is installed needs few of them.
+"""
 
 from __future__ import annotations
 
-from dba_core.registry.access import Access
-from dba_core.registry.choices import check_names, check_options
-from dba_core.registry.contract import ContractTerms
-from dba_core.registry.discovery import PluginInfo
-from dba_core.registry.loading import LoadedPlugin
-from dba_core.registry.record import check_record, check_records
-from dba_core.registry.registry import Registry
-from dba_core.registry.selection import PassedOver, Selection
-from dba_core.registry.strict import refuse_fallbacks
-from dba_core.registry.trace import Trace, TraceEvent
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dba_core.registry.catalogue import Access
+    from dba_core.registry.checks import (
+        check_names,
+        check_options,
+        check_record,
+        check_records,
+        refuse_fallbacks,
+    )
+    from dba_core.registry.discovery import PluginInfo
+    from dba_core.registry.loading import LoadedPlugin
+    from dba_core.registry.registry import Registry
+    from dba_core.registry.selection import PassedOver, Selection
+    from dba_core.registry.trace import Trace, TraceEvent
 
 __all__ = [
     "Access",
-    "ContractTerms",
     "LoadedPlugin",
     "PassedOver",
     "PluginInfo",
@@ -29,3 +38,29 @@ __all__ = [
     "check_records",
     "refuse_fallbacks",
 ]
+
+_MODULES = {
+    "Access": "catalogue",
+    "LoadedPlugin": "loading",
+    "PassedOver": "selection",
+    "PluginInfo": "discovery",
+    "Registry": "registry",
+    "Selection": "selection",
+    "Trace": "trace",
+    "TraceEvent": "trace",
+    "check_names": "checks",
+    "check_options": "checks",
+    "check_record": "checks",
+    "check_records": "checks",
+    "refuse_fallbacks": "checks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return vars(importlib.import_module(f"{__name__}.{_MODULES[name]}"))[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

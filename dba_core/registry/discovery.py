@@ -14,8 +14,9 @@ from importlib.metadata import Distribution, EntryPoint
 
 import attrs
 
-from dba_core.contracts import ENTRY_POINT_GROUPS, Kind
+from dba_core.contracts import Kind
 from dba_core.distribution import FORMER_NAME, canonical
+from dba_core.kinds import KINDS
 from dba_core.registry.contain import Failure, contain
 
 #: The entry-point group whose objects say in which order `auto` tries the plugins of each kind.
@@ -23,7 +24,6 @@ AUTO_ORDER_GROUP = "dba.auto_order"
 #: The entry-point group that says which modules a plugin needs beside its own distribution.
 NEEDS_GROUP = "dba.needs"
 
-_KIND_OF_GROUP: dict[str, Kind] = {group: kind for kind, group in ENTRY_POINT_GROUPS.items()}
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?")
 _REINSTALL = "reinstall that distribution, or remove the folder"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -121,8 +121,12 @@ def name_problem(name: str) -> str | None:
     return f"{name!r} is no plugin name; allowed: letters, digits, '_', '-', '.', and not 'auto'"
 
 
+def _kind_of_group() -> dict[str, Kind]:
+    return {kind.group: kind.name for kind in KINDS.values()}
+
+
 def _our_entry_points(distribution: Distribution) -> list[EntryPoint]:
-    groups = {*_KIND_OF_GROUP, AUTO_ORDER_GROUP, NEEDS_GROUP}
+    groups = {*_kind_of_group(), AUTO_ORDER_GROUP, NEEDS_GROUP}
     return [point for point in distribution.entry_points if point.group in groups]
 
 
@@ -157,7 +161,7 @@ def _version(distribution: Distribution) -> str:
 
 def _infos(points: list[EntryPoint], distribution: str, version: str) -> list[PluginInfo]:
     needs = [(point.name, point.value.strip()) for point in points if point.group == NEEDS_GROUP]
-    found = [_info(point, distribution, version) for point in points if point.group in _KIND_OF_GROUP]
+    found = [_info(point, distribution, version) for point in points if point.group in _kind_of_group()]
     return [attrs.evolve(info, needs=_needs_of(info, needs)) for info in found]
 
 
@@ -185,7 +189,7 @@ def _info(point: EntryPoint, distribution: str, version: str) -> PluginInfo:
     if problem is None and not _REFERENCE.fullmatch(module):
         problem = f"its entry point {point.value!r} is not a module or module:object"
     return PluginInfo(
-        kind=_KIND_OF_GROUP[point.group],
+        kind=_kind_of_group()[point.group],
         name=point.name,
         distribution=distribution,
         version=version,

@@ -1,7 +1,9 @@
-"""From metadata to the plugin: import its module, let pluggy validate and call its hook, check the answer.
+"""From metadata to the plugin and its options: import its module, let pluggy call its hook, check the answer.
 
-Called by `Registry.load` and `Registry.register`. A plugin is taken whole or not at all: every plugin gets a
-plugin manager of its own, so that a broken one leaves nothing behind in another's.
+A plugin is taken whole or not at all: every plugin gets a plugin manager of its own, so that a broken one
+leaves nothing behind in another's. Of contract numbers the library's own N is taken, and for a time N-1, with
+a warning until when. Options are plain data from TOML or `--plugin kind=name:key=value`; the converter is the
+configuration's, so types are exact here too.
 """
 
 from __future__ import annotations
@@ -9,21 +11,29 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import pluggy
 
 from dba_core import hookspecs
-from dba_core.contracts import AnyPlugin
-from dba_core.errors import PluginError
-from dba_core.registry.contain import Failure, contain, shown
-from dba_core.registry.contract import Terms
+from dba_core.contracts import AnyPlugin, Kind
+from dba_core.errors import ConfigError, PluginError, unknown
+from dba_core.kinds import KINDS
+from dba_core.registry.contain import Failure, contain, kept_surroundings, shown
 from dba_core.registry.discovery import PluginInfo
-from dba_core.registry.surroundings import kept_surroundings
 from dba_core.registry.trace import Trace
+from dba_core.serialization.converter import UnreadableTypeError, structure, unstructure
 
-_MEMBERS = ("name", "contract", "summary", "options_class", "supports", "build")
+_FACTS = ("name", "contract", "summary", "options_class")
+_FIELD_TYPES = (
+    "int, float, str, bool, Literal, list[X], tuple[X, ...], dict[str, X] and attrs classes of these, and "
+    "X | None"
+)
+#: Characters of a contract number that errors show.
+_SHOWN = 24
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -38,7 +48,7 @@ class LoadedPlugin:
     deprecation: str | None = None
 
 
-def load_plugin(info: PluginInfo, *, terms: Terms, trace: Trace) -> LoadedPlugin:
+def load_plugin(info: PluginInfo, *, trace: Trace) -> LoadedPlugin:
     """Import and check one plugin. Raises PluginError with the reason; the foreign exception is its cause."""
     if info.problem is not None:
         raise PluginError(_broken(info, info.problem))
@@ -48,20 +58,18 @@ def load_plugin(info: PluginInfo, *, terms: Terms, trace: Trace) -> LoadedPlugin
         raise PluginError(_broken(info, f"its hook cannot be loaded ({outcome})")) from outcome.error
     if isinstance(outcome, str):
         raise PluginError(_broken(info, outcome))
-    return check_plugin(info, outcome[0], terms=terms)
+    return check_plugin(info, outcome[0])
 
 
-def check_plugin(info: PluginInfo, plugin: Any, *, terms: Terms) -> LoadedPlugin:
+def check_plugin(info: PluginInfo, plugin: Any) -> LoadedPlugin:
     """A LoadedPlugin if the object keeps the form of the contract, else PluginError with what it lacks."""
     with kept_surroundings():
-        problem = contain(lambda: _form_problem(info, plugin, terms))
+        problem = contain(lambda: _form_problem(info, plugin))
     if isinstance(problem, Failure):
         raise PluginError(_broken(info, f"reading it raised {problem}")) from problem.error
     if problem is not None:
         raise PluginError(_broken(info, problem))
-    return LoadedPlugin(
-        info=info, plugin=plugin, deprecation=terms[info.kind].deprecation(info.kind, plugin.contract)
-    )
+    return LoadedPlugin(info=info, plugin=plugin, deprecation=_deprecation(info.kind, plugin.contract))
 
 
 def _broken(info: PluginInfo, reason: str) -> str:
@@ -78,7 +86,7 @@ def _import_and_call(info: PluginInfo, trace: Trace) -> tuple[Any] | str:
     manager.add_hookspecs(hookspecs)
     manager.register(owner, name=info.qualified)
     manager.check_pending()
-    hook = hookspecs.HOOK_NAMES[info.kind]
+    hook = KINDS[info.kind].hook
     callers = {caller.name: caller for caller in manager.get_hookcallers(owner) or []}
     if hook not in callers:
         return f"{info.module} implements no hook {hook}; decorate a function {hook}() with dba_core.hookimpl"
@@ -100,16 +108,17 @@ def _imported(info: PluginInfo, trace: Trace) -> Any:
     return functools.reduce(getattr, attribute.split("."), owner) if attribute else owner
 
 
-def _form_problem(info: PluginInfo, plugin: Any, terms: Terms) -> str | None:
+def _form_problem(info: PluginInfo, plugin: Any) -> str | None:
     """What the returned object lacks to be a plugin of this kind, None when nothing."""
     if isinstance(plugin, type):
         return f"its hook returned the class {plugin.__name__}; return an instance: {plugin.__name__}()"
-    missing = [member for member in _MEMBERS if not hasattr(plugin, member)]
+    calls = KINDS[info.kind].calls
+    missing = [member for member in (*_FACTS, *calls) if not hasattr(plugin, member)]
     if missing:
         return f"its hook returned {type(plugin).__name__!r}, no plugin: it lacks {', '.join(missing)}"
     if plugin.name != info.name:
         return f"it calls itself {shown(plugin.name)}, its entry point {info.name!r}; both must be the same"
-    problem = terms[info.kind].problem(info.kind, plugin.contract)
+    problem = _contract_problem(info.kind, plugin.contract)
     if problem is not None:
         return problem
     if not (isinstance(plugin.options_class, type) and attrs.has(plugin.options_class)):
@@ -117,5 +126,107 @@ def _form_problem(info: PluginInfo, plugin: Any, terms: Terms) -> str | None:
     plugin.options_class()
     if not isinstance(plugin.summary, str):
         return f"its summary is {shown(plugin.summary)}, no text"
-    uncallable = [member for member in ("supports", "build") if not callable(getattr(plugin, member))]
+    uncallable = [member for member in calls if not callable(getattr(plugin, member))]
     return f"its {' and '.join(uncallable)} cannot be called" if uncallable else None
+
+
+def accepts(kind: Kind, contract: object) -> bool:
+    """Whether a plugin that states this contract number is taken."""
+    return type(contract) is int and (contract == KINDS[kind].contract or _is_previous(kind, contract))
+
+
+def contract_text(contract: object) -> str:
+    """A contract number in an error text, a long one shortened."""
+    text = shown(contract)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _contract_problem(kind: Kind, contract: Any) -> str | None:
+    """Why a plugin that states this number is refused, and what to do; None when it is taken."""
+    if accepts(kind, contract):
+        return None
+    number, until = KINDS[kind].contract, KINDS[kind].previous_until
+    if type(contract) is not int:
+        return f"its contract is {shown(contract)}; contract must be a whole number, here {number}"
+    if contract > number:
+        todo = "install a newer dba, or an older version of the plugin"
+    else:
+        todo = "install a newer version of the plugin, or an older dba"
+    previous = f" and, until dba {until}, contract {number - 1}" if until is not None else ""
+    return (
+        f"it was written for {kind} contract {contract_text(contract)}, this dba has contract "
+        f"{number}{previous}: {todo}"
+    )
+
+
+def _deprecation(kind: Kind, contract: int) -> str | None:
+    """The warning for a plugin that is taken for now, None for one of the current contract."""
+    if not _is_previous(kind, contract):
+        return None
+    row = KINDS[kind]
+    return (
+        f"it was written for {kind} contract {contract}, which dba {row.previous_until} drops; this dba has "
+        f"contract {row.contract}: install a newer version of the plugin before you update dba"
+    )
+
+
+def _is_previous(kind: Kind, contract: int) -> bool:
+    return KINDS[kind].previous_until is not None and contract == KINDS[kind].contract - 1
+
+
+def structure_options(loaded: LoadedPlugin, options: Mapping[str, Any]) -> Any:
+    """An object of the plugin's options class. Raises ConfigError under `plugins.KIND.options`."""
+    info, options_class = loaded.info, loaded.plugin.options_class
+    path = f"plugins.{info.kind}.options"
+    allowed = [field.name for field in attrs.fields(options_class) if field.init]
+    for key in options:
+        if not allowed:
+            given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            raise ConfigError(
+                f"{info.kind} {info.name!r} takes no options, got {given}; leave them out", path=path
+            )
+        if key not in allowed:
+            raise ConfigError(
+                unknown(f"option of {info.kind} {info.name!r}:", key, allowed), path=f"{path}.{key}"
+            )
+    with kept_surroundings():
+        built = contain(lambda: structure(dict(options), options_class))
+    if not isinstance(built, Failure):
+        return built
+    if isinstance(built.error, UnreadableTypeError):
+        raise PluginError(
+            f"{info.who} cannot be used: field {built.error.path!r} of its options class is of type "
+            f"{built.error.message}; allowed: {_FIELD_TYPES}. Report it to the plugin's author."
+        ) from built.error
+    if isinstance(built.error, ConfigError):
+        raise built.error.under(path)
+    raise PluginError(f"the options of {info.who} cannot be read: {built}") from built.error
+
+
+def refuse_options_of_auto(kind: Kind, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options without a plugin that they belong to."""
+    if options:
+        raise ConfigError(
+            f"{dict(options)!r} belongs to no plugin while the name is 'auto'; choose one by name",
+            path=f"plugins.{kind}.options",
+        )
+
+
+def options_to_dict(options: Any) -> dict[str, Any]:
+    """Plain data that `structure_options` reads back to equal options."""
+    plain: dict[str, Any] = unstructure(options)
+    return plain
+
+
+def describe_options(options_class: type[Any]) -> list[tuple[str, str, Any]]:
+    """(name, type, default) of each option, for `dba plugins info`."""
+    defaults = options_to_dict(options_class())
+    return [
+        (field.name, _type_text(field.type), defaults.get(field.name))
+        for field in attrs.fields(options_class)
+    ]
+
+
+def _type_text(hint: Any) -> str:
+    simple = isinstance(hint, type) and not typing.get_args(hint)
+    return hint.__name__ if simple else str(hint)

@@ -1,43 +1,37 @@
 """The outcome of choosing a plugin: which one, with what options, why, and which ones were passed over.
 
-Made by `Registry.select`; kept by the attention, written to `resolved_config.json`, shown by
-`dba plugins why`.
+Kept by the attention, written to `resolved_config.json`, shown by `dba plugins why`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
-from dba_core.contracts import AnyPlugin, Kind, Reason, Request, Support
-from dba_core.registry.blame import Blame, attributed
-from dba_core.registry.choice import PluginChoice, PluginRecord
-from dba_core.registry.contain import Failure, contain, shown
-from dba_core.registry.discovery import PluginInfo
-from dba_core.registry.loading import LoadedPlugin
-from dba_core.registry.options import options_to_dict
-from dba_core.registry.surroundings import kept_surroundings
+from dba_core.contracts import Kind, Reason, Support
+from dba_core.registry.choice import How, PluginChoice, PluginRecord
+from dba_core.registry.contain import Blame, Failure, attributed, contain, kept_surroundings, shown
+from dba_core.registry.loading import LoadedPlugin, options_to_dict
 from dba_core.registry.trace import Trace
 
 
 @attrs.frozen(kw_only=True)
 class PassedOver:
-    """A plugin that `auto` tried before: its reasons against the request, or the problem that broke it.
+    """A plugin that `auto` tried before: it declined the request, it is broken, the user does not want it, or
+    it supports the request and stood back for the next one.
 
-    blocked: the problem is that the user does not want it. stood_back: it supports the request, and its
-    reasons are for the next one.
+    reasons: its own against the request, or for the next one. problem: why it could not be asked.
     """
 
     name: str
+    state: Literal["declined", "broken", "blocked", "stood back"]
     reasons: tuple[Reason, ...] = ()
     problem: str | None = None
-    blocked: bool = False
-    stood_back: bool = False
 
     def named_reasons(self) -> tuple[Reason, ...]:
         """The reasons with the plugin's name in the subject; a problem counts as one."""
-        if self.blocked:
+        if self.state == "blocked":
             allowed, action = "a plugin that may be used", "Change the list, or choose another by name."
             return (Reason(subject=self.name, got=str(self.problem), supported=allowed, action=action),)
         if self.problem is not None:
@@ -51,18 +45,19 @@ class PassedOver:
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
-class Selection:
-    """A chosen plugin, ready to build what it is asked for."""
+class Selection(LoadedPlugin):
+    """A chosen plugin, ready to build what it is asked for. how: it came to be chosen; why: for people."""
 
-    kind: Kind
-    info: PluginInfo
-    plugin: AnyPlugin
     options: Any
-    request: Request
+    request: Any
+    how: How
     why: str
     passed_over: tuple[PassedOver, ...] = ()
-    deprecation: str | None = None
     trace: Trace = attrs.field(factory=Trace, repr=False)
+
+    @property
+    def kind(self) -> Kind:
+        return self.info.kind
 
     @property
     def name(self) -> str:
@@ -71,7 +66,7 @@ class Selection:
     @property
     def fallbacks(self) -> tuple[PassedOver, ...]:
         """What `auto` would rather have taken; not what the user blocked, nor what stood back."""
-        return tuple(each for each in self.passed_over if not each.blocked and not each.stood_back)
+        return tuple(each for each in self.passed_over if each.state in ("declined", "broken"))
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in options_to_dict(self.options).items())
@@ -109,12 +104,13 @@ class Selection:
                 distribution=self.info.distribution,
                 version=self.info.version,
                 contract=self.plugin.contract,
+                how=self.how,
                 why=self.why,
             ),
         )
 
 
-def ask_support(loaded: LoadedPlugin, request: Request, options: Any, *, trace: Trace) -> Support | str:
+def ask_support(loaded: LoadedPlugin, request: object, options: Any, *, trace: Trace) -> Support | str:
     """The plugin's own answer, or the problem with its answer."""
     with trace.step(loaded.info, "supports") as step, kept_surroundings():
         answer: object = contain(lambda: loaded.plugin.supports(request, options))

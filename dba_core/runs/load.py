@@ -24,12 +24,10 @@ from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.registry.choice import PluginChoice
-from dba_core.runs.device import resolve_device
+from dba_core.runs.estimate import least_parameters, policy_of
 from dba_core.runs.folder import RunFolder, find_run, read_resolved
-from dba_core.runs.kv_memory import policy_of
-from dba_core.runs.memory_need import least_parameters
+from dba_core.runs.prepare import model_choices, resolve_device
 from dba_core.runs.sample import Continuation, OnText, continue_prompts, settings_of
-from dba_core.runs.selection import model_choices
 from dba_core.training.checkpoint import StoredCheckpoint, read_checkpoint, restore_weights
 from dba_core.training.fingerprint import (
     TRAINED_KINDS,

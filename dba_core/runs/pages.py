@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from dba_core.evaluation.metrics import FidelityMetrics
 from dba_core.free_memory import gib
+from dba_core.kinds import KINDS, per_layer
 from dba_core.markdown import fenced, inline, table
-from dba_core.registry.layer_ranges import in_words
+from dba_core.registry.choice import in_words
 from dba_core.report import Table
 from dba_core.runs.estimate import KvMemory, human_bytes, times_smaller
 from dba_core.runs.evaluate import RunEvaluation
@@ -15,12 +16,6 @@ from dba_core.runs.outline import DryRun, Outline, PluginFacts
 from dba_core.runs.summary import LossFacts, Summary
 
 Row = tuple[str, str]
-_KIND_TITLES = {
-    "summarizer": "Summarizer",
-    "gate": "Gate",
-    "null_token": "Null token",
-    "decode_backend": "Decode backend",
-}
 
 
 def summary_tables(summary: Summary) -> list[Table]:
@@ -141,14 +136,15 @@ def _outline_tables(outline: Outline, training: str, *more: Row) -> list[Table]:
     )
     return [
         Table.of_facts(rows, title="Model"),
-        Table.of_facts(list(_plugin_rows(plan)), title="Plugins"),
+        Table.of_facts(list(_plugin_rows(outline)), title="Plugins"),
         _cache_table(outline.kv_policy, outline.kv_memory, outline.null_attention),
     ]
 
 
 def _plugin_rows(outline: Outline) -> Iterable[Row]:
     """Kind by kind; where single layers chose, every row of the kind names its layers."""
-    for kind, title in _KIND_TITLES.items():
+    for kind in per_layer():
+        title = KINDS[kind].title
         own = [chosen[kind] for chosen in outline.layer_plugins.values() if kind in chosen]
         for plugin in [*([outline.plugins[kind]] if kind in outline.plugins else []), *own]:
             yield from _rows_of(f"{title}, {in_words(plugin.layers)}" if own else title, plugin)

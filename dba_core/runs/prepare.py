@@ -25,8 +25,7 @@ from dba_core.free_memory import many, require_memory
 from dba_core.model.block import attention_of_layer
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, Selection, check_options, check_records, refuse_fallbacks
-from dba_core.registry.choice import PluginChoice, PluginChoices
-from dba_core.registry.layer_ranges import by_layer, layers_text, parse_layers
+from dba_core.registry.choice import PluginChoice, PluginChoices, by_layer, layers_text, parse_layers
 from dba_core.runs.estimate import least_parameters, policy_of, training_need
 from dba_core.serialization.validators import check_device_name
 
@@ -161,7 +160,7 @@ def model_choices(choices: PluginChoices) -> PluginChoices:
         {
             (text, kind): PluginChoice()
             for text, kind, choice in choices.entries()
-            if kind == "decode_backend" and _was_automatic(choice)
+            if kind == "decode_backend" and choice.record is not None and choice.record.how == "auto"
         }
     )
 
@@ -176,11 +175,6 @@ def explain_selection(kind: Kind, config: RunConfig, registry: Registry) -> list
             f"model.attention.mode={mode!r}; a {kind} needs the long-sequence path and semantic keys"
         )
     return selections
-
-
-def _was_automatic(choice: PluginChoice) -> bool:
-    record = choice.record
-    return record is not None and record.why.startswith(("auto", "as recorded (auto"))
 
 
 def prepare(

@@ -185,8 +185,8 @@ def summarize(
 
 
 def _warnings(prepared: Prepared, losses: LossFacts) -> Iterator[str]:
-    """Those of the preparation, of plugins of an older contract, and of weights that decoding, which is exact,
-    does not read as they were trained.
+    """Those of the preparation, of plugins of an older contract, and of weights that decoding, which is
+    exact, does not read as they were trained.
     """
     yield from prepared.warnings
     chosen = (each.selection for each in prepared.selections.placed())

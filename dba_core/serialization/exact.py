@@ -60,7 +60,7 @@ def exact_types(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Att
     hints = typing.get_type_hints(cls)
     checked = []
     for field in fields:
-        hint = hints[field.name]
+        hint = hints.get(field.name, field.type)
         own = [field.validator] if field.validator is not None else []
         listed = {ALLOWED: field.validator.allowed} if isinstance(field.validator, OneOf) else {}
         validator = attrs.validators.and_(_exact_validator(hint), *own)

@@ -122,7 +122,7 @@ def _walk(cls: type, above: str) -> Iterator[Key]:
     for field in attrs.fields(cls):
         if not field.init:
             continue
-        hint = hints[field.name]
+        hint = hints.get(field.name, field.type)
         dotted = f"{above}.{field.name}" if above else field.name
         yield Key(dotted=dotted, hint=hint, values=_values(hint, field.metadata.get(ALLOWED, ())))
         if isinstance(hint, type) and attrs.has(hint) and not issubclass(hint, OneText):

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dba_core.testing.check import Check, Suite, check_plugin, run_check
 from dba_core.testing.pytest_classes import (
+    CheckpointSourceContract,
+    CommandContract,
+    Contract,
     DecodeBackendContract,
     GateContract,
     NullTokenContract,
@@ -21,6 +24,9 @@ __all__ = [
     "SUITES",
     "Check",
     "CheckResult",
+    "CheckpointSourceContract",
+    "CommandContract",
+    "Contract",
     "DecodeBackendContract",
     "GateContract",
     "NullTokenContract",

@@ -19,8 +19,7 @@ import torch
 from dba_core.contracts import Kind
 from dba_core.errors import UsageError, unknown
 from dba_core.registry import Registry
-from dba_core.registry.contain import Failure, contain
-from dba_core.registry.surroundings import kept_surroundings
+from dba_core.registry.contain import Failure, contain, kept_surroundings
 from dba_core.testing.report import CheckResult, Report, Violation
 from dba_core.testing.subject import BreachError, Subject, Tally
 

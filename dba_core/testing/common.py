@@ -13,10 +13,11 @@ from typing import Any
 
 import attrs
 
-from dba_core.contracts import CONTRACT_VERSIONS, Reason, Request
+from dba_core.contracts import Reason, Request
+from dba_core.kinds import KINDS
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import name_problem
-from dba_core.registry.options import options_to_dict, structure_options
+from dba_core.registry.loading import options_to_dict, structure_options
 from dba_core.testing.check import Suite
 from dba_core.testing.report import Violation
 from dba_core.testing.subject import Subject, describe
@@ -48,7 +49,7 @@ def capability_checks(suite: Suite, requests: Callable[[Subject], Iterator[Reque
     def capabilities(subject: Subject) -> Iterator[Violation]:
         for request in requests(subject):
             answer = subject.answer(request)
-            yield from _reasons(answer.reasons, case=describe(request))
+            yield from incomplete_reasons(answer.reasons, case=describe(request))
             if subject.answer(request) != answer:
                 yield Violation(
                     case=describe(request),
@@ -72,8 +73,8 @@ def well_formed(subject: Subject) -> Iterator[Violation]:
     wrong_name = name_problem(plugin.name)
     if wrong_name is not None:
         problems.append(("name", "a name that can be chosen", wrong_name))
-    if plugin.contract != CONTRACT_VERSIONS[kind]:
-        problems.append(("contract", f"contract {CONTRACT_VERSIONS[kind]}", str(plugin.contract)))
+    if plugin.contract != KINDS[kind].contract:
+        problems.append(("contract", f"contract {KINDS[kind].contract}", str(plugin.contract)))
     if not plugin.summary.strip() or "\n" in plugin.summary or len(plugin.summary) > 120:
         problems.append(("summary", "one line of 1 to 120 characters", repr(plugin.summary)))
     for case, expected, got in problems:
@@ -131,7 +132,7 @@ def metadata_without_torch(subject: Subject) -> Iterator[Violation]:
         )
 
 
-def _reasons(reasons: tuple[Reason, ...], *, case: str) -> Iterator[Violation]:
+def incomplete_reasons(reasons: tuple[Reason, ...], *, case: str) -> Iterator[Violation]:
     for reason in reasons:
         empty = [name for name, value in attrs.asdict(reason).items() if not str(value).strip()]
         if empty:

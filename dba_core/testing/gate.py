@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dba_core.contracts import AttentionShape, GateRequest, Request
-from dba_core.registry.options import structure_options
+from dba_core.registry.loading import structure_options
 from dba_core.testing.check import Suite
 from dba_core.testing.common import capability_checks
 from dba_core.testing.compare import near, well_shaped

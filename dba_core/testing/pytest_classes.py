@@ -30,7 +30,9 @@ def _method(check: Check) -> Callable[[Any], None]:
 
 
 class Contract:
-    """plugin: a name, or the object that the hook returns. options: the plugin's own. device: where to test.
+    """The suite of one kind: `class TestMine(Contract, kind="gate")`, or a subclass of one of those below.
+
+    plugin: a name, or the object that the hook returns. options: the plugin's own. device: where to test.
     quick: the small grids. Raises UsageError where a subclass names no plugin.
     """
 
@@ -40,10 +42,11 @@ class Contract:
     device: ClassVar[str] = "cpu"
     quick: ClassVar[bool] = False
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, kind: Kind | None = None) -> None:
         super().__init_subclass__()
-        if Contract in cls.__bases__:
-            for check in SUITES[cls.kind].checks:
+        if kind is not None:
+            cls.kind = kind
+            for check in SUITES[kind].checks:
                 setattr(cls, f"test_{check.name}", _method(check))
 
     def subject(self) -> Subject:
@@ -53,25 +56,25 @@ class Contract:
         return Subject.of(self.kind, self.plugin, options=self.options, device=self.device, quick=self.quick)
 
 
-class SummarizerContract(Contract):
+class SummarizerContract(Contract, kind="summarizer"):
     """What every memory summarizer promises."""
 
-    kind = "summarizer"
 
-
-class GateContract(Contract):
+class GateContract(Contract, kind="gate"):
     """What every gate promises."""
 
-    kind = "gate"
 
-
-class NullTokenContract(Contract):
+class NullTokenContract(Contract, kind="null_token"):
     """What every null token promises."""
 
-    kind = "null_token"
+
+class CheckpointSourceContract(Contract, kind="checkpoint_source"):
+    """What every checkpoint source promises."""
 
 
-class DecodeBackendContract(Contract):
+class DecodeBackendContract(Contract, kind="decode_backend"):
     """What every decode backend promises."""
 
-    kind = "decode_backend"
+
+class CommandContract(Contract, kind="command"):
+    """What every command promises."""

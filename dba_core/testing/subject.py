@@ -17,10 +17,8 @@ from dba_core.contracts import AttentionShape, DecodeRequest, Kind, Request, Sup
 from dba_core.errors import UsageError
 from dba_core.registry import LoadedPlugin, Registry
 from dba_core.registry.contain import Failure, contain
-from dba_core.registry.contract import current_terms
 from dba_core.registry.discovery import PluginInfo
-from dba_core.registry.loading import check_plugin
-from dba_core.registry.options import structure_options
+from dba_core.registry.loading import check_plugin, structure_options
 from dba_core.registry.selection import answer_problem
 from dba_core.testing.report import Violation
 
@@ -81,7 +79,7 @@ class Subject:
             stated = contain(lambda: plugin.name)
             name = stated if isinstance(stated, str) else "unnamed"
             info = PluginInfo(kind=kind, name=name, distribution="local", version="0", module=where)
-            loaded = check_plugin(info, plugin, terms=current_terms())
+            loaded = check_plugin(info, plugin)
         return cls(
             loaded=loaded,
             options=structure_options(loaded, dict(options or {})),
@@ -95,7 +93,7 @@ class Subject:
     def kind(self) -> Kind:
         return self.loaded.info.kind
 
-    def answer(self, request: Request, options: Any = None) -> Support:
+    def answer(self, request: object, options: Any = None) -> Support:
         """What `supports()` says. Raises BreachError where it raises or answers with something else."""
         chosen = self.options if options is None else options
         said: object = contain(lambda: self.loaded.plugin.supports(request, chosen))
@@ -111,7 +109,7 @@ class Subject:
             )
         )
 
-    def built(self, request: Request, options: Any = None) -> Iterator[Any]:
+    def built(self, request: object, options: Any = None) -> Iterator[Any]:
         """What the plugin builds for the request, once; nothing where it declines or builds None.
 
         Raises BreachError where `build()` raises for a request that `supports()` took.
@@ -156,8 +154,10 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtypes[name]
 
 
-def describe(request: Request) -> str:
+def describe(request: object) -> str:
     """A request in one line, as a case of a report."""
+    if not isinstance(request, Request):
+        return str(request)
     shape = describe_shape(request.shape)
     if not isinstance(request, DecodeRequest):
         return f"{shape}, {request.dtype}, {request.device}"

@@ -158,7 +158,8 @@ def _read_whole(root: Path, which: str) -> StoredCheckpoint:
 def _read_pointer(root: Path, which: str) -> tuple[str, str]:
     """The directory's name and the hash of its state. Raises _DamagedError."""
     pointer = read_object(root / which, error=_DamagedError, advice="It is no checkpoint pointer")
-    name, digest = pointer.get("directory"), pointer.get("state_sha256")
+    name: Any = pointer.get("directory")
+    digest: Any = pointer.get("state_sha256")
     if not _fits(_DIRECTORY, name):
         raise _DamagedError(
             f"{root / which} is no checkpoint pointer: its 'directory' is {_shown(name)}, not the name of a "

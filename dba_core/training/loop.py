@@ -1,8 +1,8 @@
 """The training loop: batches -> steps -> evaluations -> checkpoints, resumable to the same bits.
 
 Step n uses the n-th batch of the sampler and its learning rate. After it come, in this order and where due:
-its metrics line, the evaluation, the answer to a request to stop, the checkpoint. The reporter hears of each on
-the main process, between steps; one that raises KeyboardInterrupt stops the run like Ctrl-C.
+its metrics line, the evaluation, the answer to a request to stop, the checkpoint. The reporter hears of each
+on the main process, between steps; one that raises KeyboardInterrupt stops the run like Ctrl-C.
 """
 
 from __future__ import annotations
@@ -277,8 +277,8 @@ class StopRequest:
 
     The handlers are set only inside the block, on the main thread, and the previous ones put back after it. A
     signal puts its own previous handler back, so that a second one of the same kind acts at once; torchrun
-    and cluster managers may send one of each. A SIGHUP that is ignored (nohup) stays ignored. at_once: a signal
-    raises KeyboardInterrupt where it arrives, as long as this is true: before there is anything to save.
+    and cluster managers may send one of each. A SIGHUP that is ignored (nohup) stays ignored. at_once: a
+    signal raises KeyboardInterrupt where it arrives, as long as this is true: nothing is there to save.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:

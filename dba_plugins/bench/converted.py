@@ -24,6 +24,7 @@ from dba_core.errors import DataError, UsageError
 from dba_core.generation.inference import inference
 from dba_core.generation.loop import generate, prefill
 from dba_core.model.language_model import LanguageModel
+from dba_core.model.pretrained import open_pretrained
 from dba_core.runs.evaluate import text_of
 from dba_core.runs.load import Run
 from dba_plugins.bench.generate import continuing
@@ -31,7 +32,6 @@ from dba_plugins.bench.llama import LlamaGenerator, llama_of
 from dba_plugins.bench.machine import describe_machine
 from dba_plugins.bench.report import Column, Report
 from dba_plugins.bench.timing import Timing, interleaved
-from dba_plugins.checkpoints.load import load_source
 
 CPU = torch.device("cpu")
 FP16 = KVCachePolicy.parse("ksem=fp16,kgeo=fp16,v=fp16")
@@ -63,7 +63,7 @@ def measure_converted(
     """source: what `run` was converted from. Raises UnsupportedError without transformers, UsageError for a
     source of another vocabulary, DataError for a text shorter than the longest prompt.
     """
-    loaded = load_source(source)
+    loaded = open_pretrained(source)
     if loaded.config.vocab_size != run.model.config.vocab_size:
         raise UsageError(
             f"{source} has {loaded.config.vocab_size} tokens and {run.folder.path} "

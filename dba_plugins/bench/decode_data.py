@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dba_core.cache.layer import LayerCache
@@ -47,8 +46,4 @@ def copy_planes(source: LayerCache, target: LayerCache) -> None:
 
 def as_read(store: TensorStore, cache: LayerCache) -> Tensor:
     """Row 0 as its newest query reads it: float64 [1,G,S,D]."""
-    values = store.stored(0, cache.length)[:1].double()
-    if store.recent_ring is None:
-        return values
-    start = max(0, cache.length - cache.residual_len)
-    return torch.cat([values[:, :, :start], store.recent(start, cache.length)[:1].double()], dim=2)
+    return store.read(0, cache.lengths[0], row=0).double()

@@ -11,8 +11,8 @@ import torch
 from dba_core.config.model import ModelConfig
 from dba_core.distribution import install_command
 from dba_core.errors import UnsupportedError
+from dba_core.model.pretrained import PretrainedModel
 from dba_plugins.checkpoints.llama_names import to_huggingface
-from dba_plugins.checkpoints.source import SourceModel
 
 #: The token that the first step reads, in both models.
 FIRST = 1
@@ -54,13 +54,13 @@ def build_llama(config: ModelConfig, *, seed: int) -> Any:
         return transformers.LlamaForCausalLM(llama).eval()
 
 
-def llama_of(source: SourceModel) -> Any:
+def llama_of(source: PretrainedModel) -> Any:
     """The Llama that `source` is, with its weights and frequencies."""
     llama = build_llama(source.config, seed=0)
     own = llama.state_dict()
     with torch.no_grad():
-        for name, tensor in source.weights.items():
-            own[to_huggingface(name)].copy_(tensor.load())
+        for name in source.opened.weights:
+            own[to_huggingface(name)].copy_(source.load(name))
         if source.frequencies is not None:
             llama.model.rotary_emb.inv_freq.copy_(source.frequencies[0])
     return llama

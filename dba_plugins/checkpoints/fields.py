@@ -1,4 +1,4 @@
-"""Typed reads of a table that a foreign file holds: config.json, GGUF metadata, `config` of a .pt.
+"""Typed reads of what a foreign file holds: config.json, GGUF metadata, `config` of a .pt.
 
 Whatever stands there, the answer is a value of the type that was asked for, or CheckpointError with the file,
 the field, what it holds and what is allowed. Numbers are bounded, so that products of them and texts about
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from dba_core.documents import LFS_POINTER
 from dba_core.errors import CheckpointError
 from dba_core.printable import printable
 
@@ -32,6 +34,27 @@ def shown(value: object) -> str:
 def told(name: object) -> str:
     """A foreign name for an error, without quotes."""
     return printable(name[:80]) if isinstance(name, str) else shown(name)
+
+
+def size_of_file(path: Path) -> int:
+    """Its bytes. Raises CheckpointError for a file that is missing, empty, unreadable, or a pointer of
+    large-file storage that stands in its place.
+    """
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(len(LFS_POINTER))
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}); get the file again"
+        ) from None
+    if not size:
+        raise CheckpointError(f"{path} is empty; get the file again")
+    if head == LFS_POINTER.encode("ascii"):
+        raise CheckpointError(
+            f"{path} is a pointer of large-file storage, not the file itself. Fetch the file: git lfs pull"
+        )
+    return size
 
 
 class Fields:

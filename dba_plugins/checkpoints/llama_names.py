@@ -1,4 +1,4 @@
-"""The names of a Llama model's tensors in two kinds of files, and ours.
+"""Families that compute what Llama computes, and the names of their tensors in two kinds of files, and ours.
 
     Hugging Face   model.layers.3.self_attn.q_proj.weight, or without `model.`: a model saved without its head
     GGUF           blk.3.attn_q.weight
@@ -10,6 +10,9 @@ The whole attention of the source is the geometric path: every pair of channels 
 from __future__ import annotations
 
 import re
+
+#: Model types of config.json, each with its own default of max_position_embeddings.
+FAMILIES = {"llama": 2048, "mistral": 131072}
 
 _LAYER_PARTS = {
     "ln1.weight": ("input_layernorm.weight", "attn_norm.weight"),
@@ -53,10 +56,19 @@ def from_huggingface(name: str) -> str | None:
 
 def to_huggingface(name: str) -> str:
     """Their name of one of ours: `from_huggingface` the other way. Raises KeyError for what Llama has not."""
+    return _theirs(name, "model.layers", 0)
+
+
+def to_gguf(name: str) -> str:
+    """Their name of one of ours: `from_gguf` the other way. Raises KeyError for what Llama has not."""
+    return _theirs(name, "blk", 1)
+
+
+def _theirs(name: str, layers: str, column: int) -> str:
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if match:
-        return f"model.layers.{match[1]}.{_LAYER_PARTS[match[2]][0]}"
-    return _TOP_PARTS[name][0]
+        return f"{layers}.{match[1]}.{_LAYER_PARTS[match[2]][column]}"
+    return _TOP_PARTS[name][column]
 
 
 def from_gguf(name: str) -> str | None:

@@ -6,18 +6,21 @@
                         beta_slow divided by factor, between them a ramp over i (Peng et al. 2023,
                         arXiv:2309.00071)
 
-YaRN also multiplies cos and sin by an attention factor m, which is the same as scores times m^2.
+YaRN also multiplies cos and sin by an attention factor m, which is the same as scores times m^2: it becomes
+part of the queries' weights.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import attrs
 import torch
 from torch import Tensor
 
 from dba_core.attention.rope import rope_frequencies
+from dba_core.contracts import ModelDescription, StoredWeight
 from dba_core.errors import CheckpointError, SourceError, unknown
 
 SUPPORTED = ("default", "linear", "llama3", "yarn")
@@ -46,13 +49,24 @@ class RopeScaling:
     truncate: bool = True
     attention_factor: float = 1.0
 
-    def frequencies(self, head_dim: int, theta: float, *, divisors: Tensor | None = None) -> Tensor | None:
-        """Radians per token of each pair, float64 [head_dim/2]; None where the series of theta is meant.
-
-        divisors [head_dim/2]: what the frequencies are divided by before they are scaled.
+    def table_of(
+        self, model: ModelDescription, *, divisors: Callable[[], Tensor] | None = None
+    ) -> Callable[[], Tensor] | None:
+        """What makes the frequencies of each KV head, float64 [G, Dg/2]; None where the series of theta is
+        meant. divisors: makes what they are divided by before they are scaled, float64 [Dg/2].
         """
         if self.kind == "default" and divisors is None:
             return None
+
+        def table() -> Tensor:
+            divided_by = None if divisors is None else divisors()
+            frequencies = self.frequencies(model.geo_head_dim, model.rope_theta, divisors=divided_by)
+            return frequencies.expand(model.n_kv_heads, -1)
+
+        return table
+
+    def frequencies(self, head_dim: int, theta: float, *, divisors: Tensor | None = None) -> Tensor:
+        """Radians per token of each pair, float64 [head_dim/2]."""
         series = rope_frequencies(head_dim, theta)
         given = series if divisors is None else series / divisors
         if self.kind == "llama3":
@@ -127,6 +141,24 @@ def check_scaling(scaling: RopeScaling, *, theta: float, where: str) -> None:
         )
 
 
-def per_head(frequencies: Tensor | None, n_kv_heads: int) -> Tensor | None:
-    """[D/2] -> [G, D/2]."""
-    return None if frequencies is None else torch.as_tensor(frequencies).expand(n_kv_heads, -1)
+def with_attention_factor(weights: Mapping[str, StoredWeight], factor: float) -> dict[str, StoredWeight]:
+    """The same model where rotated queries and keys are multiplied by `factor`: queries times its square.
+
+    Scores are what they were, and nothing after the source has to know of the factor.
+    """
+
+    def scaled(weight: StoredWeight) -> StoredWeight:
+        before = weight.arrange
+
+        def arrange(stored: Tensor) -> Tensor:
+            made = stored if before is None else before(stored)
+            return (made.double() * factor**2).float()
+
+        return attrs.evolve(weight, arrange=arrange)
+
+    if factor == 1:
+        return dict(weights)
+    return {
+        name: scaled(weight) if name.endswith(".attn.q_geo.weight") else weight
+        for name, weight in weights.items()
+    }

@@ -12,14 +12,12 @@ from __future__ import annotations
 import attrs
 from torch import Tensor
 
-from dba_core.attention.decode import DecodeBackends
 from dba_core.attention.module import DecoupledAttention
-from dba_core.attention.projections import Heads, ProjectionWeights
+from dba_core.attention.projections import Heads
+from dba_core.attention.rope import RopeTable
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
-from dba_core.contracts import AttentionShape
 from dba_core.model.language_model import LanguageModel
 from dba_plugins.convert.decouple import channels_of
-from dba_plugins.convert.share import with_attentions
 
 FP16 = KVCachePolicy(k_sem=TensorFormat("fp16"), k_geo=TensorFormat("fp16"), v=TensorFormat("fp16"))
 
@@ -78,36 +76,23 @@ def as_it_is(model: LanguageModel, policy: KVCachePolicy) -> list[Variant]:
     ]
 
 
-class _RotatedSplit(DecoupledAttention):
-    """A source layer whose rotated keys go into the cache as two tensors: `pairs` [G,n] as k_sem, the rest as
-    k_geo. It shares the source's weights and serves cached passes only.
-    """
+class RotatedSplit:
+    """A source layer's heads with rotated keys in two tensors: `pairs` [G,n] as k_sem, the rest as k_geo."""
 
-    _source_shape: AttentionShape
-    _semantic: Tensor
-    _rotated: Tensor
+    def __init__(self, source: DecoupledAttention, pairs: Tensor) -> None:
+        self._source = source
+        self.semantic, self.rotated, _ = channels_of(pairs, source.shape.geo_head_dim)  # [G,n], [G,rest]
 
-    @classmethod
-    def of(cls, source: DecoupledAttention, pairs: Tensor) -> _RotatedSplit:
-        made = cls.__new__(cls)
-        made.__dict__.update(source.__dict__)
-        made._source_shape = source.shape
-        made._semantic, made._rotated, _ = channels_of(pairs, source.shape.geo_head_dim)
-        made.shape = attrs.evolve(
-            source.shape,
-            sem_head_dim=made._semantic.shape[1],
-            geo_head_dim=made._rotated.shape[1],
-        )
-        made._backends = DecodeBackends(given="streaming", shape=made.shape, has_null=False, registry=None)
-        return made
+    @property
+    def rope(self) -> RopeTable:
+        """The source's: it rotates before the channels are split."""
+        return self._source.rope
 
-    def _weights(self) -> ProjectionWeights:
-        return super()._weights()._replace(shape=self._source_shape)
-
-    def _heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
-        heads = super()._heads(x, cos, sin)
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
+        """As `Projection`."""
+        heads = self._source.project(x, cos, sin)
         share = heads.q_geo.shape[1] // heads.k_geo.shape[1]
-        parts = self._semantic, self._rotated
+        parts = self.semantic, self.rotated
         q_sem, q_geo = (_gathered(heads.q_geo, part.repeat_interleave(share, dim=0)) for part in parts)
         k_sem, k_geo = (_gathered(heads.k_geo, part) for part in parts)
         return Heads(q_sem=q_sem, q_geo=q_geo, k_sem=k_sem, k_geo=k_geo, v=heads.v)
@@ -121,5 +106,27 @@ def _gathered(x: Tensor, channels: Tensor) -> Tensor:
 
 def with_rotated_split(source: LanguageModel, chosen: Tensor) -> LanguageModel:
     """The source model, sharing its weights, with its keys cached in two parts."""
-    split = [_RotatedSplit.of(layer, pairs) for layer, pairs in zip(source.attentions, chosen, strict=True)]
-    return with_attentions(source, split, config=source.config)
+    split = [_split(layer, pairs) for layer, pairs in zip(source.attentions, chosen, strict=True)]
+    return source.with_attentions(split, config=source.config)
+
+
+def _split(source: DecoupledAttention, pairs: Tensor) -> DecoupledAttention:
+    projection = RotatedSplit(source, pairs)
+    config = attrs.evolve(
+        source.config,
+        mode="decoupled",
+        sem_head_dim=projection.semantic.shape[1],
+        geo_head_dim=projection.rotated.shape[1],
+        learned_temperature=False,
+        tie_qk=False,
+    )
+    layer = DecoupledAttention(
+        config,
+        gate="none",
+        null_token="none",
+        decode_backend="streaming",
+        layer=source.layer,
+        projection=projection,
+    )
+    layer.out_proj = source.out_proj
+    return layer.train(source.training)

@@ -33,9 +33,11 @@ from dba_core.config.attention import AttentionConfig
 from dba_core.errors import UsageError
 from dba_core.model.block import attention_of_layer
 from dba_core.model.language_model import LanguageModel
-from dba_plugins.checkpoints.source import PLAIN
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_plugins.convert.calibration import Calibration, LayerCalibration, rotated_weights
-from dba_plugins.convert.share import with_attentions
+
+#: What a decoupled model starts from: no gate and no null token, as the source model has none.
+PLAIN = PluginChoices(gate=PluginChoice("none"), null_token=PluginChoice("none"))
 
 
 @attrs.frozen(kw_only=True)
@@ -72,7 +74,7 @@ def decouple(
             after = attention_of_layer(config, PLAIN, layer=layer, registry=None, device="cpu")
             _fill(before, after, measured, pairs, recipe)
         made.append(after)
-    return with_attentions(source, made, config=config).eval()
+    return source.with_attentions(made, config=config).eval()
 
 
 def decoupled_config(source: AttentionConfig, recipe: Recipe) -> AttentionConfig:

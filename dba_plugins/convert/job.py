@@ -17,22 +17,20 @@ from pathlib import Path
 
 import attrs
 import torch
-from dba_core.runs.lock import one_writer
-from dba_core.runs.memory_need import least_parameters
 from torch import Tensor
 
 from dba_core.config.model import ModelConfig
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
-from dba_core.errors import CheckpointError, UsageError
+from dba_core.errors import CheckpointError, DataError, UsageError
 from dba_core.free_memory import peak_memory_bytes, require_memory
 from dba_core.model.language_model import LanguageModel
-from dba_core.runs.folder import RunFolder
-from dba_plugins.checkpoints.load import load_source
-from dba_plugins.checkpoints.source import PLAIN, SourceModel
+from dba_core.model.pretrained import PretrainedModel, open_pretrained
+from dba_core.runs.estimate import least_parameters
+from dba_core.runs.folder import RunFolder, one_writer
 from dba_plugins.convert.calibration import Calibration, calibrate
 from dba_plugins.convert.comparators import Variant, as_it_is, variants
-from dba_plugins.convert.decouple import Recipe, decouple, decoupled_config
+from dba_plugins.convert.decouple import PLAIN, Recipe, decouple, decoupled_config
 from dba_plugins.convert.heal import Healing, heal
 from dba_plugins.convert.output import TOKENIZER_FILE, write_output
 from dba_plugins.convert.recipe_search import (
@@ -56,16 +54,28 @@ def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) ->
     """Do it, and return the report that the folder holds as `conversion.json`.
 
     Raises FolderInUseError where another process makes this output folder, UsageError for an output folder
-    that exists and for a recipe that does not fit the model,
-    CheckpointError and UnsupportedError as `load_source`, DataError for the texts, SearchError where nothing
-    keeps the goal of a search.
+    that exists and for a recipe that does not fit the model, SourceError as `open_pretrained`, DataError for
+    a damaged model and for the texts, SearchError where nothing keeps the goal of a search.
     """
-    reporter = ConvertReporter() if reporter is None else reporter
+    with _wrong_input():
+        return _convert(request, ConvertReporter() if reporter is None else reporter)
+
+
+@contextlib.contextmanager
+def _wrong_input() -> Iterator[None]:
+    """Within: a model that is damaged is wrong input, as a text is."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
+
+
+def _convert(request: ConvertRequest, reporter: ConvertReporter) -> ConversionReport:
     out = request.out
     _refuse_existing(out)
-    source = load_source(request.model)
+    source = open_pretrained(request.model)
     job = _Conversion(request, source, reporter)
-    _check_memory(source.config, copies=1 if request.recipe is None else 2, name=source.name)
+    _check_memory(source.config, copies=1 if request.recipe is None else 2, name=source.opened.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     with one_writer(out.parent / f".{out.name}.lock", folder=out):
         _refuse_existing(out)  # another process may have finished it meanwhile
@@ -100,7 +110,7 @@ def _remove_dead(out: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _check_fit(request: ConvertRequest, source: SourceModel) -> None:
+def _check_fit(request: ConvertRequest, source: PretrainedModel) -> None:
     """Say at once what does not fit, before anything is measured."""
     attention = source.config.attention
     if request.recipe is None:
@@ -130,7 +140,7 @@ class _Decoupled:
 class _Conversion:
     """The phases, and the time that each took."""
 
-    def __init__(self, request: ConvertRequest, source: SourceModel, reporter: ConvertReporter) -> None:
+    def __init__(self, request: ConvertRequest, source: PretrainedModel, reporter: ConvertReporter) -> None:
         """Raises UsageError for a recipe that does not fit the model."""
         _check_fit(request, source)
         self.request, self.source, self.reporter = request, source, reporter
@@ -144,10 +154,10 @@ class _Conversion:
 
     def run(self, folder: RunFolder) -> ConversionReport:
         """Fill `folder`."""
-        for note in self.source.notes:
+        for note in self.source.opened.notes:
             self.reporter.note(note)
         with self._phase("load"):
-            self.reporter.phase(f"Reading {self.source.name} ...", 0)
+            self.reporter.phase(f"Reading {self.source.opened.name} ...", 0)
             tokenizer = self._tokenizer(folder)
             evaluation = read_evaluation(
                 self.request.evaluate, tokenizer=tokenizer, vocab_size=self.vocab_size
@@ -173,7 +183,7 @@ class _Conversion:
         """
         source = str(self.source.path)
         tokenizer = load_tokenizer(self._tokenizer_name(folder))
-        special = special_of(self.source.tokenizer_config, tokenizer, source=source)
+        special = special_of(self.source.opened.tokenizer_config, tokenizer, source=source)
         special = special.chosen(bos=self.request.bos, eos=self.request.eos)
         special.check(vocab_size=self.vocab_size, where=source)
         return with_special(tokenizer, special)
@@ -187,12 +197,12 @@ class _Conversion:
             load_tokenizer(given)  # an error names the file that was given
             shutil.copyfile(given, path)
             return str(path)
-        if self.source.tokenizer_json is None:
+        if self.source.opened.tokenizer_json is None:
             raise CheckpointError(
                 f"{self.source.path} has no tokenizer that can be read; give its tokenizer.json with "
                 "--tokenizer"
             )
-        path.write_text(self.source.tokenizer_json, encoding="utf-8")
+        path.write_text(self.source.opened.tokenizer_json, encoding="utf-8")
         return str(path)
 
     def _calibration_text(
@@ -319,10 +329,10 @@ class _Conversion:
         healing = None if made is None else made.healing
         pairs = [] if made is None else made.chosen.tolist()
         return ConversionReport(
-            source=self.source.name,
-            family=self.source.family,
-            files=self.source.files,
-            notes=self.source.notes,
+            source=self.source.opened.name,
+            family=self.source.opened.family,
+            files=self.source.opened.files,
+            notes=self.source.opened.notes,
             parameters=model.n_parameters,
             recipe=self.recipe,
             search=None if made is None or made.search is None else SearchReport.of(made.search),

@@ -6,7 +6,7 @@
     out = acc / l,           lse = m + log l
 
 State is float32. The null token is the first state: m = s_null, l = 1, acc = v_null. Without one m starts at
-a finite number below any score, and l = 0 says that nothing was seen. Built by attention.decode.
+a finite number below any score, and l = 0 says that nothing was seen.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from dba_core.cache.layer import LayerCache
-from dba_core.cache.store import TensorStore
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeOutput,
     DecodeRequest,
+    KVLayer,
     NullKV,
     Reason,
     Support,
@@ -45,7 +43,7 @@ class StreamingOptions:
 
 
 class StreamingDecode:
-    """See the module. Reads the cache through `TensorStore.stored` and the rings; no state of its own."""
+    """See the module. Reads the cache through `KVTensor.read`; no state of its own."""
 
     name = "streaming"
     fused_null = False
@@ -59,7 +57,7 @@ class StreamingDecode:
         self,
         q_sem: Tensor,
         q_geo: Tensor,
-        cache: LayerCache,
+        cache: KVLayer,
         *,
         null: NullKV | None = None,
         needs_lse: bool = False,
@@ -68,8 +66,8 @@ class StreamingDecode:
         sem, geo = q_sem.float(), q_geo.float()
         m, mass, acc = _first_state(sem, geo, null, v_width=cache.v.head_dim)
         for start, stop in self._spans(cache):
-            scores = _scores(sem, _read(cache.k_sem, cache, start, stop))
-            scores += _scores(geo, _read(cache.k_geo, cache, start, stop))  # [B, H, n]
+            scores = _scores(sem, cache.k_sem.read(start, stop))
+            scores += _scores(geo, cache.k_geo.read(start, stop))  # [B, H, n]
             held = _held(cache, start, stop)
             if held is not None:
                 scores.masked_fill_(~held, LOWEST)
@@ -79,14 +77,14 @@ class StreamingDecode:
                 weights.masked_fill_(~held, 0.0)  # while m is LOWEST, a key that is not there has e^0
             keep = (m - m_new).exp_()
             mass = mass * keep + weights.sum(dim=-1)
-            acc = acc * keep.unsqueeze(-1) + _values(weights, _read(cache.v, cache, start, stop))
+            acc = acc * keep.unsqueeze(-1) + _values(weights, cache.v.read(start, stop))
             m = m_new
         seen = mass > 0
         out = acc / torch.where(seen, mass, 1.0).unsqueeze(-1)
         lse = torch.where(seen, m + mass.log(), -torch.inf) if needs_lse else None
         return DecodeOutput(out=out.to(q_geo.dtype), lse=lse)
 
-    def _spans(self, cache: LayerCache) -> Iterator[tuple[int, int]]:
+    def _spans(self, cache: KVLayer) -> Iterator[tuple[int, int]]:
         """Blocks of positions; a new one begins where the first row's residual window does."""
         turn = max(0, min(cache.lengths) - cache.residual_len)
         for low, high in ((0, turn), (turn, cache.length)):
@@ -120,20 +118,7 @@ def _values(weights: Tensor, values: Tensor) -> Tensor:
     return (grouped @ values).flatten(1, 2)
 
 
-def _read(store: TensorStore, cache: LayerCache, start: int, stop: int) -> Tensor:
-    """Positions start..stop-1 as a row's newest query reads them, float32 [B,G,n,D]; zeros past a length."""
-    stored = store.stored(start, stop)
-    ring = store.recent_ring
-    if ring is None or stop <= min(cache.lengths) - cache.residual_len:
-        return stored
-    positions = torch.arange(start, stop, device=stored.device)
-    lengths = cache.lengths_device.unsqueeze(1)
-    recent = (positions < lengths) & (positions >= lengths - cache.residual_len)  # [B, n]
-    held = ring[:, :, positions % ring.shape[2]].float()
-    return torch.where(recent[:, None, :, None], held, stored)
-
-
-def _held(cache: LayerCache, start: int, stop: int) -> Tensor | None:
+def _held(cache: KVLayer, start: int, stop: int) -> Tensor | None:
     """bool [B,1,n]: positions below a row's length; None when all are."""
     if stop <= min(cache.lengths):
         return None
@@ -143,7 +128,7 @@ def _held(cache: LayerCache, start: int, stop: int) -> Tensor | None:
 
 class StreamingPlugin:
     name = "streaming"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "plain torch, block by block, any format, any device; the reference"
     options_class = StreamingOptions
 

@@ -1,4 +1,4 @@
-"""`dba drift` as a function: a run, what to compare, the report. Called by the command and by users.
+"""How far long-sequence attention is from exact attention: a run, what to compare, what was found.
 
 The settings are the product of the lists in the request; a list that is left out holds the run's own value.
 """
@@ -6,48 +6,37 @@ The settings are the product of the lists in the request; a list that is left ou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
+import numpy as np
 
 from dba_core.attention.long_sequence_path import plan_of
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.data.corpus import Corpus
-from dba_core.runs.evaluate import text_of
+from dba_core.evaluation.metrics import FidelityAccumulator
+from dba_core.report import Reporter
+from dba_core.runs.evaluate import numbers_of, text_of
 from dba_core.runs.load import Run
-from dba_core.runs.long_sequence import numbers_of
-from dba_plugins.drift.figures import setting_report
-from dba_plugins.drift.logits import measure_drift, resolved_setting
-from dba_plugins.drift.report import DriftReport, SettingReport
+from dba_plugins.drift.findings import (
+    CurvePoint,
+    DriftFigures,
+    DriftFindings,
+    DriftOfSetting,
+    JudgedThreshold,
+)
+from dba_plugins.drift.logits import SettingDrift, keys_per_query, measure_drift, resolved_setting
+from dba_plugins.drift.request import DriftRequest
 from dba_plugins.drift.text import Stretches, choose_stretches
-from dba_plugins.drift.thresholds import Threshold
 
+#: Points of a curve over positions.
+CURVE_POINTS = 32
 _ENDLESS = 1 << 62  # a length at which every setting reads memory tokens
 
 
-@attrs.frozen(kw_only=True)
-class DriftRequest:
-    """What to compare, on what. None and () are "as in the run", and its held-out text.
-
-    length: positions of a document; documents: their number. mem_block, local_window, summarizer,
-    mass_correction: lists, of which every combination is measured.
-    """
-
-    data: str | None = None
-    length: int | None = None
-    documents: int | None = None
-    mem_block: tuple[int, ...] = ()
-    local_window: tuple[int, ...] = ()
-    summarizer: tuple[str, ...] = ()
-    mass_correction: tuple[bool, ...] = ()
-    q_chunk: int | None = None
-    thresholds: tuple[Threshold, ...] = ()
-
-
-def drift_of_run(
-    run: Run, request: DriftRequest, *, on_pass: Callable[[int, int], None] | None = None
-) -> DriftReport:
-    """Measure. on_pass: told (passes done, passes in all) after each pass through the model.
+def drift_of_run(run: Run, request: DriftRequest, reporter: Reporter) -> DriftFindings:
+    """Measure; `request.run` is not read, for `run` is there already. The phase has a step for each pass
+    through the model.
 
     Raises UnsupportedError for a run without a semantic path or a summarizer that it was not trained with,
     DataError for a text that is too short or cannot be read with the run's tokenizer.
@@ -60,14 +49,14 @@ def drift_of_run(
         documents=request.documents,
         preferred_length=preferred_length(settings, context=run.config.model.context),
     )
-    total, passes = len(stretches.offsets) * (1 + len(settings)), itertools.count(1)
+    reporter.phase("Comparing ...", len(stretches.offsets) * (1 + len(settings)))
     found = measure_drift(
         run.model,
         [tokens[offset : offset + stretches.length + 1] for offset in stretches.offsets],
         settings,
-        on_pass=None if on_pass is None else lambda: on_pass(next(passes), total),
+        on_pass=reporter.step,
     )
-    reports = tuple(setting_report(drift, own=run.model.summarizers) for drift in found)
+    reports = tuple(drift_of_setting(drift, own=run.model.summarizers) for drift in found)
     return _report(run, request, corpus, stretches, reports)
 
 
@@ -77,7 +66,7 @@ def sweep(run: Run, request: DriftRequest) -> Iterator[LongSequenceConfig]:
     own = own.resolved(context=run.config.model.context, device=run.model.device.type)
     lists = (
         request.summarizer or (None,),
-        request.mass_correction or (own.mass_correction,),
+        request.mass_corrections or (own.mass_correction,),
         request.local_window or (own.local_window,),
         request.mem_block or (own.mem_block,),
     )
@@ -105,11 +94,11 @@ def _report(
     request: DriftRequest,
     corpus: Corpus,
     stretches: Stretches,
-    settings: tuple[SettingReport, ...],
-) -> DriftReport:
+    settings: tuple[DriftOfSetting, ...],
+) -> DriftFindings:
     exact = settings[0].all
     weights = run.model.tok_emb.weight
-    return DriftReport(
+    return DriftFindings(
         run=str(run.folder.path),
         checkpoint=run.which,
         checkpoint_step=run.step,
@@ -125,7 +114,7 @@ def _report(
         exact_nll=exact.exact_nll,
         exact_keys_per_query=(stretches.length + 1) / 2,
         settings=settings,
-        thresholds=tuple(threshold.judge(settings) for threshold in request.thresholds),
+        thresholds=tuple(JudgedThreshold.of(threshold, settings) for threshold in request.thresholds),
         notes=tuple(_notes(run, request, stretches, settings)),
     )
 
@@ -142,7 +131,7 @@ def trained_with(run: Run) -> str:
 
 
 def _notes(
-    run: Run, request: DriftRequest, stretches: Stretches, settings: Sequence[SettingReport]
+    run: Run, request: DriftRequest, stretches: Stretches, settings: Sequence[DriftOfSetting]
 ) -> Iterator[str]:
     """What a reader of the figures must know."""
     context, length = run.config.model.context, stretches.length
@@ -164,3 +153,38 @@ def _notes(
             f"the run has no summarizer of its own (it was trained with exact attention); memory tokens are "
             f"made by {settings[0].numbers.summarizer!r}"
         )
+
+
+def drift_of_setting(drift: SettingDrift, *, own: str) -> DriftOfSetting:
+    """The figures of one setting over all positions, beyond the window, per document and along positions.
+
+    own: the model's own summarizers, for a setting that names none.
+    """
+    total, plan = drift.total, drift.plan
+    return DriftOfSetting(
+        numbers=numbers_of(drift.config, own=own),
+        exact=plan.exact,
+        first_memory_position=None if plan.exact else plan.exact_stop,
+        keys_per_query=keys_per_query(plan),
+        all=figures(total, 0, plan.length),
+        beyond_window=None if plan.exact else figures(total, plan.exact_stop, plan.length),
+        documents=tuple(figures(document, 0, plan.length) for document in drift.documents),
+        curve=tuple(
+            CurvePoint(start=start, stop=stop, figures=figures(total, start, stop))
+            for start, stop in curve_bins(plan.length)
+        ),
+    )
+
+
+def curve_bins(length: int) -> list[tuple[int, int]]:
+    """At most 32 stretches of positions, as even as whole numbers allow."""
+    edges = np.linspace(0, length, min(CURVE_POINTS, length) + 1).round().astype(int).tolist()
+    return list(itertools.pairwise(edges))
+
+
+def figures(accumulator: FidelityAccumulator, start: int, stop: int) -> DriftFigures:
+    """Over positions start .. stop-1."""
+    curves = accumulator.curves()
+    tokens = curves.tokens[start:stop]
+    exact_nll = float((curves.reference_nll[start:stop] * tokens).sum() / tokens.sum())
+    return DriftFigures(**attrs.asdict(accumulator.result(start=start, stop=stop)), exact_nll=exact_nll)

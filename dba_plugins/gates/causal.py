@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dba_core.contracts import CONTRACT_VERSIONS, GatePlugin, GateRequest, Support
+from dba_core.contracts import GatePlugin, GateRequest, Support
 from dba_core.hookspecs import hookimpl
 from dba_plugins.gates.options import GateOptions, needs_semantic_path
 
@@ -32,7 +32,7 @@ class CausalGate(nn.Module):
 
 class CausalGatePlugin:
     name = "causal"
-    contract = CONTRACT_VERSIONS["gate"]
+    contract = 1
     summary = "semantic/geometric balance per token and head, from the token's own hidden state"
     options_class = GateOptions
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dba_core.contracts import CONTRACT_VERSIONS, GatePlugin, GateRequest, NoOptions, Support
+from dba_core.contracts import GatePlugin, GateRequest, NoOptions, Support
 from dba_core.hookspecs import hookimpl
 
 
 class NoGatePlugin:
     name = "none"
-    contract = CONTRACT_VERSIONS["gate"]
+    contract = 1
     summary = "no gate"
     options_class = NoOptions
 

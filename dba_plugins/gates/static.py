@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dba_core.contracts import CONTRACT_VERSIONS, GatePlugin, GateRequest, Support
+from dba_core.contracts import GatePlugin, GateRequest, Support
 from dba_core.hookspecs import hookimpl
 from dba_plugins.gates.options import GateOptions, needs_semantic_path
 
@@ -28,7 +28,7 @@ class StaticGate(nn.Module):
 
 class StaticGatePlugin:
     name = "static"
-    contract = CONTRACT_VERSIONS["gate"]
+    contract = 1
     summary = "semantic/geometric balance per head, learned, the same for every token"
     options_class = GateOptions
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     AttentionShape,
     NoOptions,
     NullKV,
@@ -45,7 +44,7 @@ class LearnedNullToken(nn.Module):
 
 class LearnedNullTokenPlugin:
     name = "learned"
-    contract = CONTRACT_VERSIONS["null_token"]
+    contract = 1
     summary = "one learned key/value per KV head, visible to every query"
     options_class = NoOptions
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dba_core.contracts import CONTRACT_VERSIONS, NoOptions, NullTokenPlugin, NullTokenRequest, Support
+from dba_core.contracts import NoOptions, NullTokenPlugin, NullTokenRequest, Support
 from dba_core.hookspecs import hookimpl
 
 
 class NoNullTokenPlugin:
     name = "none"
-    contract = CONTRACT_VERSIONS["null_token"]
+    contract = 1
     summary = "no null token"
     options_class = NoOptions
 

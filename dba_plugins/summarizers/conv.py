@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dba_core.contracts import CONTRACT_VERSIONS, Reason, SummarizerPlugin, SummarizerRequest, Support
+from dba_core.contracts import Reason, SummarizerPlugin, SummarizerRequest, Support
 from dba_core.errors import ConfigError
 from dba_core.hookspecs import hookimpl
 from dba_plugins.summarizers.pooling import known_dtype
@@ -55,7 +55,7 @@ class ConvBlockSummary(MeanPlusResidual):
 
 class ConvSummarizerPlugin:
     name = "conv"
-    contract = CONTRACT_VERSIONS["summarizer"]
+    contract = 1
     summary = "the mean plus a learned convolution over a block's tokens, pooled"
     options_class = ConvOptions
 

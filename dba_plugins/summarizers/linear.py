@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from dba_core.contracts import CONTRACT_VERSIONS, Reason, SummarizerPlugin, SummarizerRequest, Support
+from dba_core.contracts import Reason, SummarizerPlugin, SummarizerRequest, Support
 from dba_core.hookspecs import hookimpl
 from dba_plugins.summarizers.pooling import known_dtype
 from dba_plugins.summarizers.residual import KeyValueSummarizer, MeanPlusResidual
@@ -50,7 +50,7 @@ class LinearBlockSummary(MeanPlusResidual):
 
 class LinearSummarizerPlugin:
     name = "linear"
-    contract = CONTRACT_VERSIONS["summarizer"]
+    contract = 1
     summary = "the mean plus a learned weighting of a block's positions and channels"
     options_class = LinearOptions
 

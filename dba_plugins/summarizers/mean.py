@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dba_core.contracts import CONTRACT_VERSIONS, NoOptions, SummarizerPlugin, SummarizerRequest, Support
+from dba_core.contracts import NoOptions, SummarizerPlugin, SummarizerRequest, Support
 from dba_core.hookspecs import hookimpl
 from dba_plugins.summarizers.pooling import block_mean, known_dtype
 
@@ -24,7 +24,7 @@ class MeanSummarizer(nn.Module):
 
 class MeanSummarizerPlugin:
     name = "mean"
-    contract = CONTRACT_VERSIONS["summarizer"]
+    contract = 1
     summary = "the mean of a block's keys and values; no parameters"
     options_class = NoOptions
 

@@ -1,25 +1,24 @@
-"""`dba tune` as a function: the KV policy of a run's model that meets a goal, by measurement.
+"""The KV policy of a run's model that meets a goal, by measurement.
 
     reference   the run's model with exact attention, on its held-out text
     predicted   the sum of what each tensor's format costs alone (evaluation.policy_search)
     measured    the whole policy through the cache; the choice is made by this
 
 The run's own policy is measured first and takes part. Bytes are those of one sequence's cache with its
-residual window, at the run's context and at the target context, for which a budget is. Called by the command
-and by users.
+residual window, at the run's context and at the target context, for which a budget is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
 
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import UsageError
-from dba_core.report import as_plain
+from dba_core.report import Reporter, as_plain
 from dba_core.runs.evaluate import text_of
 from dba_core.runs.load import Run
 from dba_plugins.tune.policy_search import (
@@ -30,28 +29,12 @@ from dba_plugins.tune.policy_search import (
     search_policy,
 )
 from dba_plugins.tune.reference import Divergence, Reference
+from dba_plugins.tune.request import TuneRequest
 from dba_plugins.tune.search import MOST_TRIES, Goal, Tried, bytes_text
 
-SCHEMA = 2
-
 
 @attrs.frozen(kw_only=True)
-class TuneRequest:
-    """data: other text than the run's held-out part. tokens: of it. context: of a window of text, None is the
-    run's. target_context: tokens of the sequence that a budget is for, None is the run's context. windows:
-    residual windows to try, none means 0, 32 and the run's own.
-    """
-
-    goal: Goal
-    data: str | None = None
-    tokens: int = 4096
-    context: int | None = None
-    target_context: int | None = None
-    windows: tuple[int, ...] = ()
-
-
-@attrs.frozen(kw_only=True)
-class TuneReport:
+class TuneFindings:
     """search: what was measured, with its sizes at the target context. own: the run's recorded policy,
     measured on the same text. context: of the windows of text. run_context: of the run. notes: what was left
     out.
@@ -68,7 +51,6 @@ class TuneReport:
     own: Divergence
     search: PolicySearch
     notes: tuple[str, ...]
-    schema: int = SCHEMA
 
     @property
     def chosen(self) -> KVCachePolicy | None:
@@ -95,7 +77,7 @@ class TuneReport:
         ]
         return f"{policy.short}: {', '.join(parts)}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Plain data for JSON; policies as text."""
         plain: dict[str, Any] = as_plain(self)
         plain["own_policy"] = self.own_policy.short
@@ -133,14 +115,14 @@ class TuneReport:
         }
 
 
-def tune_run(
-    run: Run, request: TuneRequest, *, on_step: Callable[[int, int], None] = lambda done, total: None
-) -> TuneReport:
-    """Measure and choose. on_step: told (windows done, windows in all, at most).
+def tune_run(run: Run, request: TuneRequest, reporter: Reporter) -> TuneFindings:
+    """Measure and choose; `request.run` is not read, for `run` is there already. The phase has a step for
+    each window of text, fewer than it was told where a search ends early.
 
     Raises DataError for a text that is too short or cannot be read with the run's tokenizer, UsageError for a
     residual window that hides the formats from the measurement.
     """
+    goal = goal_of(request)
     model, own_policy = run.model, run.kv_policy
     run_context = run.config.model.context
     context = request.context or run_context
@@ -149,53 +131,51 @@ def tune_run(
     windows, notes = _windows(request, own_policy, context=context, target=sizes.context)
     reference = Reference(model, text_of(run, request.data)[1], context=context, limit_tokens=request.tokens)
     singles = sum(fmt.format != "fp16" for _, fmt, _ in policies_to_measure(shape, layers))
-    worth = sizes.windows(windows, request.goal)
+    worth = sizes.windows(windows, goal)
     notes += [
         f"resid={window} is left out: with it no policy is small enough at {sizes.context:,} tokens, or "
         "smaller than fp16"
         for window in windows
         if window not in worth
     ]
-    total, done = reference.windows * (1 + len(worth) * singles + MOST_TRIES), 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        on_step(done, total)
+    reporter.phase("Measuring ...", reference.windows * (1 + len(worth) * singles + MOST_TRIES))
 
     def measure(policy: KVCachePolicy) -> Divergence:
-        return reference.compare(model, policy, on_window=step)
+        return reference.compare(model, policy, on_window=reporter.step)
 
     own = measure(own_policy)
     hidden = _hides(own_policy.residual, context=context, target=sizes.context)
-    return TuneReport(
+    return TuneFindings(
         run=str(run.folder.path),
         checkpoint=run.which,
         checkpoint_step=run.step,
-        goal=request.goal.text,
+        goal=goal.text,
         tokens=own.tokens,
         context=context,
         run_context=run_context,
         own_policy=own_policy,
         own=own,
-        search=search_policy(
-            sizes, request.goal, measure, windows=worth, known={} if hidden else {own_policy: own}
-        ),
+        search=search_policy(sizes, goal, measure, windows=worth, known={} if hidden else {own_policy: own}),
         notes=tuple(notes),
     )
+
+
+def goal_of(request: TuneRequest) -> Goal:
+    """Raises UsageError where the request has none."""
+    return Goal(budget_bytes=request.budget_bytes, max_delta_nll=request.max_delta_nll)
 
 
 def _windows(
     request: TuneRequest, own: KVCachePolicy, *, context: int, target: int
 ) -> tuple[tuple[int, ...], list[str]]:
     """The residual windows to try, and what is said about those that are not."""
-    wanted = request.windows or tuple(sorted({0, WINDOW, own.residual}))
+    wanted = request.resid or tuple(sorted({0, WINDOW, own.residual}))
     hidden = [window for window in wanted if _hides(window, context=context, target=target)]
     why = (
         f"covers all {context:,} tokens that are measured at once, so that the formats are not seen, and the "
         f"target context is {target:,}; measure with a larger --context"
     )
-    if hidden and request.windows:
+    if hidden and request.resid:
         raise UsageError(f"--resid {hidden[0]} {why}, or give a smaller window")
     notes = [f"resid={window} is left out: it {why}" for window in hidden]
     return tuple(window for window in wanted if window not in hidden), notes
@@ -206,12 +186,12 @@ def _hides(window: int, *, context: int, target: int) -> bool:
     return window >= context and target > context
 
 
-def header(report: TuneReport) -> tuple[str, ...]:
+def header(report: TuneFindings) -> tuple[str, ...]:
     sizes = [f"bytes per token at {context:,}" for context in report.contexts]
     return ("policy", *sizes, "predicted", "KL", "±", "nats lost", "±", "goal")
 
 
-def rows(report: TuneReport) -> Iterable[tuple[str, ...]]:
+def rows(report: TuneFindings) -> Iterable[tuple[str, ...]]:
     """One row for each policy that was measured as a whole, the run's own first, then the smallest first."""
     tried = {each.candidate.key: each for each in report.search.result.tried}
     yield _row(report, report.own_policy, report.own, tried.get(report.own_policy), " (the run's)")
@@ -221,7 +201,7 @@ def rows(report: TuneReport) -> Iterable[tuple[str, ...]]:
 
 
 def _row(
-    report: TuneReport,
+    report: TuneFindings,
     policy: KVCachePolicy,
     measured: Divergence,
     tried: Tried[KVCachePolicy] | None,

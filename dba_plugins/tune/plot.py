@@ -1,6 +1,6 @@
 """The picture of `dba tune`, as PNG: what every format of every tensor costs alone, and whole policies.
 
-Imported when it is drawn. Called by `dba tune`.
+Imported when it is drawn.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from dba_core.figures import drawn, save_png
-from dba_plugins.tune.measure import TuneReport
+from dba_plugins.tune.measure import TuneFindings
 from dba_plugins.tune.policy_search import TENSORS, combinations
 from dba_plugins.tune.search import frontier
 
@@ -22,26 +22,26 @@ _COLORS = dict(zip(TENSORS, ("#1f5fa8", "#d1661b", "#3b8a4a"), strict=True))
 _GREY = "#6b6b6b"
 
 
-def tune_chart(path: Path, report: TuneReport, *, name: str) -> None:
+def tune_chart(path: Path, found: TuneFindings, *, name: str) -> None:
     """Left: one line per tensor over its bytes. Right: predicted and measured KL of whole policies."""
     figure = Figure(figsize=(10.5, 4.6), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    _singles(left, report)
-    _tried(right, report)
-    figure.suptitle(chart_title(report, name=name), fontsize=9.5)
+    _singles(left, found)
+    _tried(right, found)
+    figure.suptitle(chart_title(found, name=name), fontsize=9.5)
     save_png(figure, path)
 
 
-def chart_title(report: TuneReport, *, name: str) -> str:
+def chart_title(found: TuneFindings, *, name: str) -> str:
     """The goal, and what the chosen policy (else the run's own) takes at the run's and the target context."""
-    which = "the run's own" if report.chosen is None else "chosen"
-    policy = report.own_policy if report.chosen is None else report.chosen
-    return f"{drawn(name)}: {drawn(report.goal)}\n{which} {report.bytes_line(policy)}"
+    which = "the run's own" if found.chosen is None else "chosen"
+    policy = found.own_policy if found.chosen is None else found.chosen
+    return f"{drawn(name)}: {drawn(found.goal)}\n{which} {found.bytes_line(policy)}"
 
 
-def _singles(axes: Axes, report: TuneReport) -> None:
-    several = len(report.search.windows) > 1
+def _singles(axes: Axes, found: TuneFindings) -> None:
+    several = len(found.search.windows) > 1
     for tensor in TENSORS:
         points = sorted(
             (
@@ -49,7 +49,7 @@ def _singles(axes: Axes, report: TuneReport) -> None:
                 single.kl,
                 f"{single.format.short} resid={single.residual}" if several else single.format.short,
             )
-            for single in report.search.singles
+            for single in found.search.singles
             if single.tensor == tensor and single.kl > 0  # fp16 is the reference: 0 by definition
         )
         if not points:
@@ -69,8 +69,8 @@ def _singles(axes: Axes, report: TuneReport) -> None:
     _tidy(axes)
 
 
-def _tried(axes: Axes, report: TuneReport) -> None:
-    predicted = frontier(combinations(report.search.singles, report.search.sizes))
+def _tried(axes: Axes, found: TuneFindings) -> None:
+    predicted = frontier(combinations(found.search.singles, found.search.sizes))
     axes.plot(
         [each.bytes_per_token for each in predicted if each.predicted > 0],
         [each.predicted for each in predicted if each.predicted > 0],
@@ -79,8 +79,8 @@ def _tried(axes: Axes, report: TuneReport) -> None:
         zorder=1,
         label="predicted, best of all",
     )
-    for each in report.search.result.tried:
-        chosen = each is report.search.result.chosen
+    for each in found.search.result.tried:
+        chosen = each is found.search.result.chosen
         axes.plot(
             each.candidate.bytes_per_token,
             each.measured.kl,
@@ -89,10 +89,10 @@ def _tried(axes: Axes, report: TuneReport) -> None:
             markersize=11 if chosen else 5,
             label="chosen" if chosen else None,
         )
-    if report.own.kl > 0:
-        own_size = report.per_token(report.own_policy, report.target_context)
-        axes.plot(own_size, report.own.kl, "x", color="#3b8a4a", label="the run's own policy")
-    axes.set_xlabel(f"bytes per token at {report.target_context:,} tokens (all layers, window included)")
+    if found.own.kl > 0:
+        own_size = found.per_token(found.own_policy, found.target_context)
+        axes.plot(own_size, found.own.kl, "x", color="#3b8a4a", label="the run's own policy")
+    axes.set_xlabel(f"bytes per token at {found.target_context:,} tokens (all layers, window included)")
     axes.set_ylabel("KL against exact attention (nats per token)")
     axes.set_title("whole policies; points are measured", fontsize=9.5)
     axes.legend(frameon=False, fontsize=8)

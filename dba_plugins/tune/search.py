@@ -8,7 +8,7 @@ predicted as good) are measured, each at most once:
   first passes, towards smaller ones until one fails; the smallest that passed is chosen.
 
 The prediction only orders: what is chosen was measured. What was measured before the search, the policy that
-a run has, takes part in the choice. Called by `policy_search` and `convert.search`.
+a run has, takes part in the choice.
 """
 
 from __future__ import annotations
@@ -107,16 +107,20 @@ class SearchResult(Generic[K]):
 
     def require(self, goal: Goal, what: str) -> Tried[K]:
         """The choice. Raises SearchError that says what came nearest; `what` was looked for."""
-        if self.chosen is not None:
-            return self.chosen
+        if self.chosen is None:
+            raise SearchError(self.nearest(goal, what))
+        return self.chosen
+
+    def nearest(self, goal: Goal, what: str) -> str:
+        """Where nothing keeps the goal: what came nearest to it."""
         small = [each for each in self.tried if goal.fits(each.candidate.bytes_per_token)]
         if not small:
-            raise SearchError(
+            return (
                 f"no {what} keeps {goal.text}: the smallest that can be made takes "
                 f"{bytes_text(self.smallest)} bytes per token. Give a larger --budget-bytes"
             )
         best = min(small, key=lambda each: each.measured.cost)
-        raise SearchError(
+        return (
             f"no {what} keeps {goal.text}: the best of those measured loses {best.measured.cost:.4f} nats "
             f"per token at {bytes_text(best.candidate.bytes_per_token)} bytes. Allow more loss or more bytes"
         )

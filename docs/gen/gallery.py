@@ -15,6 +15,7 @@ from pathlib import Path
 from mkdocs.exceptions import PluginError
 
 from dba_core.distribution import NAME
+from dba_core.kinds import KINDS
 from dba_core.registry import Registry
 
 MARKER = re.compile(r"^<!-- plugin: (\w+) (\w+) -->$", re.MULTILINE)
@@ -37,7 +38,7 @@ def plugin_page(kind: str, name: str) -> str:
     tree = parse(modules[0])
     return "\n\n".join(
         [
-            f"Module `{modules[0]}`. Choose it with `--plugin {kind}={name}`.",
+            f"Module `{modules[0]}`. Choose it with `{KINDS[kind].chosen_by(name)}`.",
             as_markdown(ast.get_docstring(tree) or ""),
             options_text(tree),
         ]

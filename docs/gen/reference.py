@@ -22,8 +22,8 @@ from mkdocs.exceptions import PluginError
 from dba_cli.main import cli
 from dba_core import errors
 from dba_core.config import KVCachePolicy, PluginChoice, PluginChoices, RunConfig
-from dba_core.contracts import CONTRACT_VERSIONS, ENTRY_POINT_GROUPS
 from dba_core.distribution import NAME
+from dba_core.kinds import KINDS
 from dba_core.registry import Registry
 from dba_core.runs.summary import SCHEMA, Summary
 from dba_plugins.auto_order import AUTO_ORDER
@@ -163,8 +163,8 @@ def first_line(module: str) -> str:
 def plugin_kinds() -> str:
     """Kind, entry-point group, contract number and the order of `auto`."""
     rows = [
-        (f"`{kind}`", f"`{group}`", str(CONTRACT_VERSIONS[kind]), auto_order(AUTO_ORDER[kind]))
-        for kind, group in ENTRY_POINT_GROUPS.items()
+        (f"`{kind.name}`", f"`{kind.group}`", str(kind.contract), auto_order(AUTO_ORDER.get(kind.name, ())))
+        for kind in KINDS.values()
     ]
     return table(("kind", "entry-point group", "contract", "order of `auto` among the built-ins"), rows)
 

@@ -8,21 +8,14 @@ compares it with what this module would write. Device types are asked about, not
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from dba_core.contracts import (
-    KINDS,
-    AttentionShape,
-    CachedTensor,
-    DecodeRequest,
-    GateRequest,
-    Kind,
-    NullTokenRequest,
-    Request,
-    SummarizerRequest,
-)
+import attrs
+
+from dba_core.contracts import AttentionShape, CachedTensor, DecodeRequest, Request, SummarizerRequest
 from dba_core.distribution import NAME
+from dba_core.kinds import KINDS, PluginKind
 from dba_core.registry import Registry
 
 PAGE = Path(__file__).resolve().parents[1] / "reference" / "support-matrix.md"
@@ -62,51 +55,47 @@ def decode(*, formats: str = "q4_0", device: str = "cpu", dtype: str = "float32"
     )
 
 
-def columns(kind: Kind) -> dict[str, Request]:
+def columns(kind: PluginKind) -> dict[str, Any]:
     """Column title -> the request that is asked."""
-    if kind == "decode_backend":
+    if kind.request is DecodeRequest:
         formats = {name: decode(formats=name) for name in ("fp32", "fp16", "bf16", "q8_0", "q4_0", "nf4")}
         return formats | {
             "bfloat16 queries": decode(dtype="bfloat16"),
             "a head width of 512": decode(width=512),
             "CUDA": decode(device="cuda", dtype="float16"),
         }
-    makers: dict[str, Callable[[AttentionShape, str, str], Request]] = {
-        "summarizer": lambda shape, device, dtype: SummarizerRequest(
-            shape=shape, mem_block=64, device=device, dtype=dtype
-        ),
-        "gate": lambda shape, device, dtype: GateRequest(shape=shape, device=device, dtype=dtype),
-        "null_token": lambda shape, device, dtype: NullTokenRequest(shape=shape, device=device, dtype=dtype),
+    typical = kind.typical("cpu", None) if kind.typical else None
+    if not isinstance(typical, Request):
+        return {} if typical is None else {"typical": typical}
+    asked = attrs.evolve(typical, shape=SHAPE)
+    found: dict[str, Any] = {
+        "float32": asked,
+        "bfloat16": attrs.evolve(asked, dtype="bfloat16"),
+        "float16": attrs.evolve(asked, dtype="float16"),
+        "no semantic path": attrs.evolve(asked, shape=PLAIN),
+        "CUDA": attrs.evolve(asked, device="cuda", dtype="bfloat16"),
     }
-    make = makers[kind]
-    found = {
-        "float32": make(SHAPE, "cpu", "float32"),
-        "bfloat16": make(SHAPE, "cpu", "bfloat16"),
-        "float16": make(SHAPE, "cpu", "float16"),
-        "no semantic path": make(PLAIN, "cpu", "float32"),
-        "CUDA": make(SHAPE, "cuda", "bfloat16"),
-    }
-    if kind == "summarizer":
-        found["blocks of one token"] = SummarizerRequest(shape=SHAPE, mem_block=1)
+    if isinstance(asked, SummarizerRequest):
+        found["blocks of one token"] = attrs.evolve(asked, mem_block=1)
     return found
 
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(section(kind) for kind in KINDS)])
+    return "\n".join([HEAD, *(section(kind) for kind in KINDS.values() if kind.typical)])
 
 
-def section(kind: Kind) -> str:
+def section(kind: PluginKind) -> str:
     asked = columns(kind)
     registry = Registry()
-    names = [info.name for info in registry.list() if info.kind == kind and info.distribution == NAME]
+    names = [info.name for info in registry.list() if info.kind == kind.name and info.distribution == NAME]
     lines = [("asked", *(f"`{name}`" for name in names)), ("---",) * (len(names) + 1)]
-    plugins = [registry.load(kind, name, distribution=NAME).plugin for name in names]
+    plugins = [registry.load(kind.name, name, distribution=NAME).plugin for name in names]
     for title, request in asked.items():
         answers = [plugin.supports(request, plugin.options_class()) for plugin in plugins]
         cells = [", ".join(reason.subject for reason in answer.reasons) or "yes" for answer in answers]
         lines.append((title, *cells))
-    return f"## `{kind}`\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return f"## `{kind.name}`\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from attention_oracle import layer_oracle, make_layer
 from tolerances import TOL
 
-from dba_core.attention import fused, rotated_projection
+from dba_core.attention import fused, projections
 from dba_core.attention.projections import packed_width
 
 pytestmark = pytest.mark.torch
@@ -88,9 +88,7 @@ def test_second_derivative_of_the_rotated_projection() -> None:
     angle = torch.rand(3, 1, 2, dtype=torch.float64)
 
     def project(x, weight):
-        return rotated_projection.rotated_projection(
-            x, weight, angle.cos(), angle.sin(), sizes=(2, 1, 1), width=6
-        )
+        return projections.rotated_projection(x, weight, angle.cos(), angle.sin(), sizes=(2, 1, 1), width=6)
 
     inputs = (x.requires_grad_(), weight.requires_grad_())
     assert torch.autograd.gradgradcheck(project, inputs)

@@ -42,11 +42,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 4.0}])
 def test_transformers_own_llama_gives_the_sources_logits(scaling, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
+    from dba_core.model.pretrained import open_pretrained
     from dba_plugins.bench.llama import llama_of
-    from dba_plugins.checkpoints.load import load_source
 
     config = WIDE if scaling is None else {**WIDE, "rope_scaling": scaling}
-    source = load_source(write_folder(tmp_path / "model", config, random_weights(config)))
+    source = open_pretrained(write_folder(tmp_path / "model", config, random_weights(config)))
     tokens = torch.randint(256, (2, 13), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         expected, found = llama_of(source)(tokens).logits, source.build()(tokens)

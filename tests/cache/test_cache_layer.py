@@ -9,7 +9,7 @@ from cache_oracle import quantize
 
 from dba_core.cache.bytes import bytes_per_token, residual_bytes
 from dba_core.cache.layer import LayerCache
-from dba_core.cache.placement import Scatter
+from dba_core.cache.rows import Scatter
 from dba_core.config.kv_policy import BLOCK_FORMATS, KVCachePolicy
 from dba_core.contracts import AttentionShape, CachedTensor
 from dba_core.errors import CacheError
@@ -102,6 +102,33 @@ def test_reads_take_a_dtype(dtype):
         assert torch.equal(store.stored(0, 4, dtype=dtype), store.stored(0, 4).to(dtype))
         assert torch.equal(store.recent(0, 4, dtype), given.half().to(dtype))
         assert store.as_stored(given, dtype=dtype).dtype == store.as_recent(given, dtype=dtype).dtype == dtype
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("counts", [(19, 19), (19, 7), (3, 0)])
+def test_read_takes_the_newest_from_the_window_and_the_others_as_stored(policy, counts):
+    """Token by token, row by row, from the input itself."""
+    cache, x = make(policy, rollback=2), tokens(19)
+    cache.append(*x, counts=counts)
+    for store, given in zip(stores(cache), x, strict=True):
+        stored, expected = store.as_stored(given), torch.zeros_like(given)
+        for row, length in enumerate(counts):
+            for p in range(length):
+                recent = store.recent_ring is not None and p >= length - cache.residual_len
+                expected[row, :, p] = given[row, :, p].half().float() if recent else stored[row, :, p]
+        longest = max(counts)
+        for start, stop in ((0, longest), (0, 2), (longest - 2, longest), (1, 1), (1, longest)):
+            assert torch.equal(store.read(start, stop), expected[:, :, start:stop])
+            assert store.read(start, stop, dtype=torch.float64).dtype == torch.float64
+        for row, length in enumerate(counts):
+            assert torch.equal(store.read(0, length, row=row), expected[row : row + 1, :, :length])
+            held_from = max(0, length - cache.residual_len)
+            window = expected[row : row + 1, :, held_from:length]
+            assert torch.equal(store.recent(held_from, length, row=row), window)
+        with pytest.raises(CacheError, match="row 2 of 2 batch rows"):
+            store.read(0, 1, row=2)
+        with pytest.raises(CacheError, match="positions 0 to 20"):
+            store.read(0, 20)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

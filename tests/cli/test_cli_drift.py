@@ -186,14 +186,14 @@ def test_a_window_that_covers_everything_has_no_drift_and_says_why(dba, place: P
         "delta_nll": 0.0, "ppl_ratio": 1.0, "max_abs_logit": 0.0, "kl": 0.0, "exact_nll": 0, "tokens": 96,
     }  # fmt: skip
     assert setting["beyond_window"] is None
-    assert "0 by construction" in done.err
+    assert any("0 by construction" in note for note in json.loads(done.out)["notes"])
 
 
 def test_the_length_left_out_and_what_is_said_about_it(dba, place: Path) -> None:
     inside = dba("drift", folder_of(place, "exact"), *SMALL, "--json")
     assert json.loads(inside.out)["length"] == 24
-    assert "more than the 24" not in inside.err
-    assert "made by 'mean'" in inside.err
+    assert "more than the 24" not in inside.out
+    assert "made by 'mean'" in inside.out
     wide = dba(
         "drift",
         folder_of(place, "exact"),
@@ -206,7 +206,7 @@ def test_the_length_left_out_and_what_is_said_about_it(dba, place: Path) -> None
         "--json",
     )
     assert json.loads(wide.out)["length"] == 2 * 32
-    assert "64 positions (chosen so that half of them read memory tokens) are more than the 24" in wide.err
+    assert "64 positions (chosen so that half of them read memory tokens) are more than the 24" in wide.out
 
 
 def test_the_table_and_the_files(dba, place: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_table_and_the_files(dba, place: Path, tmp_path: Path) -> None:
     assert "Long-sequence attention against exact attention" in done.out
     assert len(re.findall(r"^ +mean +(?:on|off) ", done.out, re.MULTILINE)) == 2
     assert (Path(run) / "drift" / "drift.png").read_bytes().startswith(b"\x89PNG")
-    again = dba("drift", run, *SMALL, "--out", "there", "--json")
+    again = dba("drift", run, *SMALL, "--save", "there", "--json")
     assert json.loads((tmp_path / "there" / "drift.json").read_text()) == json.loads(again.out)
     assert not (tmp_path / "there" / "drift.png").exists()
     before = sorted(Path(run).rglob("*"))
@@ -235,7 +235,7 @@ def test_other_text_is_taken_whole(dba, place: Path, tmp_path: Path) -> None:
 
 
 def test_fail_above_exits_1_after_everything_was_written(dba, place: Path, tmp_path: Path) -> None:
-    args = ["drift", folder_of(place, "exact"), *SMALL, "--json", "--out", "there"]
+    args = ["drift", folder_of(place, "exact"), *SMALL, "--json", "--save", "there"]
     passed = dba(*args, "--fail-above", "kl=100", "--fail-above", "beyond_window.max_abs_logit=1000")
     assert passed.code == 0, passed.err
     failed = dba(*args, "--fail-above", "kl=100", "--fail-above", "beyond_window.kl=-1")

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from fake_site import GOOD_GATE, FakeSite, empty_site
-
-from dba_core import contracts
+from fake_site import GOOD_GATE, FakeSite, empty_site, gate_contract
 
 ONLY_OURS = "acme:*,other:*"
 
@@ -120,21 +118,18 @@ def test_the_doctor_exits_4_and_says_what_is_wrong(dba, site: FakeSite, monkeypa
 
 
 @pytest.mark.filterwarnings("default::dba_core.errors.DeprecatedContractWarning")
-def test_a_plugin_of_the_previous_contract_is_warned_about_in_one_line(
-    dba, site: FakeSite, monkeypatch
-) -> None:
-    monkeypatch.setitem(contracts.CONTRACT_VERSIONS, "gate", 2)
-    monkeypatch.setitem(contracts.PREVIOUS_CONTRACT_UNTIL, "gate", "0.9")
+def test_a_plugin_of_the_previous_contract_is_warned_about_in_one_line(dba, site: FakeSite) -> None:
     said = (
         "it was written for gate contract 1, which dba 0.9 drops; this dba has contract 2: install a newer "
         "version of the plugin before you update dba"
     )
-    done = dba("plugins", "info", "soft", "--json")
-    assert done.err == f"warning: gate 'soft' of acme 1.0: {said}\n"
-    assert json.loads(done.out)["deprecation"] == said
-    assert "it was written for gate contract 1" in dba("plugins", "info", "soft").out
-    monkeypatch.delitem(contracts.PREVIOUS_CONTRACT_UNTIL, "gate")
-    assert dba("plugins", "info", "soft").code == 4
+    with gate_contract(2, previous_until="0.9"):
+        done = dba("plugins", "info", "soft", "--json")
+        assert done.err == f"warning: gate 'soft' of acme 1.0: {said}\n"
+        assert json.loads(done.out)["deprecation"] == said
+        assert "it was written for gate contract 1" in dba("plugins", "info", "soft").out
+    with gate_contract(2):
+        assert dba("plugins", "info", "soft").code == 4
 
 
 def test_the_listing_says_what_is_missing_and_imports_nothing(dba, site: FakeSite, monkeypatch) -> None:

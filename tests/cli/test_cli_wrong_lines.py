@@ -11,7 +11,6 @@ import click
 import pytest
 
 from dba_cli.os_errors import os_error_text
-from dba_core.errors import CheckpointError, DataError, UsageError
 
 #: Command line, exit code, what the answer holds, and after "!" what it does not.
 LINES = """
@@ -173,32 +172,6 @@ def test_names_are_refused_before_torch_is_imported(dba_process) -> None:
     )
     done = dba_process(code=code)
     assert done.out == "[4, 4, 4, 3, 3, 3, 4, 4, 3, 3, 4, 4] False\n", done.err
-
-
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
-        ("nosuch", "there is no file or folder nosuch; give the folder"),
-        ("https://huggingface.co/some/model", "downloads nothing"),
-        ("some-org/Some-Model-1B", "--local-dir Some-Model-1B"),
-    ],
-)
-def test_a_model_that_is_not_there(model: str, told: str) -> None:
-    from dba_cli.source_argument import input_errors
-
-    with pytest.raises(DataError, match="give") as caught, input_errors(Path(model)):
-        raise AssertionError("nothing may be read")
-    assert told in str(caught.value)
-    assert caught.value.exit_code == 3
-
-
-def test_a_damaged_model_is_wrong_input(tmp_path: Path) -> None:
-    from dba_cli.source_argument import input_errors
-
-    with pytest.raises(DataError, match=r"^cut off$"), input_errors(tmp_path):
-        raise CheckpointError("cut off")
-    with pytest.raises(UsageError), input_errors(tmp_path):
-        raise UsageError("something else stays what it is")
 
 
 @pytest.mark.parametrize(

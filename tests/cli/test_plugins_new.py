@@ -11,8 +11,9 @@ import pytest
 
 from dba_cli.main import main
 from dba_cli.scaffold.package import PluginPackage
-from dba_core.contracts import ENTRY_POINT_GROUPS, KINDS, Kind
+from dba_core.contracts import Kind
 from dba_core.errors import UsageError
+from dba_core.kinds import KINDS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,12 +35,15 @@ def test_a_package_of_each_kind_is_whole(
 
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["name"] == "dba-my-own-one"
-    assert project["project"]["entry-points"] == {ENTRY_POINT_GROUPS[kind]: {"my-own_one": "dba_my_own_one"}}
+    assert project["project"]["entry-points"] == {KINDS[kind].group: {"my-own_one": "dba_my_own_one"}}
     assert project["tool"]["setuptools"]["py-modules"] == ["dba_my_own_one"]
 
     tree = ast.parse((folder / "dba_my_own_one.py").read_text(encoding="utf-8"))
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    assert {"MyOwnOneOptions", "MyOwnOnePlugin"} <= classes
+    assert ("MyOwnOneRequest" if kind == "command" else "MyOwnOnePlugin") in classes
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert ("MyOwnOneOptions" in classes) == ("the fields of `MyOwnOneOptions`" in readme)
+    assert ("MyOwnOneOptions" in classes) == KINDS[kind].per_layer
     assert not [
         path for path in folder.rglob("*") if path.is_file() and "$" in path.read_text(encoding="utf-8")
     ]

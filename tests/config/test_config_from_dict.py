@@ -168,10 +168,26 @@ def test_a_distribution_before_the_name_is_no_contradiction() -> None:
 
 
 def test_a_record_survives() -> None:
-    record = {"distribution": "dba", "version": "1", "contract": 1, "why": "chosen by name"}
+    record = {"distribution": "dba", "version": "1", "contract": 1, "how": "named", "why": "by name"}
     config = RunConfig.from_dict({"plugins": {"gate": {"name": "causal", "record": record}}})
     assert config.plugins.gate.record == PluginRecord(**record)
     assert config.to_dict()["plugins"]["gate"]["record"] == record
+
+
+@pytest.mark.parametrize(
+    ("why", "how", "kept"),
+    [
+        ("chosen by name", "named", "chosen by name"),
+        ("auto: first in the order, supports the request", "auto", None),
+        ("as recorded (chosen by name)", "recorded", None),
+        ("as recorded (auto: first in the order)", "auto", "auto: first in the order"),
+    ],
+)
+def test_a_record_without_how_is_read_once_from_its_text(why: str, how: str, kept: str | None) -> None:
+    old = {"distribution": "dba", "version": "1", "contract": 1, "why": why}
+    assert PluginRecord.from_dict(old).to_dict() == {**old, "how": how, "why": kept or why}
+    with pytest.raises(ConfigError, match="'guessed'"):
+        PluginRecord.from_dict({**old, "how": "guessed"})
 
 
 def test_config_objects_may_stand_inside_a_dictionary() -> None:

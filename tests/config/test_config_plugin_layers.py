@@ -13,7 +13,7 @@ from dba_core.config import PluginChoice, PluginChoices, RunConfig
 from dba_core.config.loading import load_config, render_toml
 from dba_core.config.overrides import parse_plugin
 from dba_core.errors import ConfigError
-from dba_core.registry.layer_ranges import layers_text, parse_layers
+from dba_core.registry.choice import layers_text, parse_layers
 
 FOUR_LAYERS = """
 [plugins]

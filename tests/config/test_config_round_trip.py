@@ -113,7 +113,14 @@ formats = st.one_of(
     st.sampled_from(FLOAT_FORMATS).map(TensorFormat),
     st.builds(TensorFormat, st.sampled_from(BLOCK_FORMATS), st.sampled_from(QBLOCKS)),
 )
-records = st.builds(PluginRecord, distribution=texts, version=texts, contract=st.integers(0, 9), why=texts)
+records = st.builds(
+    PluginRecord,
+    distribution=texts,
+    version=texts,
+    contract=st.integers(0, 9),
+    how=st.sampled_from(["named", "auto", "recorded"]),
+    why=texts,
+)
 choices = st.builds(
     PluginChoice,
     name=names,

@@ -28,7 +28,7 @@ from gguf_files import write_gguf
 from llama_oracle import CONFIG, random_weights, write_folder
 
 from dba_core.errors import DBAError
-from dba_plugins.checkpoints.load import load_source
+from dba_core.model.pretrained import open_pretrained
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 7, 2**31, 2**40, 2**62, 2**64, 10**4000, 0.0, -1.5, 1e308, 1e-320),
@@ -48,7 +48,7 @@ MORE_FIELDS = (
 
 
 def sources(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """What load_source is given, and the file to damage, by kind."""
+    """What open_pretrained is given, and the file to damage, by kind."""
     whole = write_folder(folder / "hf", CONFIG, random_weights(CONFIG))
     weights = random_weights(CONFIG)
     shards = write_folder(folder / "shards", CONFIG, weights)
@@ -127,7 +127,7 @@ def _json(content: bytes, rng: random.Random) -> bytes:
 
 
 def cases(count: int, *, seed: int, folder: Path) -> Iterator[tuple[str, Path]]:
-    """(kind, what load_source is given), `count` times in turn; the file is whole again afterwards."""
+    """(kind, what open_pretrained is given), `count` times in turn; the file is whole again afterwards."""
     files = sources(folder)
     for number in range(count):
         kind = list(files)[number % len(files)]
@@ -141,7 +141,7 @@ def cases(count: int, *, seed: int, folder: Path) -> Iterator[tuple[str, Path]]:
 def ends(given: Path) -> str:
     """`loaded` or the name of the DBAError; any other exception is let through."""
     try:
-        load_source(given).build()
+        open_pretrained(given).build()
     except DBAError as error:
         return type(error).__name__ if len(str(error)) < 4000 else "an endless message"
     return "loaded"

@@ -21,9 +21,9 @@ from llama_oracle import CONFIG, random_weights, write_folder
 from dba_cli.main import main
 from dba_core.documents import LFS_POINTER
 from dba_core.errors import CheckpointError, DBAError, UnsupportedError
-from dba_plugins.checkpoints.gguf_file import TYPES, _read
-from dba_plugins.checkpoints.gguf_header import GgufTensor, read_gguf_header
-from dba_plugins.checkpoints.load import load_source
+from dba_core.model.pretrained import open_pretrained
+from dba_plugins.checkpoints.gguf.header import GgufTensor, read_gguf_header
+from dba_plugins.checkpoints.gguf.weights import TYPES, _read
 
 pytestmark = pytest.mark.torch
 
@@ -47,23 +47,23 @@ def test_a_weight_that_is_no_number_is_named_with_its_place(value: float, tmp_pa
     weights = random_weights(WIDE)
     weights[DOWN][3, 5] = value
     with pytest.raises(CheckpointError, match=rf"safetensors: {DOWN} holds 1 of 2048 .*at \[3, 5\]"):
-        load_source(write_folder(tmp_path / "m", WIDE, weights)).build()
+        open_pretrained(write_folder(tmp_path / "m", WIDE, weights)).build()
     state = origin.random_state(origin.CONFIG)
     state["blocks.0.attn.v_null"][0, 0, 7] = value
     with pytest.raises(CheckpointError, match=r"old\.pt: blocks\.0\.attn\.v_null .*at \[0, 0, 7\]"):
-        load_source(origin.write(tmp_path / "old.pt", origin.CONFIG, state)).build()
+        open_pretrained(origin.write(tmp_path / "old.pt", origin.CONFIG, state)).build()
     pytest.importorskip("gguf")
     weights = random_weights(WIDE)
     weights["model.layers.0.self_attn.q_proj.weight"][1, 2] = value  # row 1 of 8 is pair 1, part 0: row 2
     path = write_gguf(tmp_path / "m.gguf", WIDE, weights)
     with pytest.raises(CheckpointError, match=r"m\.gguf: blk\.0\.attn_q\.weight .*at \[2, 2\]"):
-        load_source(path).build()
+        open_pretrained(path).build()
 
 
 def test_a_block_whose_scale_is_no_number(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     path = write_gguf(tmp_path / "m.gguf", WIDE, random_weights(WIDE), kind="Q8_0")
-    source = load_source(path)
+    source = open_pretrained(path)
     source.build()
     tensor = read_gguf_header(path, {8: (32, 34), 0: (1, 4)}).tensors["blk.1.ffn_down.weight"]
     at = path.read_bytes().index(bytes(tensor.data[5]))
@@ -72,7 +72,7 @@ def test_a_block_whose_scale_is_no_number(tmp_path: Path) -> None:
         content[at : at + 2] = struct.pack("<e", scale)
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight holds 32 of 2048 .*at \[5, 0\]"):
-            load_source(path).build()
+            open_pretrained(path).build()
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -100,14 +100,14 @@ def test_files_that_hold_nothing_of_the_model(kind: str, tmp_path: Path) -> None
     whole = file.read_bytes()
     file.write_bytes(b"")
     with pytest.raises(CheckpointError, match="is empty"):
-        load_source(given)
+        open_pretrained(given)
     file.write_text(f"{LFS_POINTER}v1\noid sha256:00\nsize 9\n", encoding="ascii")
     with pytest.raises(CheckpointError, match="git lfs pull"):
-        load_source(given)
+        open_pretrained(given)
     for content in (b"\0" * 100, b"\xff" * 100, whole[:-1], whole[: len(whole) // 2]):
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match="cannot be read"):
-            load_source(given)
+            open_pretrained(given)
 
 
 def safetensors_header(tmp_path: Path, change: Any) -> Path:
@@ -135,7 +135,7 @@ def safetensors_header(tmp_path: Path, change: Any) -> Path:
 )
 def test_a_safetensors_header_that_lies(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_source(safetensors_header(tmp_path, lambda entry: entry.update(change)))
+        open_pretrained(safetensors_header(tmp_path, lambda entry: entry.update(change)))
 
 
 TWO = {"tensors": 2, "fields": 0}
@@ -182,7 +182,7 @@ def test_a_gguf_header_that_lies(
 ) -> None:
     pytest.importorskip("gguf")
     with pytest.raises(CheckpointError, match=message):
-        load_source(gguf_of(tmp_path, *parts, **counts))
+        open_pretrained(gguf_of(tmp_path, *parts, **counts))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_other_versions_of_gguf(head: bytes, message: str, tmp_path: Path) -> No
     pytest.importorskip("gguf")
     (tmp_path / "m.gguf").write_bytes(head + b"\0" * 99)
     with pytest.raises(UnsupportedError, match=message):
-        load_source(tmp_path / "m.gguf")
+        open_pretrained(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def test_numbers_of_a_gguf_file(name: str, value: Any, message: str | None, tmp_
 
     path = write_gguf(tmp_path / "m.gguf", WIDE, random_weights(WIDE), more=more)
     if message is None:
-        load_source(path).build()
+        open_pretrained(path).build()
         return
     with pytest.raises(DBAError, match=message):
-        load_source(path)
+        open_pretrained(path)
 
 
 def packed_again(path: Path) -> None:
@@ -247,17 +247,17 @@ def test_a_checkpoint_that_inflates(tmp_path: Path) -> None:
     packed_again(path)
     assert path.stat().st_size < 1 << 16
     with pytest.raises(CheckpointError, match=r"is compressed, which torch\.save does not do"):
-        load_source(path)
+        open_pretrained(path)
 
 
 def test_tensors_of_a_checkpoint_hold_their_own_elements(tmp_path: Path) -> None:
     state = {"tok_emb.weight": torch.zeros(1).expand(1 << 34, 16)}
     with pytest.raises(CheckpointError, match=r"fewer elements than that stored \(strides \(0, 0\)\)"):
-        load_source(origin.write(tmp_path / "a.pt", origin.CONFIG, state))
+        open_pretrained(origin.write(tmp_path / "a.pt", origin.CONFIG, state))
     one = torch.zeros(1 << 12)
     state = {f"blocks.{n}.ff.fc1.weight": one for n in range(9)}
     with pytest.raises(CheckpointError, match="they share what is stored"):
-        load_source(origin.write(tmp_path / "b.pt", origin.CONFIG, state))
+        open_pretrained(origin.write(tmp_path / "b.pt", origin.CONFIG, state))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_checkpoint_holds_plain_data(name: str, value: Any, message: str, tmp_
     data = {"config": origin.CONFIG, "model": origin.random_state(origin.CONFIG), name: value}
     torch.save(data, tmp_path / "a.pt")
     with pytest.raises(DBAError, match=message):
-        load_source(tmp_path / "a.pt")
+        open_pretrained(tmp_path / "a.pt")
 
 
 def test_a_checkpoint_nested_deeply(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_checkpoint_nested_deeply(tmp_path: Path) -> None:
         deep = [deep]
     torch.save({"config": {"attn_mode": deep}, "model": {}}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="attn_mode is"):
-        load_source(tmp_path / "a.pt")
+        open_pretrained(tmp_path / "a.pt")
 
 
 def convert(folder: Path, tmp_path: Path, *more: str) -> int:

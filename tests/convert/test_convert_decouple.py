@@ -16,7 +16,7 @@ from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import UnsupportedError, UsageError
 from dba_core.model.language_model import LanguageModel
-from dba_plugins.checkpoints.load import load_source
+from dba_core.model.pretrained import open_pretrained
 from dba_plugins.convert.calibration import Calibration, calibrate
 from dba_plugins.convert.comparators import with_rotated_split
 from dba_plugins.convert.decouple import Recipe, decouple, spreading_matrix
@@ -42,7 +42,7 @@ def tokens(count: int = 40) -> torch.Tensor:
 
 def source(tmp_path: Path, *, still: int = 0) -> LanguageModel:
     """A tiny model whose `still` slowest pairs do not turn at all."""
-    model = load_source(write_folder(tmp_path / "model", WIDE, random_weights(WIDE))).build()
+    model = open_pretrained(write_folder(tmp_path / "model", WIDE, random_weights(WIDE))).build()
     for attention in model.attentions:
         table = attention.rope_frequencies.frequencies
         table[:, table.shape[1] - still :] = 0.0

@@ -12,7 +12,7 @@ from llama_oracle import CONFIG, random_weights, write_folder
 
 from dba_cli.main import main
 from dba_core.errors import SourceError
-from dba_plugins.checkpoints.load import load_source
+from dba_core.model.pretrained import open_pretrained
 
 pytestmark = pytest.mark.torch
 
@@ -39,9 +39,9 @@ def test_a_gguf_field_that_changes_the_numbers(
     write_gguf(path, config, random_weights(config), more=lambda writer: getattr(writer, add)(value))
     if refused:
         with pytest.raises(SourceError, match="which this library does not compute"):
-            load_source(path)
+            open_pretrained(path)
     else:
-        load_source(path)
+        open_pretrained(path)
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_other_spellings_of_what_is_computed(change: dict[str, object], tmp_path
     if "rope_scaling" in change:
         named = ("rope_type", "factor", "original_max_position_embeddings")
         canonical["rope_scaling"] = {name: change["rope_scaling"][name] for name in named}
-    found = load_source(write_folder(tmp_path / "a", spelled, weights)).build()(tokens)
-    expected = load_source(write_folder(tmp_path / "b", canonical, weights)).build()(tokens)
+    found = open_pretrained(write_folder(tmp_path / "a", spelled, weights)).build()(tokens)
+    expected = open_pretrained(write_folder(tmp_path / "b", canonical, weights)).build()(tokens)
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "gpt2"}, "unknown model family 'gpt2'"),
-        ({"model_type": None}, "has no model_type"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2'; supported: llama"),
+        ({"model_type": None}, "no model_type; supported: llama"),
         ({"quantization_config": {"quant_method": "gptq"}}, "of method 'gptq'"),
     ],
 )
@@ -89,14 +89,14 @@ def test_a_model_of_another_kind_is_wrong_input(change, said: str, tmp_path: Pat
 def test_foreign_names_are_said_beside_missing_ones(tmp_path: Path) -> None:
     weights = {f"language_model.{name}": tensor for name, tensor in random_weights(CONFIG).items()}
     with pytest.raises(Exception, match=r"language_model\.\S+ is not part of this architecture.* is missing"):
-        load_source(write_folder(tmp_path / "m", CONFIG, weights))
+        open_pretrained(write_folder(tmp_path / "m", CONFIG, weights))
 
 
 def test_a_tokenizer_that_transformers_reads_in_its_own_way_is_said(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", CONFIG, random_weights(CONFIG))
     document = {"normalizer": {"type": "Prepend", "prepend": "_"}, "model": {"type": "BPE"}}
     (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
-    assert load_source(folder).notes == ()
+    assert open_pretrained(folder).opened.notes == ()
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizerFast"}')
-    (note,) = load_source(folder).notes
+    (note,) = open_pretrained(folder).opened.notes
     assert "transformers 5 reads a LlamaTokenizerFast in its own way" in note

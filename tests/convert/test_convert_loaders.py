@@ -13,8 +13,8 @@ from llama_oracle import CONFIG, llama_logits, random_weights, write_folder
 from safetensors.torch import save_file
 
 from dba_core.attention.rope import rope_frequencies
-from dba_core.errors import CheckpointError, UnsupportedError
-from dba_plugins.checkpoints.load import load_source
+from dba_core.errors import CheckpointError, SourceError, UnsupportedError
+from dba_core.model.pretrained import open_pretrained
 
 pytestmark = pytest.mark.torch
 
@@ -45,7 +45,7 @@ def tokens() -> torch.Tensor:
 def test_the_logits_are_the_models_own(name: str, tmp_path: Path) -> None:
     config = {**CONFIG, **VARIANTS[name]}
     weights = random_weights(config)
-    source = load_source(write_folder(tmp_path / "model", config, weights))
+    source = open_pretrained(write_folder(tmp_path / "model", config, weights))
     head = config.get("head_dim", 6)
     theta = 77.0 if name == "parameters" else 500.0
     frequencies = rope_frequencies(head, theta)
@@ -56,7 +56,7 @@ def test_the_logits_are_the_models_own(name: str, tmp_path: Path) -> None:
     expected = llama_logits(config, weights, tokens(), frequencies)
     logits = source.build()(tokens())
     assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
-    assert source.name == "model"
+    assert source.opened.name == "model"
 
 
 def llama3(frequency: float) -> float:
@@ -81,10 +81,10 @@ def test_a_model_in_several_files(tmp_path: Path) -> None:
     index = {"weight_map": {name: file for file, part in files.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     expected = llama_logits(CONFIG, weights, tokens(), rope_frequencies(6, 500.0))
-    assert (load_source(folder).build()(tokens()) - expected).abs().max() < 1e-3
+    assert (open_pretrained(folder).build()(tokens()) - expected).abs().max() < 1e-3
     (folder / "b.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"lacks b\.safetensors"):
-        load_source(folder)
+        open_pretrained(folder)
 
 
 def test_a_gguf_file_has_its_rows_put_back(tmp_path: Path) -> None:
@@ -93,21 +93,21 @@ def test_a_gguf_file_has_its_rows_put_back(tmp_path: Path) -> None:
     weights = random_weights(config)
     path = tmp_path / "tiny.gguf"
     write_gguf(path, config, weights)
-    source = load_source(path)
+    source = open_pretrained(path)
     expected = llama_logits(config, weights, tokens(), rope_frequencies(8, 500.0))
     logits = source.build()(tokens())
     assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
-    assert source.tokenizer_json is None, "no tokenizer in the file"
+    assert source.opened.tokenizer_json is None, "no tokenizer in the file"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(CheckpointError, match="cannot be read as GGUF"):
-        load_source(path)
+        open_pretrained(path)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "hint"),
     [
-        ({"model_type": "gpt2"}, UnsupportedError, "unknown model family 'gpt2'"),
-        ({"model_type": None}, UnsupportedError, "has no model_type"),
+        ({"model_type": "gpt2"}, SourceError, "model_type 'gpt2'; supported: llama, mistral"),
+        ({"model_type": None}, SourceError, "config.json: got no model_type; supported: llama"),
         ({"attention_bias": True}, UnsupportedError, "attention_bias=True"),
         ({"sliding_window": 4096}, UnsupportedError, "sliding_window=4096"),
         ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act='gelu'"),
@@ -123,26 +123,26 @@ def test_a_gguf_file_has_its_rows_put_back(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_said(change, error, hint: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", {**CONFIG, **change}, random_weights(CONFIG))
     with pytest.raises(error, match=hint):
-        load_source(folder).build()
+        open_pretrained(folder).build()
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no model; give the folder"):
-        load_source(tmp_path / "nothing")
+    with pytest.raises(SourceError, match=r"there is no file or folder .*; give the folder"):
+        open_pretrained(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"has no config\.json"):
-        load_source(tmp_path / "empty")
+    with pytest.raises(SourceError, match=r"is no model .*\n.*huggingface, path: got .* no config\.json"):
+        open_pretrained(tmp_path / "empty")
     folder = write_folder(tmp_path / "m", CONFIG, random_weights(CONFIG))
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="cut off or no safetensors file"):
-        load_source(folder)
+        open_pretrained(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no \*\.safetensors file"):
-        load_source(folder)
+        open_pretrained(folder)
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, which are pickles"):
-        load_source(folder)
+        open_pretrained(folder)
     (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="is not valid JSON"):
-        load_source(folder)
+        open_pretrained(folder)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dba_core.errors import CheckpointError, UnsupportedError
-from dba_plugins.checkpoints.load import load_source
+from dba_core.model.pretrained import open_pretrained
 from dba_plugins.convert.calibration import calibrate
 from dba_plugins.convert.decouple import Recipe, decouple
 from dba_plugins.convert.selection import select_pairs
@@ -40,11 +40,11 @@ def tokens() -> torch.Tensor:
 def test_the_logits_are_the_origins_own(name: str, tmp_path: Path) -> None:
     config = {**origin.CONFIG, **VARIANTS[name]}
     state = origin.random_state(config)
-    source = load_source(origin.write(tmp_path / "old.pt", config, state))
+    source = open_pretrained(origin.write(tmp_path / "old.pt", config, state))
     expected = origin.logits(config, state, tokens())
     found = source.build()(tokens())
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
-    assert (source.name, source.family) == ("old", "origin")
+    assert (source.opened.name, source.opened.family) == ("old", "origin")
 
 
 def test_fields_that_older_files_lack_take_that_systems_defaults(tmp_path: Path) -> None:
@@ -52,10 +52,10 @@ def test_fields_that_older_files_lack_take_that_systems_defaults(tmp_path: Path)
     state = origin.random_state(config, long_sequence=False)
     for name in ("device", "train_long_seq_enabled", "train_long_seq_mem_summarizer", "rope", "dropout"):
         del config[name]
-    source = load_source(origin.write(tmp_path / "old.pt", config, state))
+    source = open_pretrained(origin.write(tmp_path / "old.pt", config, state))
     expected = origin.logits(origin.CONFIG, state, tokens())
     assert (source.build()(tokens()) - expected).abs().max() / expected.abs().max() < 1e-5
-    assert source.notes == ()
+    assert source.opened.notes == ()
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -64,7 +64,7 @@ def test_an_origin_model_that_is_not_rotated_is_decoupled_without_loss(tied: boo
     change = {"attn_mode": "standard", "null_attn": False, "rope": False, "tie_qk": tied}
     config = {**origin.CONFIG, **change}
     state = origin.random_state(config)
-    model = load_source(origin.write(tmp_path / "old.pt", config, state)).build().requires_grad_(False)
+    model = open_pretrained(origin.write(tmp_path / "old.pt", config, state)).build().requires_grad_(False)
     measured = calibrate(model, tokens())
     pairs = select_pairs(measured, model.attentions[0].rope.frequencies, pairs=2, rule="kl", fit=False)
     made = decouple(model, measured, pairs, Recipe(pairs=2, fit=False))
@@ -76,7 +76,7 @@ def test_an_origin_model_that_is_not_rotated_is_decoupled_without_loss(tied: boo
 
 def test_what_stays_out_is_named(tmp_path: Path) -> None:
     state = origin.random_state(origin.CONFIG)
-    (note,) = load_source(origin.write(tmp_path / "old.pt", origin.CONFIG, state)).notes
+    (note,) = open_pretrained(origin.write(tmp_path / "old.pt", origin.CONFIG, state)).opened.notes
     assert "long_seq_mem_k_alpha, long_seq_mem_k_linear.weight" in note
 
 
@@ -96,7 +96,7 @@ def test_a_configuration_that_cannot_be_used(
 ) -> None:
     state = origin.random_state(origin.CONFIG)
     with pytest.raises(error, match=message):
-        load_source(origin.write(tmp_path / "old.pt", {**origin.CONFIG, **change}, state))
+        open_pretrained(origin.write(tmp_path / "old.pt", {**origin.CONFIG, **change}, state))
 
 
 def test_weights_that_are_missing_or_too_many_are_named(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_weights_that_are_missing_or_too_many_are_named(tmp_path: Path) -> None:
     state["blocks.0.ff.fc2.weight"] = torch.ones(3)
     path = origin.write(tmp_path / "old.pt", origin.CONFIG, state)
     with pytest.raises(CheckpointError, match=r"fc2\.weight.*blocks\.1\.attn\.q_geo\.weight is missing"):
-        load_source(path)
+        open_pretrained(path)
 
 
 class Surprise:
@@ -116,16 +116,16 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     path = origin.write(tmp_path / "a.pt", origin.CONFIG, origin.random_state(origin.CONFIG))
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_source(path)
+        open_pretrained(path)
     torch.save({"config": origin.CONFIG, "model": {}, "extra": Surprise()}, tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="not unpickled"):
-        load_source(tmp_path / "b.pt")
+        open_pretrained(tmp_path / "b.pt")
     torch.save({"weights": {}}, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="holds weights, and a checkpoint of the origin system"):
-        load_source(tmp_path / "c.pt")
+        open_pretrained(tmp_path / "c.pt")
     torch.save([1], tmp_path / "d.pt")
     with pytest.raises(CheckpointError, match="holds list"):
-        load_source(tmp_path / "d.pt")
+        open_pretrained(tmp_path / "d.pt")
     torch.save({"config": origin.CONFIG, "model": {"tok_emb.weight": 3}}, tmp_path / "e.pt")
     with pytest.raises(CheckpointError, match=r"'tok_emb\.weight' in 'model' is no tensor"):
-        load_source(tmp_path / "e.pt")
+        open_pretrained(tmp_path / "e.pt")

@@ -13,7 +13,7 @@ from llama_oracle import CONFIG, llama_logits, random_weights, write_folder
 
 from dba_core.attention.rope import rope_frequencies
 from dba_core.errors import CheckpointError, UnsupportedError
-from dba_plugins.checkpoints.load import load_source
+from dba_core.model.pretrained import open_pretrained
 
 pytestmark = pytest.mark.torch
 
@@ -70,10 +70,10 @@ def test_the_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None
     llama = transformers.LlamaForCausalLM.from_pretrained(theirs, dtype=torch.float32)
     with torch.no_grad():
         expected = llama(tokens()).logits
-        model = load_source(folder).build()
+        model = open_pretrained(folder).build()
         assert off(model(tokens()), expected) < CLOSE
     if name != "plain":
-        other = load_source(write_folder(tmp_path / "plain", WIDE, random_weights(WIDE))).build()
+        other = open_pretrained(write_folder(tmp_path / "plain", WIDE, random_weights(WIDE))).build()
         assert off(other(tokens()), expected) > 1e-3, "the scaling matters here"
 
 
@@ -83,7 +83,7 @@ def test_what_depends_on_the_length_is_refused_for_that_reason(kind: str, tmp_pa
     folder = write_folder(tmp_path / "m", {**WIDE, **scaling}, random_weights(WIDE))
     reason = "length of the text" if kind == "dynamic" else "from one table of frequencies to another"
     with pytest.raises(UnsupportedError, match=f"'{kind}' is not supported: .*{reason}"):
-        load_source(folder)
+        open_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_scaling_that_cannot_be_followed_is_an_error(
 ) -> None:
     folder = write_folder(tmp_path / "m", {**WIDE, **change}, random_weights(WIDE))
     with pytest.raises(error, match=message):
-        load_source(folder)
+        open_pretrained(folder)
 
 
 ARCH = "llama.rope."
@@ -199,7 +199,7 @@ def test_a_gguf_file_says_it_in_its_own_words(name: str, tmp_path: Path) -> None
     folder = write_folder(tmp_path / "m", {**WIDE, **theirs}, random_weights(WIDE))
     llama = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        found = load_source(gguf_with(tmp_path / "m.gguf", said)).build()(tokens())
+        found = open_pretrained(gguf_with(tmp_path / "m.gguf", said)).build()(tokens())
         assert off(found, llama(tokens()).logits) < CLOSE
 
 
@@ -210,7 +210,7 @@ def test_factors_that_a_gguf_file_holds_as_a_tensor(factor: float, tmp_path: Pat
     frequencies = rope_frequencies(16, 500.0) / torch.tensor(divisors) / factor
     expected = llama_logits(WIDE, random_weights(WIDE), tokens(), frequencies)
     with torch.no_grad():
-        assert off(load_source(path).build()(tokens()), expected) < CLOSE
+        assert off(open_pretrained(path).build()(tokens()), expected) < CLOSE
 
 
 @pytest.mark.parametrize(
@@ -256,4 +256,4 @@ def test_a_gguf_file_that_contradicts_itself_or_says_too_much(
 ) -> None:
     path = gguf_with(tmp_path / "m.gguf", said, divisors)
     with pytest.raises(error, match=message):
-        load_source(path)
+        open_pretrained(path)

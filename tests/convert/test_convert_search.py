@@ -153,12 +153,12 @@ def test_an_origin_checkpoint_becomes_a_run_as_it_is(tmp_path: Path, capsys) -> 
 
 
 def test_the_source_and_what_is_made_of_it_share_all_but_attention(tmp_path: Path) -> None:
-    from dba_plugins.checkpoints.load import load_source
+    from dba_core.model.pretrained import open_pretrained
     from dba_plugins.convert.calibration import calibrate
     from dba_plugins.convert.decouple import decouple
     from dba_plugins.convert.selection import select_pairs
 
-    model = load_source(write_folder(tmp_path / "model", WIDE, random_weights(WIDE))).build()
+    model = open_pretrained(write_folder(tmp_path / "model", WIDE, random_weights(WIDE))).build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
     measured = calibrate(model, torch.arange(64).view(2, 32))

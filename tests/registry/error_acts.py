@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import attrs
-from fake_site import GOOD_GATE, FakeSite, gate_request
+from fake_site import GOOD_GATE, FakeSite, gate_contract, gate_request
 
-from dba_cli.run_options import RunFlags
 from dba_core.config import PluginChoice, PluginChoices, PluginRecord
 from dba_core.config.loading import load_config
-from dba_core.registry import Access, ContractTerms, Registry, check_records, refuse_fallbacks
+from dba_core.registry import Access, Registry, check_records, refuse_fallbacks
+from dba_core.report import SilentReporter
+from dba_core.runs.choosing import DecodingRunChoice
 
 Act: TypeAlias = Callable[[FakeSite], object]
 
@@ -29,7 +30,7 @@ BROKEN_BUILD = GOOD_GATE.replace(
     'return f"{self.name} {options.bias} {request.device}"', "return [][options.bias > 0]"
 )
 CUDA_GATE = GOOD_GATE.replace('"cpu"', '"cuda"').replace("--device cpu", "--device cuda")
-RECORD = PluginRecord(distribution="acme", version="1.0", contract=1, why="chosen by name")
+RECORD = PluginRecord(distribution="acme", version="1.0", contract=1, how="named", why="chosen by name")
 
 
 def registry(
@@ -37,15 +38,12 @@ def registry(
     *,
     blocked: tuple[str, ...] = (),
     allow: str | None = None,
-    terms: ContractTerms | None = None,
 ) -> Registry:
     """The site's plugins under a block list, an allow list, and other contract numbers for gates."""
     environ = {} if allow is None else {"DBA_PLUGINS_ALLOW": allow}
-    plain = Registry(distributions=[])
     return Registry(
         distributions=importlib.metadata.distributions(path=[str(site.folder)]),
         access=Access.from_environment(environ, blocked=blocked),
-        terms=None if terms is None else {**plain.terms, "gate": terms},
     )
 
 
@@ -58,6 +56,16 @@ def choose(name: str, *, options: dict[str, object] | None = None, device: str =
         return registry(site, **how).select("gate", choice, gate_request(device))  # type: ignore[arg-type]
 
     return act
+
+
+def under_contract(number: int, previous_until: str, act: Act) -> Act:
+    """The act where this library's contract for gates has another number."""
+
+    def later(site: FakeSite) -> object:
+        with gate_contract(number, previous_until=previous_until):
+            return act(site)
+
+    return later
 
 
 def choose_summarizer(name: str) -> Act:
@@ -130,5 +138,5 @@ def plugins(*texts: str, sets: tuple[str, ...] = ()) -> Act:
 
 def sampled(text: str) -> Act:
     """Load a run for `dba sample`."""
-    flags = RunFlags(run="latest", checkpoint="best", device=None, allow_drift=False, plugins=(text,))
-    return lambda _: flags.load()
+    choice = DecodingRunChoice(run="latest", plugin=(text,))
+    return lambda _: choice.load(SilentReporter())

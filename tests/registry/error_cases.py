@@ -22,6 +22,7 @@ from error_acts import (
     recorded,
     sampled,
     twice,
+    under_contract,
     with_gate,
 )
 from fake_site import GOOD_GATE, empty_site
@@ -34,7 +35,6 @@ from dba_core.errors import (
     UnsupportedError,
     UsageError,
 )
-from dba_core.registry import ContractTerms
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "errors.md"
 
@@ -104,7 +104,7 @@ CASES = [
         "Outdated plugin, beyond the deprecation window",
         "--plugin gate=hard, written for contract 1 where 3 is current and 2 is taken for now",
         PluginError,
-        with_gate(GOOD_GATE, choose("hard", terms=ContractTerms(number=3, previous_until="0.9"))),
+        with_gate(GOOD_GATE, under_contract(3, "0.9", choose("hard"))),
     ),
     ErrorCase(
         FINDING,

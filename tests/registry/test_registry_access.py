@@ -84,7 +84,7 @@ def test_auto_passes_over_what_is_blocked(two: FakeSite) -> None:
     selection = two.registry(access=Access(blocked=("soft",))).select("gate", "auto", gate_request())
     assert selection.name == "hard"
     (passed,) = selection.passed_over
-    assert (passed.name, passed.problem, passed.blocked) == ("soft", "blocked by --no-plugin soft", True)
+    assert (passed.name, passed.problem, passed.state) == ("soft", "blocked by --no-plugin soft", "blocked")
     assert selection.fallbacks == ()
     assert "acme_soft" not in sys.modules
     with pytest.raises(

@@ -8,8 +8,8 @@ import sys
 import pytest
 from fake_site import FakeSite
 
-from dba_core.contracts import KINDS
 from dba_core.errors import PluginError
+from dba_core.kinds import KINDS
 from dba_core.registry import PluginInfo, Registry
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fake_site import GOOD_GATE, FakeSite
+from fake_site import GOOD_GATE, FakeSite, gate_contract
 
+from dba_cli.commands.plugins.doctor import diagnose
 from dba_core.errors import DeprecatedContractWarning
-from dba_core.registry import Access, ContractTerms, Registry
-from dba_core.registry.contract import current_terms
-from dba_core.registry.doctor import diagnose
+from dba_core.registry import Access, Registry
 
 
 def found(registry: Registry) -> dict[str, tuple[str, str]]:
@@ -84,11 +83,8 @@ def test_duplicates_malformed_entry_points_and_unreadable_metadata(site: FakeSit
 def test_blocked_and_deprecated_ones_are_not_wrong(site: FakeSite) -> None:
     site.gate("soft", distribution="acme")
     site.gate("bad", distribution="bad-dist", source="raise RuntimeError('boom')")
-    registry = site.registry(
-        access=Access(blocked=("bad",)),
-        terms={**current_terms(), "gate": ContractTerms(number=2, previous_until="0.9")},
-    )
-    with pytest.warns(DeprecatedContractWarning):
+    registry = site.registry(access=Access(blocked=("bad",)))
+    with gate_contract(2, previous_until="0.9"), pytest.warns(DeprecatedContractWarning):
         result = found(registry)
     assert result["gate bad-dist:bad"] == ("blocked", "blocked by --no-plugin bad")
     status, text = result["gate acme:soft"]

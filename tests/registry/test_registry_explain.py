@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from fake_site import GOOD_GATE, FakeSite, gate_request
 
+from dba_cli.commands.plugins.why import explain_others
 from dba_core.contracts import AttentionShape, SummarizerRequest
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Access, Registry, refuse_fallbacks
-from dba_core.registry.explain import explain_others
 
 CUDA = GOOD_GATE.replace('"cpu"', '"cuda"').replace("--device cpu", "--device cuda")
 
@@ -28,7 +28,7 @@ def site_of_five(site: FakeSite) -> FakeSite:
 
 def told(registry: Registry, choice: str) -> list[tuple[str, str, str]]:
     selection = registry.select("gate", choice, gate_request())
-    return [(o.info.name, o.state, o.why) for o in explain_others(registry, selection)]
+    return [(o["name"], o["state"], o["why"]) for o in explain_others(registry, selection)]
 
 
 NO = "device: got cpu; supported: cuda. Choose --device cuda."
@@ -60,9 +60,9 @@ def test_every_other_plugin_is_explained_after_a_choice_by_name(site_of_five: Fa
 def test_reasons_are_data(site_of_five: FakeSite) -> None:
     registry = site_of_five.registry()
     others = explain_others(registry, registry.select("gate", "auto", gate_request()))
-    by_name = {other.info.name: other.reasons for other in others}
-    assert [reason.got for reason in by_name["fast"]] == ["cpu"]
-    assert by_name["late"] == by_name["broken"] == ()
+    by_name = {other["name"]: other["reasons"] for other in others}
+    assert [reason["got"] for reason in by_name["fast"]] == ["cpu"]
+    assert by_name["late"] == by_name["broken"] == []
 
 
 def test_a_fallback_lists_every_reason(site_of_five: FakeSite) -> None:

@@ -12,7 +12,7 @@ from dba_core.config import PluginChoice, PluginChoices, PluginRecord
 from dba_core.errors import RecordMismatchError
 from dba_core.registry import check_record, check_records
 
-RECORD = PluginRecord(distribution="d-one", version="1.0", contract=1, why="chosen by name")
+RECORD = PluginRecord(distribution="d-one", version="1.0", contract=1, how="named", why="chosen by name")
 CHOICE = PluginChoice("one", record=RECORD)
 
 

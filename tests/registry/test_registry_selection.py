@@ -38,7 +38,9 @@ class TestByName:
         assert selection.choice() == PluginChoice(
             "one",
             options={"bias": 1.0, "taps": [1, 2], "label": None},
-            record=PluginRecord(distribution="d-one", version="3.1", contract=1, why="chosen by name"),
+            record=PluginRecord(
+                distribution="d-one", version="3.1", contract=1, how="named", why="chosen by name"
+            ),
         )
 
     def test_a_recorded_choice_is_chosen_as_recorded(self, site: FakeSite, request_on: RequestOn) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fake_site import GOOD_GATE, FakeSite, RequestOn
 
+from dba_cli.commands.plugins.why import explain_others
 from dba_core.registry import refuse_fallbacks
-from dba_core.registry.explain import explain_others
 
 MODEST = GOOD_GATE.replace(
     "return Support.yes()",
@@ -34,8 +34,8 @@ def test_the_next_one_runs_and_it_is_said_why(ordered: FakeSite, request_on: Req
     (passed,) = selection.passed_over
     assert str(passed) == "modest: rows: got 1; supported: 8 or more. Split them."
     (other,) = explain_others(registry, selection)
-    assert other.state == "passed over"
-    assert other.why == "it supports the request, but rows: got 1; supported: 8 or more. Split them."
+    assert other["state"] == "passed over"
+    assert other["why"] == "it supports the request, but rows: got 1; supported: 8 or more. Split them."
 
 
 def test_that_is_no_fallback(ordered: FakeSite, request_on: RequestOn) -> None:

@@ -9,11 +9,10 @@ import warnings
 import pytest
 from fake_site import GOOD_GATE, FakeSite, gate_request
 
+from dba_cli.commands.plugins.doctor import diagnose
 from dba_core.config import PluginChoice
 from dba_core.errors import ConfigError, PluginError
-from dba_core.registry.contain import Failure, contain, shown
-from dba_core.registry.doctor import diagnose
-from dba_core.registry.surroundings import kept_surroundings
+from dba_core.registry.contain import Failure, contain, kept_surroundings, shown
 
 PANIC = "class PanicException(BaseException): pass\n"
 SUPPORTS = "        if request.device"
@@ -154,7 +153,8 @@ def test_a_loud_order_of_auto(site: FakeSite, capfd: pytest.CaptureFixture[str])
 def test_reprs_say_what_something_is(site: FakeSite) -> None:
     site.gate("soft", distribution="acme", version="2.1")
     registry = site.registry()
-    assert repr(registry) == "<Registry: 0 summarizer, 1 gate, 0 null_token, 0 decode_backend; 0 loaded>"
+    assert repr(registry).startswith("<Registry: 0 summarizer, 1 gate, 0 null_token, 0 decode_backend, ")
+    assert repr(registry).endswith("; 0 loaded>")
     chosen = registry.select("gate", PluginChoice("soft", options={"bias": 0.25}), gate_request())
     assert repr(chosen) == (
         "<Selection: gate 'soft' of acme 2.1 (bias=0.25, taps=[], label=None), chosen by name>"

@@ -21,6 +21,7 @@ FLOORS = (
         "dba_core.command",
         "dba_core.distribution",
         "dba_core.free_memory",
+        "dba_core.checkpoint_source",
         "dba_core.contracts",
         "dba_core.hookspecs",
         "dba_core.kinds",

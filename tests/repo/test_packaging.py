@@ -142,6 +142,8 @@ def test_our_own_plugins_say_what_they_need() -> None:
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     needs = project["entry-points"]["dba.needs"]
-    assert set(needs.values()) == {re.split(r"[^\w-]", text)[0] for text in extras["cpu"] + extras["triton"]}
+    assert set(needs.values()) == {
+        re.split(r"[^\w-]", text)[0] for name in ("cpu", "gguf", "triton") for text in extras[name]
+    }
     backends = project["entry-points"]["dba.decode_backends"]
     assert {f"decode_backend.{name}" for name in backends} - set(needs) == {"decode_backend.streaming"}

@@ -83,3 +83,9 @@ def test_light_modules_load_neither_torch_nor_a_plugin(module: str) -> None:
     heavy = {"torch", "triton", "matplotlib", "safetensors"}
     assert not loaded & heavy
     assert not {name for name in loaded if name.startswith("dba_plugins")}
+
+
+@pytest.mark.torch
+def test_the_model_is_imported_without_the_compiler_of_torch() -> None:
+    """It is half of the time that torch takes, for programs that compile nothing."""
+    assert "torch._dynamo" not in modules_loaded_by("import dba_core.model.language_model")

@@ -11,10 +11,10 @@ from runs_tiny import dba, losses, only_run
 
 from dba_core.config.loading import LoadedConfig, load_config
 from dba_core.errors import RecordMismatchError
+from dba_core.report import SilentReporter
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.job import RunInterruptedError, run_job
 from dba_core.runs.load import load_run
-from dba_core.runs.report import SilentReporter
 from dba_core.training.loop import StepFinished
 
 pytestmark = pytest.mark.torch
@@ -65,8 +65,8 @@ def test_a_resolved_configuration_repeats_the_run(tiny, tmp_path: Path) -> None:
         assert done.json[key] == first[key], key
     before, after = (json.loads(folder.config_file.read_text()) for folder in (tiny.folder, again))
     for kind in ("summarizer", "gate", "null_token"):
-        first_why, why = (each["plugins"][kind]["record"].pop("why") for each in (before, after))
-        assert why == f"as recorded ({first_why})"
+        first, record = (each["plugins"][kind].pop("record") for each in (before, after))
+        assert record == {**first, "how": "recorded", "why": f"as recorded ({first['why']})"}
     assert after == before
 
 

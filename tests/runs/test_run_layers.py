@@ -10,10 +10,10 @@ from runs_tiny import dba, losses, only_run
 
 from dba_core.config.loading import load_config
 from dba_core.errors import RecordMismatchError
+from dba_core.report import SilentReporter
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.job import RunInterruptedError, run_job
 from dba_core.runs.load import load_run
-from dba_core.runs.report import SilentReporter
 from dba_core.training.loop import StepFinished
 
 pytestmark = pytest.mark.torch
@@ -93,7 +93,7 @@ def test_it_repeats_from_its_record(layered, tmp_path: Path) -> None:
     assert done.json["layer_plugins"]["0"]["gate"]["why"] == "as recorded (chosen by name)"
     diff = dba("config", "diff", str(layered[0].path), str(again.path), "--json")
     assert diff.code == 1
-    assert {each["key"].rpartition(".")[2] for each in diff.json["differences"]} == {"why"}
+    assert {each["key"].rpartition(".")[2] for each in diff.json["differences"]} == {"how", "why"}
 
 
 class StopsAfterFive(SilentReporter):

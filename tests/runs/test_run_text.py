@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from runs_tiny import Done, dba, only_run, write_inputs
 
 from dba_cli.main import main
+from dba_core.runs.pages import markdown
 from dba_core.runs.summary import Summary
-from dba_core.runs.summary_markdown import markdown
 from dba_plugins.convert.decouple import Recipe
 from dba_plugins.convert.report import ConversionReport, VariantReport
 from dba_plugins.convert.report import markdown as conversion_markdown

@@ -21,7 +21,7 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.runs.evaluate import text_of
 from dba_core.runs.folder import RunFolder, read_resolved
 from dba_core.runs.load import load_run
-from dba_core.runs.selection import model_choices
+from dba_core.runs.prepare import model_choices
 from dba_core.training.checkpoint import read_checkpoint
 from dba_core.training.distributed import World
 from dba_core.training.metrics_log import read_metrics

@@ -15,10 +15,10 @@ from runs_tiny import dba, losses, only_run
 from test_run_again import StopsAfter, tiny_config
 
 from dba_core.errors import CheckpointError, UsageError
+from dba_core.report import SilentReporter
 from dba_core.runs import plots
 from dba_core.runs.folder import FolderError, RunFolder, find_run, new_folder
 from dba_core.runs.job import RunInterruptedError, resume_job, run_job
-from dba_core.runs.report import SilentReporter
 from dba_core.training import checkpoint_files, metrics_log
 from dba_core.training.checkpoint import has_checkpoint
 from dba_core.training.loop import StepFinished, TrainingStarted

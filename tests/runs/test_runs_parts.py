@@ -15,10 +15,10 @@ from dba_core.config.model import ModelConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices, PluginRecord
 from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention
-from dba_core.runs.gates import gate_means
-from dba_core.runs.outcome import _far_from_exact
-from dba_core.runs.rows import human_count
-from dba_core.runs.selection import model_choices
+from dba_core.runs.pages import human_count
+from dba_core.runs.plots import gate_means
+from dba_core.runs.prepare import model_choices
+from dba_core.runs.summary import _far_from_exact
 from dba_core.training.loop import StepFinished, TrainingStarted
 from dba_core.training.session import Evaluated
 
@@ -82,18 +82,23 @@ def test_null_attention_says_what_runs(null_token, fused: bool, word: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("why", "name"),
+    ("record", "name"),
     [
-        ("auto: first", "auto"),
-        ("as recorded (auto: first)", "auto"),
-        ("chosen by name", "streaming"),
+        ({"how": "auto", "why": "auto: first"}, "auto"),
+        ({"how": "named", "why": "chosen by name"}, "streaming"),
+        ({"how": "recorded", "why": "as recorded (chosen by name)"}, "streaming"),
+        ({"how": "named", "why": "auto, says a text that decides nothing"}, "streaming"),
+        ({"why": "auto: first"}, "auto"),
+        ({"why": "as recorded (auto: first)"}, "auto"),
+        ({"why": "chosen by name"}, "streaming"),
         (None, "streaming"),
     ],
 )
-def test_a_backend_that_auto_chose_stays_automatic(why: str | None, name: str) -> None:
-    record = None if why is None else PluginRecord(distribution="dba", version="1", contract=1, why=why)
+def test_a_backend_that_auto_chose_stays_automatic(record: dict[str, str] | None, name: str) -> None:
+    rest = {"distribution": "dba", "version": "1", "contract": 1}
+    kept = None if record is None else PluginRecord.from_dict({**rest, **record})
     choices = PluginChoices(
-        decode_backend=PluginChoice("streaming", record=record), gate=PluginChoice("static")
+        decode_backend=PluginChoice("streaming", record=kept), gate=PluginChoice("static")
     )
     assert model_choices(choices).decode_backend.name == name
     assert model_choices(choices).gate == choices.gate

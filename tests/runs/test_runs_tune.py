@@ -10,10 +10,13 @@ import pytest
 from runs_tiny import POLICY, dba
 
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.report import SilentReporter
+from dba_core.runs.choosing import RunChoice
 from dba_core.runs.load import load_run
-from dba_plugins.tune.measure import TuneRequest, tune_run
+from dba_plugins.tune.measure import tune_run
 from dba_plugins.tune.plot import chart_title
-from dba_plugins.tune.search import Goal, bytes_text
+from dba_plugins.tune.request import TuneRequest
+from dba_plugins.tune.search import bytes_text
 
 pytestmark = pytest.mark.torch
 
@@ -25,7 +28,7 @@ def run_of(tiny) -> str:
 def test_a_gate_gives_a_policy_that_keeps_it(tiny, tmp_path: Path) -> None:
     out = tmp_path / "found"
     done = dba("tune", run_of(tiny), "--max-delta-nll", "0.001", "--tokens", "128", "--json", "--plot",
-               "--out", str(out))  # fmt: skip
+               "--save", str(out))  # fmt: skip
     assert done.code == 0, done.err
     document = done.json
     assert json.loads((out / "tune.json").read_text(encoding="utf-8")) == document
@@ -56,7 +59,7 @@ def test_a_budget_is_for_the_target_context_with_the_window(tiny) -> None:
     assert made.nbytes <= 80 * 2000
     at_own = run.model.new_cache(batch=1, capacity=16, policy=policy).nbytes / 16
     assert at_own > 80, "the same policy takes more where the window is shared by 16 tokens"
-    chosen = next(line for line in done.out.splitlines() if line.startswith("Chosen:"))
+    chosen = next(line for line in done.out.splitlines() if line.startswith("- chosen:"))
     assert f"{bytes_text(at_own)} bytes per token at 16 tokens" in chosen
     assert f"{bytes_text(made.nbytes / 2000)} bytes per token at 2,000 tokens" in chosen
 
@@ -64,7 +67,7 @@ def test_a_budget_is_for_the_target_context_with_the_window(tiny) -> None:
 def test_the_runs_own_policy_and_window_take_part(tiny, tmp_path: Path) -> None:
     run = load_run(tiny.folder.path)
     args = ["--max-delta-nll", "5", "--tokens", "64", "--target-context", "4096", "--plot", "--json"]
-    document = dba("tune", run_of(tiny), *args, "--out", str(tmp_path)).json
+    document = dba("tune", run_of(tiny), *args, "--save", str(tmp_path)).json
     assert document["own_policy"] == POLICY
     assert (document["run_context"], document["target_context"]) == (16, 4096)
     tried = {each["policy"]: each for each in document["search"]["tried"]}
@@ -104,8 +107,8 @@ def test_a_window_that_hides_the_formats_is_refused(tiny) -> None:
 
 def test_the_picture_says_both_sizes(tiny) -> None:
     run = load_run(tiny.folder.path)
-    request = TuneRequest(goal=Goal(budget_bytes=200), tokens=32, target_context=8192)
-    report = tune_run(run, request)
+    request = TuneRequest(run=RunChoice(run=run_of(tiny)), budget_bytes=200, tokens=32, target_context=8192)
+    report = tune_run(run, request, SilentReporter())
     first, second = chart_title(report, name="tiny").splitlines()
     assert first == "tiny: at most 200 bytes per token"
     assert second.startswith(f"chosen {report.chosen.short}: ")

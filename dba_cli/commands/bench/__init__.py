@@ -26,7 +26,7 @@ _COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, lazy=_COMMANDS)
+@click.group(cls=LazyGroup, own=_COMMANDS)
 def bench() -> None:
     """Measure this machine: each command prints a table that says how it was made.
 

@@ -16,7 +16,8 @@ from dba_cli.commands.bench.common import (
     table_options,
     threads_option,
 )
-from dba_cli.run_options import RunFlags, weights_options
+from dba_cli.options import weights_options
+from dba_core.runs.choosing import RunChoice
 
 
 @click.command()
@@ -37,7 +38,7 @@ from dba_cli.run_options import RunFlags, weights_options
 @threads_option
 @repeats_option(20)
 @table_options
-def converted(output: Output, source: Path, run_flags: RunFlags, **settings: Any) -> None:
+def converted(output: Output, source: Path, run_flags: RunChoice, **settings: Any) -> None:
     """Tokens per second of RUN's model, of the SOURCE that it was converted from, and of transformers.
 
     SOURCE is what `dba convert` was given. Needs transformers, which the extra 'bench' installs.
@@ -47,11 +48,12 @@ def converted(output: Output, source: Path, run_flags: RunFlags, **settings: Any
       dba bench converted model.gguf runs/smol
       dba bench converted model.gguf runs/smol --prompt 512 --threads 1,2
     """
+    from dba_cli.progress import TerminalReporter
     from dba_plugins.bench.converted import ConvertedSettings, measure_converted
 
     report = measure_converted(
         source,
-        run_flags.load(),
+        run_flags.load(TerminalReporter()),
         ConvertedSettings(**settings),
         command=command_line(),
         on_case=output.progress,

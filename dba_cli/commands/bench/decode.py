@@ -17,7 +17,7 @@ from dba_cli.commands.bench.common import (
     show,
     threads_option,
 )
-from dba_cli.preflight import check_plugins
+from dba_core.runs.choosing import check_plugins
 
 _NULLS = {"off": (False,), "on": (True,), "both": (False, True)}
 
@@ -105,7 +105,7 @@ def decode(output: Output, device: str, kv_policy: str, **rest: Any) -> None:
     from dba_core.config.kv_policy import KVCachePolicy
 
     check_plugins("decode_backend", rest["backends"])
-    from dba_core.runs.device import resolve_device
+    from dba_core.runs.prepare import resolve_device
 
     policy, device = KVCachePolicy.parse(kv_policy), resolve_device(device)
     if device.startswith("cuda"):

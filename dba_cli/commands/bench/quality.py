@@ -6,8 +6,8 @@ import click
 
 from dba_cli import completing
 from dba_cli.commands.bench.common import Output, command_line, report_options, show
-from dba_cli.preflight import check_data
-from dba_cli.run_options import RunFlags, weights_options
+from dba_cli.options import weights_options
+from dba_core.runs.choosing import RunChoice, check_data
 
 
 @click.command()
@@ -33,7 +33,7 @@ from dba_cli.run_options import RunFlags, weights_options
 @report_options
 def quality(
     output: Output,
-    run_flags: RunFlags,
+    run_flags: RunChoice,
     data: str | None,
     tokens: int,
     context: int | None,
@@ -51,7 +51,9 @@ def quality(
     from dba_plugins.bench.quality_chart import quality_chart
 
     check_data(data)
-    run = run_flags.load()
+    from dba_cli.progress import TerminalReporter
+
+    run = run_flags.load(TerminalReporter())
     report = measure_quality(
         run.model,
         text_of(run, data)[1],

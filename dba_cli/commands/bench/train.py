@@ -8,7 +8,8 @@ import click
 
 from dba_cli import completing
 from dba_cli.commands.bench.common import Output, command_line, names, repeats_option, report_options, show
-from dba_cli.options import ConfigFlags, config_options
+from dba_cli.options import config_options
+from dba_core.runs.choosing import ConfigChoice
 
 
 @click.command()
@@ -23,7 +24,7 @@ from dba_cli.options import ConfigFlags, config_options
 )
 @repeats_option(30)
 @report_options
-def train(output: Output, flags: ConfigFlags, modes: tuple[str, ...], repeats: int) -> None:
+def train(output: Output, flags: ConfigChoice, modes: tuple[str, ...], repeats: int) -> None:
     """Time of a training step. Without a configuration: that of the preset shakespeare-cpu, on bytes.
 
     \b
@@ -43,7 +44,7 @@ def train(output: Output, flags: ConfigFlags, modes: tuple[str, ...], repeats: i
     show(report, output, draw=bars)
 
 
-def _config(flags: ConfigFlags) -> Any:
+def _config(flags: ConfigChoice) -> Any:
     from dba_plugins.bench.train import default_config
 
     if [flag for flag in flags.given if flag != "--device"]:

@@ -17,6 +17,6 @@ _COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, lazy=_COMMANDS)
+@click.group(cls=LazyGroup, own=_COMMANDS)
 def plugins() -> None:
     """List, describe, explain and check plugins."""

@@ -8,9 +8,10 @@ import click
 
 from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, json_option, kinds_with
-from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.options import plugin_options
 from dba_cli.terminal import echo
 from dba_core.contracts import Kind
+from dba_core.runs.choosing import PluginUse
 
 if TYPE_CHECKING:
     from dba_core.testing import CheckResult, Report
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @plugin_options
 @json_option
 def check(
-    name: str, kind: Kind | None, device: str, quick: bool, plugin_flags: PluginFlags, as_json: bool
+    name: str, kind: Kind | None, device: str, quick: bool, plugin_flags: PluginUse, as_json: bool
 ) -> int:
     """Run the contract that every plugin of its kind has to keep on the plugin NAME.
 
@@ -42,7 +43,9 @@ def check(
       dba plugins check streaming --quick
       dba plugins check none --kind gate --json
     """
-    registry = plugin_flags.registry()
+    from dba_cli.progress import TerminalReporter
+
+    registry = plugin_flags.registry(TerminalReporter())
     kinds = kinds_with(registry, name, kind)
     for each in kinds:
         registry.load(each, name)

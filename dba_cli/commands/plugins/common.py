@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dba_core.contracts import KINDS, Kind
+from dba_core.contracts import Kind
+from dba_core.kinds import KINDS, per_layer
 
 if TYPE_CHECKING:
     from dba_core.registry import PluginInfo, Registry
 
-KIND = click.Choice(KINDS)
+KIND = click.Choice(tuple(KINDS))
+KIND_OF_LAYERS = click.Choice(per_layer())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 

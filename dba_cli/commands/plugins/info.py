@@ -8,8 +8,10 @@ import click
 
 from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text
-from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.options import plugin_options
 from dba_core.contracts import Kind
+from dba_core.kinds import KINDS
+from dba_core.runs.choosing import PluginUse
 
 if TYPE_CHECKING:
     from dba_core.registry import LoadedPlugin
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--kind", type=KIND, help="Where two kinds have a plugin of that name.")
 @plugin_options
 @json_option
-def info(name: str, kind: Kind | None, plugin_flags: PluginFlags, as_json: bool) -> None:
+def info(name: str, kind: Kind | None, plugin_flags: PluginUse, as_json: bool) -> None:
     """Describe the plugin NAME: what it is, where it is from, its options.
 
     \b
@@ -28,9 +30,10 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginFlags, as_json: bool)
       dba plugins info causal
       dba plugins info none --kind gate
     """
+    from dba_cli.progress import TerminalReporter
     from dba_cli.rendering import echo_json
 
-    registry = plugin_flags.registry()
+    registry = plugin_flags.registry(TerminalReporter())
     loaded = [registry.load(each, name) for each in kinds_with(registry, name, kind)]
     if as_json:
         documents = [_document(each) for each in loaded]
@@ -42,7 +45,7 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginFlags, as_json: bool)
 
 def _show(loaded: LoadedPlugin) -> None:
     from dba_cli.rendering import columns, two_columns
-    from dba_core.registry.options import describe_options
+    from dba_core.registry.loading import describe_options
 
     info, plugin = loaded.info, loaded.plugin
     two_columns(
@@ -53,7 +56,7 @@ def _show(loaded: LoadedPlugin) -> None:
             ("Module", info.module),
             ("Contract", str(plugin.contract)),
             *([("Needs", needs_text(info))] if info.needs else []),
-            ("Choose it with", f"--plugin {info.kind}={info.name}"),
+            ("Choose it with", KINDS[info.kind].chosen_by(info.name)),
             *([("Warning", loaded.deprecation)] if loaded.deprecation else []),
         ],
     )
@@ -63,7 +66,7 @@ def _show(loaded: LoadedPlugin) -> None:
 
 
 def _document(loaded: LoadedPlugin) -> dict[str, Any]:
-    from dba_core.registry.options import describe_options
+    from dba_core.registry.loading import describe_options
 
     options = describe_options(loaded.plugin.options_class)
     return {

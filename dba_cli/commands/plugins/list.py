@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, needs_text
-from dba_cli.plugin_options import PluginFlags, plugin_options
+from dba_cli.options import plugin_options
 from dba_cli.terminal import warn
 from dba_core.contracts import Kind
+from dba_core.runs.choosing import PluginUse
 
 if TYPE_CHECKING:
     from dba_core.registry import PluginInfo, Registry
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @plugin_options
 @json_option
 def list_plugins(
-    kind: Kind | None, check: bool, device: str | None, plugin_flags: PluginFlags, as_json: bool
+    kind: Kind | None, check: bool, device: str | None, plugin_flags: PluginUse, as_json: bool
 ) -> None:
     """List the installed plugins. Imports none of them, unless --check is given.
 
@@ -40,7 +41,9 @@ def list_plugins(
     if device is not None and not check:
         raise click.UsageError("--device belongs to --check, which asks the plugins whether they run there.")
     device = device or "cpu"
-    registry = plugin_flags.registry()
+    from dba_cli.progress import TerminalReporter
+
+    registry = plugin_flags.registry(TerminalReporter())
     found = registry.list(kind)
     runs = _runs(registry, found, device) if check else None
     if as_json:
@@ -67,6 +70,6 @@ def _state(info: PluginInfo) -> str:
 
 def _runs(registry: Registry, infos: list[PluginInfo], device: str) -> list[str]:
     """What each plugin says to a typical request."""
-    from dba_core.registry.doctor import diagnose_plugin
+    from dba_cli.commands.plugins.doctor import diagnose_plugin
 
     return [diagnose_plugin(registry, info, device=device).runs for info in infos]

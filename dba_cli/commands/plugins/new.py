@@ -9,6 +9,7 @@ import click
 from dba_cli.commands.plugins.common import KIND
 from dba_cli.terminal import echo
 from dba_core.contracts import Kind
+from dba_core.kinds import KINDS
 
 
 @click.command()
@@ -37,7 +38,7 @@ def new(kind: Kind, name: str, out: Path | None) -> None:
         echo(str(path))
     echo(
         f"\nNext:\n  python -m pip install -e '{folder}[test]'\n  python -m pytest {folder}\n"
-        f"  dba plugins check {name}\n  dba run --plugin {kind}={name}",
+        f"  dba plugins check {name}\n  {KINDS[kind].example(name)}",
         err=True,
     )
 

@@ -7,25 +7,27 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from dba_cli.commands.plugins.common import KIND, json_option
-from dba_cli.options import ConfigFlags, config_options
-from dba_cli.plugin_options import PluginFlags, plugin_options, strict_option
+from dba_cli.commands.plugins.common import KIND_OF_LAYERS, json_option
+from dba_cli.options import config_options, plugin_options, strict_option
 from dba_cli.preflight import load_checked
 from dba_cli.terminal import echo
 from dba_core.contracts import Kind
+from dba_core.errors import DBAError
+from dba_core.runs.choosing import ConfigChoice, PluginUse
 
 if TYPE_CHECKING:
-    from dba_core.registry.explain import Other
-    from dba_core.runs.selection import PlacedSelection
+    from dba_core.contracts import Reason
+    from dba_core.registry import PluginInfo, Registry, Selection
+    from dba_core.runs.prepare import PlacedSelection
 
 
 @click.command()
-@click.argument("kind", type=KIND)
+@click.argument("kind", type=KIND_OF_LAYERS)
 @config_options
 @plugin_options
 @strict_option
 @json_option
-def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool, as_json: bool) -> None:
+def why(kind: Kind, flags: ConfigChoice, plugin_flags: PluginUse, strict: bool, as_json: bool) -> None:
     """Explain which plugin of KIND a configuration gets, and why not the others.
 
     Where layers chose for themselves, each choice is explained, with its layers.
@@ -36,13 +38,13 @@ def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool,
       dba plugins why gate --preset paper-gqa
       dba plugins why summarizer --plugin summarizer@layers.0-1=conv --json
     """
+    from dba_cli.progress import TerminalReporter
     from dba_cli.rendering import echo_json
     from dba_core.registry import refuse_fallbacks
 
-    registry = plugin_flags.registry()
+    registry = plugin_flags.registry(TerminalReporter())
     config = load_checked(flags, registry).config
-    from dba_core.registry.explain import explain_others
-    from dba_core.runs.selection import explain_selection
+    from dba_core.runs.prepare import explain_selection
 
     placed = explain_selection(kind, config, registry)
     if strict:
@@ -56,19 +58,19 @@ def why(kind: Kind, flags: ConfigFlags, plugin_flags: PluginFlags, strict: bool,
         _show(each, others, of_several=len(placed) > 1)
 
 
-def _show(placed: PlacedSelection, others: list[Other], *, of_several: bool) -> None:
+def _show(placed: PlacedSelection, others: list[dict[str, Any]], *, of_several: bool) -> None:
     selection, where = placed.selection, f"@layers.{placed.where}" if of_several else ""
     chosen = f"{selection.name} of {selection.info.distribution} {selection.info.version}"
     echo(f"{selection.kind}{where}: {chosen} ({selection.why})")
     for other in others:
-        echo(f"  {other.state}: {other.info.name} of {other.info.distribution}: {other.why}")
-    known = {other.info.name for other in others}
+        echo(f"  {other['state']}: {other['name']} of {other['distribution']}: {other['why']}")
+    known = {other["name"] for other in others}
     for passed in selection.passed_over:
         if passed.name not in known:
             echo(f"  passed over: {passed}")
 
 
-def _document(placed: PlacedSelection, others: list[Other]) -> dict[str, Any]:
+def _document(placed: PlacedSelection, others: list[dict[str, Any]]) -> dict[str, Any]:
     selection = placed.selection
     return {
         "kind": selection.kind,
@@ -76,6 +78,7 @@ def _document(placed: PlacedSelection, others: list[Other]) -> dict[str, Any]:
         "name": selection.name,
         "distribution": selection.info.distribution,
         "version": selection.info.version,
+        "how": selection.how,
         "why": selection.why,
         "request": attrs.asdict(selection.request),
         "passed_over": [
@@ -86,14 +89,52 @@ def _document(placed: PlacedSelection, others: list[Other]) -> dict[str, Any]:
             }
             for passed in selection.passed_over
         ],
-        "others": [
-            {
-                "name": other.info.name,
-                "distribution": other.info.distribution,
-                "state": other.state,
-                "why": other.why,
-                "reasons": [attrs.asdict(reason) for reason in other.reasons],
-            }
-            for other in others
-        ],
+        "others": others,
     }
+
+
+def explain_others(registry: Registry, selection: Selection) -> list[dict[str, Any]]:
+    """Every other plugin of the kind, as data: those that `auto` tried first, then the rest by name.
+
+    state: passed over, not asked, blocked or broken. why: in a sentence. reasons: its own against the
+    request; none where it supports that or cannot be asked.
+    """
+    order = [name for name, _ in registry.auto_order(selection.kind, device=selection.request.device)]
+    ranks = {passed.name: rank for rank, passed in enumerate(selection.passed_over)}
+    others = []
+    for info in registry.list(selection.kind):
+        if info.qualified != selection.info.qualified:
+            state, why, reasons = _asked(registry, info, selection, tried=info.name in ranks)
+            if state == "not asked":
+                why = f"{_why_not(selection, is_listed=info.name in order)}; {why}"
+            told = {"state": state, "why": why, "reasons": [attrs.asdict(reason) for reason in reasons]}
+            others.append({"name": info.name, "distribution": info.distribution, **told})
+    return sorted(others, key=lambda other: ranks.get(other["name"], len(ranks)))
+
+
+def _asked(
+    registry: Registry, info: PluginInfo, selection: Selection, *, tried: bool
+) -> tuple[str, str, tuple[Reason, ...]]:
+    """State, why and reasons. Imports the plugin where it may be used."""
+    from dba_core.registry.loading import structure_options
+
+    refusal = registry.access.refusal(info)
+    if refusal is not None:
+        return "blocked", refusal, ()
+    try:
+        loaded = registry.load(info.kind, info.qualified)
+        answer = registry.ask(loaded, selection.request, structure_options(loaded, {}))
+    except DBAError as error:
+        return "broken", str(error), ()
+    if isinstance(answer, str):
+        return "broken", answer, ()
+    verdict = "; ".join(map(str, answer.reasons or answer.next_is_better))
+    if answer.ok:
+        verdict = f"it supports the request{f', but {verdict}' if verdict else ''}"
+    return "passed over" if tried else "not asked", verdict, answer.reasons
+
+
+def _why_not(selection: Selection, *, is_listed: bool) -> str:
+    if selection.how != "auto":
+        return f"{selection.name!r} was {selection.why}"
+    return "later in the order of auto" if is_listed else "not in the order of auto, only chosen by name"

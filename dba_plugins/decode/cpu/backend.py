@@ -11,8 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from dba_core.cache.layer import LayerCache
-from dba_core.contracts import DecodeOutput, NullKV, TokenWriter
+from dba_core.contracts import DecodeOutput, KVLayer, NullKV, TokenWriter
 from dba_plugins.decode.cpu.compiler import compiled, machine
 from dba_plugins.decode.cpu.kernel import ENTRIES, build_module
 from dba_plugins.decode.cpu.spec import KernelSpec
@@ -52,7 +51,7 @@ class CpuDecode:
         self,
         q_sem: Tensor,
         q_geo: Tensor,
-        cache: LayerCache,
+        cache: KVLayer,
         *,
         null: NullKV | None = None,
         needs_lse: bool = False,

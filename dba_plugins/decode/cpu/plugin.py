@@ -7,7 +7,6 @@ import importlib.util
 from collections.abc import Iterator
 
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeRequest,
@@ -24,7 +23,7 @@ _ELSE = "Choose decode_backend=streaming, or auto."
 
 class CpuPlugin:
     name = "cpu"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "compiled for this processor with LLVM: any format, any width up to 256, float32 queries"
     options_class = NoOptions
 

@@ -10,7 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from dba_core.cache.layer import LayerCache
+from dba_core.contracts import KVLayer
 from dba_plugins.decode.cpu.compiler import compiled
 from dba_plugins.decode.cpu.encode import CHUNK, ENTRIES, N_ARGS, WriteArg, build_writer
 from dba_plugins.decode.cpu.spec import KernelSpec
@@ -31,7 +31,7 @@ class CpuWriter:
     def __reduce__(self) -> tuple[type[CpuWriter], tuple[KernelSpec]]:
         return type(self), (self.spec,)
 
-    def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
         """k_sem [B,G,T,Ds], k_geo [B,G,T,Dg], v [B,G,T,Dv] -> whether they were stored."""
         inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in (k_sem, k_geo, v)]
         if any(x.dtype != torch.float32 for x in inputs):

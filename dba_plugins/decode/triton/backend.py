@@ -12,8 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dba_core.cache.layer import LayerCache
-from dba_core.contracts import DecodeOutput, NullKV, TokenWriter
+from dba_core.contracts import DecodeOutput, KVLayer, NullKV, TokenWriter
 from dba_plugins.decode.triton.launch import Step, attend, count_splits, merge
 from dba_plugins.decode.triton.settings import OnePassOptions, TwoPassOptions
 from dba_plugins.decode.triton.spec import KernelSpec
@@ -37,7 +36,7 @@ class _TritonDecode:
         self,
         q_sem: Tensor,
         q_geo: Tensor,
-        cache: LayerCache,
+        cache: KVLayer,
         *,
         null: NullKV | None = None,
         needs_lse: bool = False,

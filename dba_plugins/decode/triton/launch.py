@@ -14,8 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dba_core.cache.layer import LayerCache
-from dba_core.contracts import DecodeOutput, NullKV
+from dba_core.contracts import DecodeOutput, KVLayer, NullKV
 from dba_plugins.decode.triton.kernel import attend_kernel
 from dba_plugins.decode.triton.merge import merge_kernel
 from dba_plugins.decode.triton.settings import TritonOptions, TwoPassOptions, interpreted
@@ -31,13 +30,13 @@ class Step:
 
     q_sem: Tensor
     q_geo: Tensor
-    cache: LayerCache
+    cache: KVLayer
     null: NullKV | None
     needs_lse: bool
 
     @classmethod
     def of(
-        cls, q_sem: Tensor, q_geo: Tensor, cache: LayerCache, null: NullKV | None, *, needs_lse: bool
+        cls, q_sem: Tensor, q_geo: Tensor, cache: KVLayer, null: NullKV | None, *, needs_lse: bool
     ) -> Step:
         if null is not None:
             k_sem, k_geo, v = (x.float().contiguous() for x in (null.k_sem, null.k_geo, null.v))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     CompiledKernel,
     DecodeBackend,
     DecodeBackendPlugin,
@@ -24,7 +23,7 @@ BUSY, SHORT = 8, 512
 
 class OnePassPlugin:
     name = "triton_1pass"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "Triton, one launch: a program per KV head and row, null token first"
     options_class = OnePassOptions
 

@@ -14,9 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from dba_core.cache.layer import LayerCache
-from dba_core.cache.store import TensorStore
-from dba_core.contracts import DecodeOutput, NullKV
+from dba_core.contracts import DecodeOutput, KVLayer, KVTensor, NullKV
 
 LOG2_E = math.log2(math.e)
 LOWEST = -1e30
@@ -32,7 +30,7 @@ def split_ranges(length: int, residual: int, *, splits: int, block: int) -> list
     return [*whole, (full, length)]
 
 
-def states(q_sem: Tensor, q_geo: Tensor, cache: LayerCache, *, splits: int, block: int) -> Tensor:
+def states(q_sem: Tensor, q_geo: Tensor, cache: KVLayer, *, splits: int, block: int) -> Tensor:
     """acc [Dv], m and l of every split: [B,H,splits,Dv+2] float64."""
     batch, heads, _ = q_geo.shape
     out = torch.zeros(batch, heads, splits, cache.v.head_dim + 2, dtype=torch.float64)
@@ -78,14 +76,9 @@ def _state(scores: Tensor, v: Tensor) -> Tensor:
     return torch.cat([acc, m, p.sum(-1, keepdim=True)], dim=-1)
 
 
-def _as_read(store: TensorStore, cache: LayerCache, row: int, heads: int) -> Tensor:
+def _as_read(store: KVTensor, cache: KVLayer, row: int, heads: int) -> Tensor:
     """Row `row` as its newest query reads it: [H,length,D] float64."""
-    length = cache.lengths[row]
-    values = store.stored(0, length)[row].double()
-    ring = store.recent_ring
-    if ring is not None:
-        first = max(0, length - cache.residual_len)
-        values[:, first:] = ring[row][:, torch.arange(first, length) % ring.shape[2]].double()
+    values = store.read(0, cache.lengths[row], row=row)[0].double()
     return _per_head(values, heads)
 
 

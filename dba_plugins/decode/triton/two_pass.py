@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     CompiledKernel,
     DecodeBackend,
     DecodeBackendPlugin,
@@ -20,7 +19,7 @@ from dba_plugins.decode.triton.support import reasons
 
 class TwoPassPlugin:
     name = "triton_2pass"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "Triton, two launches: rows are split, the null token is one more partition of the merge"
     options_class = TwoPassOptions
 

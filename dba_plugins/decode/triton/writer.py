@@ -18,8 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dba_core.cache.formats.nf4 import NF4_LEVELS
-from dba_core.cache.layer import LayerCache
-from dba_core.cache.store import TensorStore
+from dba_core.contracts import KVLayer, KVTensor
 from dba_core.errors import CacheError
 
 #: Halfway between neighbouring levels; a value exactly there takes the lower one.
@@ -166,7 +165,7 @@ def _known(scale):
 class TritonWriter:
     """Stores tokens in one launch per tensor. Finds bad values on the device and flags them there."""
 
-    def write(self, cache: LayerCache, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
         """See `TokenWriter.write`. Always True: `cache.check_values()` tells of a bad value.
 
         Inputs are float32, float16 or bfloat16. Raises CacheError for another dtype, and where a CUDA graph
@@ -192,7 +191,7 @@ class TritonWriter:
         return True
 
 
-def _launch(store: TensorStore, x: Tensor, lengths: Tensor, bad_values: Tensor) -> None:
+def _launch(store: KVTensor, x: Tensor, lengths: Tensor, bad_values: Tensor) -> None:
     """Store x [B,G,T,D] at the lengths."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, tokens, _ = x.shape
@@ -215,7 +214,7 @@ def _launch(store: TensorStore, x: Tensor, lengths: Tensor, bad_values: Tensor) 
     )
 
 
-def constants(store: TensorStore) -> dict[str, object]:
+def constants(store: KVTensor) -> dict[str, object]:
     """The compile-time constants of a store: format and sizes of a head, nothing of length or capacity."""
     width, qblock = store.head_dim, store.qblock if store.quantized else 0
     unit = math.gcd(width, qblock)

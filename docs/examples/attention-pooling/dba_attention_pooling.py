@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dba_core import hookimpl
-from dba_core.contracts import CONTRACT_VERSIONS, Reason, SummarizerPlugin, SummarizerRequest, Support
+from dba_core.contracts import Reason, SummarizerPlugin, SummarizerRequest, Support
 from dba_core.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ class AttentionPooling(nn.Module):
 
 class AttentionPoolingPlugin:
     name = "attention-pooling"
-    contract = CONTRACT_VERSIONS["summarizer"]
+    contract = 1
     summary = "a learned query pools each block's keys and values"
     options_class = AttentionPoolingOptions
 

@@ -15,14 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dba_core import hookimpl
-from dba_core.cache.layer import LayerCache
-from dba_core.cache.store import TensorStore
 from dba_core.contracts import (
-    CONTRACT_VERSIONS,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeOutput,
     DecodeRequest,
+    KVLayer,
     NullKV,
     Reason,
     Support,
@@ -61,7 +59,7 @@ class SdpaDecode:
         self,
         q_sem: Tensor,
         q_geo: Tensor,
-        cache: LayerCache,
+        cache: KVLayer,
         *,
         null: NullKV | None = None,
         needs_lse: bool = False,
@@ -70,8 +68,10 @@ class SdpaDecode:
         if needs_lse:
             raise UnsupportedError("the decode backend 'sdpa' cannot do this", reasons=(NO_LSE,))
         query = torch.cat((q_sem, q_geo), dim=-1).float()  # [B, H, Ds+Dg]
-        keys = torch.cat((_read(cache.k_sem, cache), _read(cache.k_geo, cache)), dim=-1)  # [B, G, S, Ds+Dg]
-        values = _read(cache.v, cache)  # [B, G, S, Dv]
+        keys = torch.cat(
+            [tensor.read(0, cache.length) for tensor in (cache.k_sem, cache.k_geo)], dim=-1
+        )  # [B, G, S, Ds+Dg]
+        values = cache.v.read(0, cache.length)  # [B, G, S, Dv]
         lengths = cache.lengths_device.to(torch.int64)[:, None]
         visible = torch.arange(keys.shape[2], device=keys.device) < lengths  # [B, S]
         if null is not None:
@@ -106,23 +106,9 @@ def _with_first(first: Tensor, planes: Tensor) -> Tensor:
     return torch.cat((first[None, :, None].expand(len(planes), -1, -1, -1), planes), dim=2)
 
 
-def _read(store: TensorStore, cache: LayerCache) -> Tensor:
-    """All positions as the newest query of each row reads them: float32 [B,G,S,D], zeros past a length.
-
-    The newest `residual_len` tokens of a row come from the fp16 ring, where there is one.
-    """
-    stored, ring = store.stored(0, cache.length), store.recent_ring
-    if ring is None:
-        return stored
-    position = torch.arange(cache.length, device=stored.device)
-    lengths = cache.lengths_device.unsqueeze(1)
-    recent = (position < lengths) & (position >= lengths - cache.residual_len)  # [B, S]
-    return torch.where(recent[:, None, :, None], ring[:, :, position % ring.shape[2]].float(), stored)
-
-
 class SdpaPlugin:
     name = "sdpa"
-    contract = CONTRACT_VERSIONS["decode_backend"]
+    contract = 1
     summary = "dequantizes the cache, then one scaled_dot_product_attention"
     options_class = SdpaOptions
 

@@ -1,0 +1,1 @@
+"""A Llama model in a GGUF file."""

@@ -1,0 +1,1 @@
+"""The folder of a Hugging Face Llama-family model."""

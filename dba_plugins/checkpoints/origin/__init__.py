@@ -1,0 +1,1 @@
+"""A checkpoint of the system that this library succeeds."""
