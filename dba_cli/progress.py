@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import Progress, TaskID
 
+from dba_cli.hints import in_flags
 from dba_cli.rendering import progress
 from dba_cli.terminal import echo, warn
 
@@ -65,7 +66,7 @@ class TerminalReporter:
             echo(text, err=True)
 
     def warning(self, text: str) -> None:
-        warn(text)
+        warn(in_flags(text))
 
     def event(self, event: object) -> None:
         """Those of training; what is done with plugins was asked for, and is told even if quiet."""

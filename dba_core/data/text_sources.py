@@ -60,7 +60,7 @@ _KINDS = (
     (b"ARROW1", "an Arrow table", f"{_EXTRACT} (its text column)"),
     (b"\x89HDF", "an HDF5 file", _EXTRACT),
     (b"\x93NUMPY", "a numpy array", "Name it .npy, and it is read as tokens"),
-    (b"GGUF", "a GGUF model", "It is for `dba convert`; give a file with text"),
+    (b"GGUF", "a GGUF model", "It is a model to convert; give a file with text"),
     (b"\xff\xfe\x00\x00", "UTF-32 text", "Convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)"),
     (b"\x00\x00\xfe\xff", "UTF-32 text", "Convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)"),
     (b"\xff\xfe", "UTF-16 text", "Convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),

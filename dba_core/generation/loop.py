@@ -332,5 +332,5 @@ def _unexplained(model: LanguageModel, error: DBAError) -> DBAError:
     return DBAError(
         f"{error} Every weight is finite, and so was what the plugins returned when the step was repeated: "
         f"the model's own arithmetic in {dtype} exceeds its range, or the fault does not repeat. Run it in "
-        "float32, or with other plugins (--plugin decode_backend=streaming)."
+        "float32, or with other plugins (plugins.decode_backend=streaming)."
     )

@@ -45,7 +45,7 @@ def evaluate_loss(
     if not math.isfinite(found.perplexity):
         raise CheckpointError(
             f"the loss of the model is {found.loss:g} nats per token: its numbers overflow. Its weights are "
-            "damaged, or its training diverged; load another checkpoint (which='last'), or train again"
+            "damaged, or its training diverged; take another checkpoint (which=), or train again"
         )
     return found
 
@@ -165,7 +165,7 @@ def evaluate_run(
     special = run.tokenizer.special.chosen(bos=bos, eos=eos)
     corpus, tokens = text_of(run, data, tokenizer=with_special(run.tokenizer, special))
     if not corpus.is_text and (bos, eos) != (None, None):
-        raise UsageError(f"{corpus.name!r} is a token array, taken as it is; leave bos and eos out")
+        raise UsageError(f"{corpus.name!r} is a token array, taken as it is; leave bos= and eos= out")
     model = run.model
     cache = model.new_cache(batch=1, capacity=config.model.context, policy=policy)
     with _attention(run, long_seq=long_seq) as long_sequence:

@@ -112,7 +112,7 @@ class MetricsLog:
     def _refused(self, error: OSError) -> CheckpointError:
         return CheckpointError(
             f"{self._path} could not be written ({error.strerror or error}). Make room, or put the folder "
-            "back and make it writable, then go on with --resume from the last checkpoint, or start again "
+            "back and make it writable, then resume from the last checkpoint, or start again "
             "where there is none"
         )
 

@@ -26,7 +26,7 @@ class StopsAfter(SilentReporter):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def training(self, event) -> None:
+    def event(self, event) -> None:
         if isinstance(event, StepFinished) and event.step == self.step:
             raise KeyboardInterrupt
 
@@ -40,7 +40,7 @@ def tiny_config(tiny) -> LoadedConfig:
 def interrupted(tiny, root: Path, *, after: int) -> RunFolder:
     """The same run, stopped early."""
     config = tiny_config(tiny)
-    with pytest.raises(RunInterruptedError, match=f"after step {after} of 8.*dba run --resume") as caught:
+    with pytest.raises(RunInterruptedError, match=f"after step {after} of 8.*resume_job") as caught:
         run_job(config, root=root, reporter=StopsAfter(after))
     assert caught.value.exit_code == 130
     return only_run(root)
@@ -98,7 +98,7 @@ class StopsSampling(SilentReporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def phase(self, text: str) -> None:
+    def phase(self, text: str, steps: int | None = None) -> None:
         if text.startswith("Sampling"):
             raise KeyboardInterrupt
 

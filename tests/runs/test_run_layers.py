@@ -99,7 +99,7 @@ def test_it_repeats_from_its_record(layered, tmp_path: Path) -> None:
 class StopsAfterFive(SilentReporter):
     """Presses Ctrl-C after step 5."""
 
-    def training(self, event) -> None:
+    def event(self, event) -> None:
         if isinstance(event, StepFinished) and event.step == 5:
             raise KeyboardInterrupt
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from runs_tiny import dba
 
-from dba_core.runs.folder import FolderInUseError, one_group_of_writers, one_writer
+from dba_core.runs.folder import FolderInUseError, one_writer
+from dba_core.runs.job import one_group_of_writers
 from dba_core.training.distributed import World
 
 pytestmark = pytest.mark.torch

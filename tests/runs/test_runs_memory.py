@@ -72,7 +72,7 @@ def corpus() -> Corpus:
         tokens=tokens,
         n_train=2700,
         tokenizer=load_tokenizer("bytes"),
-        documents=(),
+        documents={},
         n_bytes=3000,
         sha256="0" * 64,
     )
