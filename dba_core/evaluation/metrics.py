@@ -146,8 +146,9 @@ class PolicyFidelity(FidelityMetrics):
     @property
     def figures(self) -> FidelityMetrics:
         """The figures alone."""
-        own = attrs.fields(FidelityMetrics)
-        return FidelityMetrics(**attrs.asdict(self, filter=attrs.filters.include(*own)))
+        return FidelityMetrics(
+            **{field.name: getattr(self, field.name) for field in attrs.fields(FidelityMetrics)}
+        )
 
 
 def policy_fidelity(

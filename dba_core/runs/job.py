@@ -141,19 +141,22 @@ class _Job:
 
     def train_and_evaluate(self, prepared: Prepared, folder: RunFolder, *, resume: bool) -> Path:
         """Everything after the folder is there. What ends it early is told with how to go on."""
+        told = False  # why it ends, and how to go on
         try:
             result = self._train(prepared, folder, resume=resume and self._can_go_on(folder))
             if self.world.is_main:
                 with disk_errors(folder.path, "Make room, or put the folder back and make it writable"):
                     self._evaluate(prepared, folder, result)
+            told = True
         except RunInterruptedError:
+            told = True
             raise
-        except BaseException:
-            text = f"The run did not finish; what there is lies in {folder.path}."
-            if not has_checkpoint(folder.checkpoint, "last"):
-                text += " No checkpoint was saved yet: it starts again from its first step."
-            self.reporter.warning(f"{text} Go on with: {resuming(folder)}")
-            raise
+        finally:
+            if not told:
+                text = f"The run did not finish; what there is lies in {folder.path}."
+                if not has_checkpoint(folder.checkpoint, "last"):
+                    text += " No checkpoint was saved yet: it starts again from its first step."
+                self.reporter.warning(f"{text} Go on with: {resuming(folder)}")
         return folder.path
 
     def _can_go_on(self, folder: RunFolder) -> bool:

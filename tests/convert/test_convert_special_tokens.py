@@ -142,7 +142,7 @@ def test_a_chat_is_that_of_transformers(source: Source) -> None:
     said = dba("sample", source.out, "--chat", "--bos", "--prompt", "x", code=2)
     assert "in a chat the model's template writes the special tokens" in said
     said = dba("sample", source.out, "--system", "S", "--prompt", "x", code=2)
-    assert "ask for the chat too (chat=True)" in said
+    assert "ask for the chat too (--chat)" in said
 
 
 @pytest.mark.filterwarnings("ignore::dba_core.errors.LongPromptWarning")

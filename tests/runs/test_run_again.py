@@ -112,7 +112,7 @@ def test_ctrl_c_after_training_says_how_to_go_on(tiny, tmp_path: Path) -> None:
         run_job(tiny_config(tiny), root=tmp_path, reporter=reporter)
     (warning,) = reporter.warnings
     assert f"lies in {only_run(tmp_path).path}" in warning
-    assert f"Go on with: dba run --resume {only_run(tmp_path).path}" in warning
+    assert f"Go on with: resume_job({str(only_run(tmp_path).path)!r})" in warning
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_another_corpus_is_another_held_out_text(mine: RunFolder, tmp_path: Path
     other.write_text("".join(f"{n} blue bottles standing on the floor\n" for n in range(120)))
     change_config(mine, data__source=str(other))
     run = load_run(mine.path)
-    with pytest.raises(RecordMismatchError, match=r"data\.sha256 was .*--allow-drift"):
+    with pytest.raises(RecordMismatchError, match=r"data\.sha256 was .*allow_drift=True"):
         text_of(run, None)
     text_of(run, str(other))
     text_of(load_run(mine.path, allow_drift=True), None)

@@ -180,13 +180,13 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(tiny, tmp_path: Pat
         lambda: os.kill(os.getpid(), getattr(signal, name)),
     )
     steps = []
-    listener_training = listener.training
+    heard = listener.event
 
-    def training(event) -> None:
+    def event(event) -> None:
         steps.extend([event.step] if isinstance(event, StepFinished) else [])
-        listener_training(event)
+        heard(event)
 
-    listener.training = training
+    listener.event = event
     with pytest.raises(KeyboardInterrupt):
         run_job(tiny_config(tiny), root=tmp_path, reporter=listener)
     folder = only_run(tmp_path)
