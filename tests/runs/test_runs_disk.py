@@ -192,7 +192,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(tiny, tmp_path: Pat
     folder = only_run(tmp_path)
     assert steps == []
     assert not has_checkpoint(folder.checkpoint, "last")
-    assert any("No checkpoint was saved yet" in text and "--resume" in text for text in listener.said)
+    assert any("No checkpoint was saved yet" in text and "resume_job(" in text for text in listener.said)
     with pytest.raises(UsageError, match=r"has no checkpoint 'best' yet"):
         find_run(tmp_path / "latest", weights="best")
     if name == "SIGINT":
