@@ -18,7 +18,7 @@ from typing import TextIO
 
 import click
 
-from dba_cli.hints import hint_for
+from dba_cli.hints import hint_for, in_flags
 from dba_cli.legacy import LEGACY_FLAGS
 from dba_cli.terminal import echo, echo_labelled, warn
 from dba_core.errors import DeprecatedContractWarning, KernelCacheWarning, LongPromptWarning
@@ -33,7 +33,7 @@ def explain(error: Exception, text: str | None = None) -> None:
     if wants_traceback():
         _echo_traceback(error)
     else:
-        _echo(str(error) if text is None else text)
+        _echo(in_flags(str(error)) if text is None else text)
 
 
 def explain_click(error: click.ClickException, argv: Sequence[str]) -> None:

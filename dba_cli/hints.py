@@ -4,6 +4,7 @@ a run that was left out. Called when a usage error is shown.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,31 @@ _OTHER_OPTIONS: dict[str, tuple[str, str | None]] = {
 _OF_RUN = ("--set", "--preset", "--config", "--compile", "--resume", "--name", "--dry-run", "--print-config")
 _NO_CHOICE = re.compile(r"'(.*)' is not one of ")
 _EXTRA = re.compile(r"Got unexpected extra arguments? \((.*)\)")
+
+
+#: What the core's texts say in Python -> the option that does the same.
+_FLAGS = {
+    "allow_drift=True": "--allow-drift",
+    "strict=True": "--strict",
+    "chat=True": "--chat",
+    "bos=": "--bos",
+    "eos=": "--eos",
+    "data=": "--data",
+    "root=": "--out",
+    "which=": "--checkpoint",
+    "device='cpu' or 'auto'": "--device cpu or auto",
+    "run_job()": "dba run",
+}
+_PYTHON = re.compile("|".join(rf"(?<![\w.]){re.escape(words)}(?!\w)" for words in _FLAGS))
+_RESUMING = re.compile(r"resume_job\(('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\)")
+_CHOICE = re.compile(rf"(?<![\w.])plugins\.(?=(?:{'|'.join(KINDS)})[@=])")
+
+
+def in_flags(text: str) -> str:
+    """A text of the core, which speaks Python, as the command line says it."""
+    text = _RESUMING.sub(lambda found: f"dba run --resume {ast.literal_eval(found[1])}", text)
+    text = _CHOICE.sub("--plugin ", text)
+    return _PYTHON.sub(lambda found: _FLAGS[found[0]], text)
 
 
 def hint_for(error: click.UsageError, argv: Sequence[str]) -> str | None:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import Progress, TaskID
 
+from dba_cli.hints import in_flags
 from dba_cli.rendering import progress
 from dba_cli.terminal import echo, warn
 
 if TYPE_CHECKING:
     from dba_core.registry import Trace
     from dba_core.runs.summary import Summary
-    from dba_core.training.events import Evaluated, StepFinished
+    from dba_core.training.loop import StepFinished
+    from dba_core.training.session import Evaluated
 
 
 class TerminalReporter:
@@ -64,11 +66,7 @@ class TerminalReporter:
             echo(text, err=True)
 
     def warning(self, text: str) -> None:
-        warn(text)
-
-    def finished(self, summary: Summary) -> None:
-        self.close()
-        self.summary = summary
+        warn(in_flags(text))
 
     def event(self, event: object) -> None:
         """Those of training; what is done with plugins was asked for, and is told even if quiet."""
@@ -78,13 +76,20 @@ class TerminalReporter:
             echo(f"trace: {event}", err=True)
         elif isinstance(event, Trace):
             click.get_current_context().call_on_close(lambda: _print_totals(event))
-        elif not self._quiet:
-            self._training(event)
+        else:
+            self._of_a_run(event)
 
-    def _training(self, event: object) -> None:
-        from dba_core.training.events import Evaluated, Interrupted, StepFinished, TrainingStarted
+    def _of_a_run(self, event: object) -> None:
+        from dba_core.runs.summary import Summary
+        from dba_core.training.loop import Interrupted, StepFinished, TrainingStarted
+        from dba_core.training.session import Evaluated
 
-        if isinstance(event, TrainingStarted):
+        if isinstance(event, Summary):
+            self.close()
+            self.summary = event
+        elif self._quiet:
+            return
+        elif isinstance(event, TrainingStarted):
             self._start(event.first_step, event.steps)
         elif isinstance(event, StepFinished):
             self._step(event)
@@ -92,9 +97,6 @@ class TerminalReporter:
             self._evaluated(event)
         elif isinstance(event, Interrupted):
             self.note(f"Interrupted after step {event.step}; saving.")
-
-    def training(self, event: object) -> None:
-        self.event(event)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -23,7 +23,7 @@ from dba_cli import terminal
 from dba_core.printable import one_line, unseen
 
 if TYPE_CHECKING:
-    from dba_core.runs.summary_text import Section
+    from dba_core import report
 
 _PLAIN_WIDTH = 160
 #: A table in fewer columns than this is not readable; the terminal breaks its lines then.
@@ -140,13 +140,13 @@ def two_columns(title: str, rows: Iterable[tuple[str, str]]) -> None:
     console().print(table)
 
 
-def sections(title: str, parts: Iterable[Section]) -> None:
+def sections(title: str, parts: Iterable[report.Table]) -> None:
     """One table of names and values in titled groups."""
     on, table = console(), _names_and_values(title)
     for part in parts:
         table.add_section()
         table.add_row(on.render_str(one_line(part.title), style="cyan"), "")
-        for name, value in part.rows:
+        for name, value in part.cells:
             table.add_row(f"  {one_line(name)}", one_line(value))
     on.print(table)
 

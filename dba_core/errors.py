@@ -58,7 +58,7 @@ class PluginError(DBAError):
 
 
 class RecordMismatchError(DBAError):
-    """What a recorded configuration names is not what is installed (see `--allow-drift`)."""
+    """What a recorded configuration names is not what is installed (see `allow_drift`)."""
 
     exit_code = 5
 

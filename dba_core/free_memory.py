@@ -1,4 +1,4 @@
-"""How much memory is free, and a clear error before something is begun that cannot fit.
+"""How much memory is free, how much was used, and an error before something is begun that cannot fit.
 
     free = min(MemAvailable, what the control groups leave) + free swap        Linux
     free = what the driver gives + what torch keeps for itself                 CUDA
@@ -10,11 +10,15 @@ What is asked for is always a lower bound of what will be needed, so nothing tha
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dba_core.errors import DBAError
+
+if TYPE_CHECKING:
+    import torch
 
 #: Less than this is not looked at: asking costs more than the answer is worth.
 SMALL = 1 << 26
@@ -119,3 +123,28 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement where the device allows it."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most so far. CUDA: that torch's allocator had allocated since `reset_peak_memory`. CPU: the
+    high-water mark of this process's resident memory since it started, interpreter, libraries and data
+    included; 0 where the platform does not tell (Windows).
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -59,10 +59,10 @@ def evaluate(
 
     run = run_flags.load(TerminalReporter())
     from dba_core.runs.evaluate import evaluate_run
-    from dba_core.runs.summary_text import evaluation_sections
+    from dba_core.runs.pages import evaluation_tables
 
     result = evaluate_run(run, data=data, policy=policy, long_seq=long_seq, bos=bos, eos=eos)
     if as_json:
         echo_json(result.to_dict())
         return
-    sections(f"Evaluation of {run.folder.path}", evaluation_sections(result))
+    sections(f"Evaluation of {run.folder.path}", evaluation_tables(result))

@@ -136,7 +136,7 @@ def _resume(text: str, flags: ConfigChoice, how: _How) -> None:
     from dba_core.runs.job import resume_job
 
     with TerminalReporter(quiet=how.quiet) as reporter:
-        resume_job(folder, device=flags.device, reporter=reporter, **how.arguments)
+        resume_job(folder.path, device=flags.device, reporter=reporter, **how.arguments)
     _show(reporter.summary, as_json=how.as_json)
 
 
@@ -145,14 +145,14 @@ def _dry_run(flags: ConfigChoice, how: _How) -> None:
     loaded = load_checked(flags, arguments["registry"])
     check_data(loaded.config.data.source)
     from dba_cli.rendering import echo_json, sections
-    from dba_core.runs.dry_run import dry_run
-    from dba_core.runs.summary_text import dry_run_sections
+    from dba_core.runs.outline import dry_run
+    from dba_core.runs.pages import dry_run_tables
 
     result = dry_run(loaded, **arguments)
     if how.as_json:
         echo_json(result.to_dict())
         return
-    sections(f"Run {result.name}, not trained", dry_run_sections(result))
+    sections(f"Run {result.name}, not trained", dry_run_tables(result))
 
 
 def _show(summary: Summary | None, *, as_json: bool) -> None:
@@ -160,12 +160,12 @@ def _show(summary: Summary | None, *, as_json: bool) -> None:
     if summary is None:
         return
     from dba_cli.rendering import echo_json, sections
-    from dba_core.runs.summary_text import summary_sections
+    from dba_core.runs.pages import summary_tables
 
     if as_json:
         echo_json(summary.to_dict())
         return
-    sections(f"Run {summary.name}", summary_sections(summary))
+    sections(f"Run {summary.name}", summary_tables(summary))
     echo(f"\nSample: {summary.sample.prompt}{summary.sample.text}\n")
     echo(f"Everything is in {summary.folder}. Go on with:")
     for command in (summary.commands.sample, summary.commands.evaluate, summary.commands.repeat):

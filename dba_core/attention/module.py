@@ -218,7 +218,7 @@ class DecoupledAttention(HeadProjections):
             self._exact_in_training = before
 
     def check_every_call(self, wanted: bool = True) -> bool:
-        """Look at the values that plugins return in every call, not in the first one alone (`--strict`).
+        """Look at the values that plugins return in every call, not in the first one alone (`strict`).
         Returns whether that was so before.
         """
         before = self._backends.every_call

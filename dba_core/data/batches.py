@@ -1,4 +1,4 @@
-"""Batches of training sequences, and the windows of an evaluation. Called by training and evaluation.
+"""Batches of training sequences, and the windows of an evaluation.
 
 A sequence is `context` inputs and the same tokens one later as targets: x = tokens[o : o+context],
 y = tokens[o+1 : o+context+1], with o uniform over every place where that fits.
@@ -57,21 +57,13 @@ class BatchSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands; the same on every rank. JSON types only."""
-        return {
-            "generator": self._generator.bit_generator.state,
-            "drawn": self._drawn,
-            "batch_size": self._batch_size,
-            "context": self._context,
-            "tokens": len(self._tokens),
-        }
+        own = {"batch_size": self._batch_size, "context": self._context, "tokens": len(self._tokens)}
+        return {"generator": self._generator.bit_generator.state, "drawn": self._drawn, **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises DataError when it belongs to other batches."""
-        for key, mine in (
-            ("batch_size", self._batch_size),
-            ("context", self._context),
-            ("tokens", len(self._tokens)),
-        ):
+        own = {"batch_size": self._batch_size, "context": self._context, "tokens": len(self._tokens)}
+        for key, mine in own.items():
             if state.get(key) != mine:
                 raise DataError(
                     f"the saved data position is for {key}={ascii(state.get(key))[:60]}, this run has "
@@ -119,7 +111,6 @@ def held_out_windows(
 
 
 def _pairs(tokens: Tokens, start: int, n: int, length: int) -> tuple[Tensor, Tensor]:
-    span = torch.from_numpy(
-        np.asarray(tokens[start : start + n * length + 1]).astype(np.int64)
-    )  # [n * length + 1]
+    part = np.asarray(tokens[start : start + n * length + 1])
+    span = torch.from_numpy(part.astype(np.int64))  # [n * length + 1]
     return span[:-1].view(n, length), span[1:].view(n, length)

@@ -39,7 +39,7 @@ def render_chat(
     if special.chat_template is None:
         raise DataError(
             f"the model of tokenizer {tokenizer.name!r} has no chat template, so it is no chat model or its "
-            "tokenizer_config.json is missing; give plain prompts, without --chat"
+            "tokenizer_config.json is missing; give plain prompts, without chat=True"
         )
     template = special.chat_template
     return guarded(
@@ -52,7 +52,7 @@ def render_chat(
         ),
         lambda reason: DataError(
             f"the chat template of tokenizer {tokenizer.name!r} fails on these messages: {reason}. Give "
-            "other messages (some templates take no system message), or plain prompts, without --chat"
+            "other messages (some templates take no system message), or plain prompts, without chat=True"
         ),
     )
 
@@ -130,9 +130,9 @@ class Reading:
 
     def __attrs_post_init__(self) -> None:
         if self.system is not None and not self.chat:
-            raise UsageError("a system message is the first one of a chat; ask for the chat too (--chat)")
+            raise UsageError("a system message is the first one of a chat; ask for the chat too (chat=True)")
         if self.chat and self.bos is not None:
-            raise UsageError("in a chat the model's template writes the special tokens; leave --bos out")
+            raise UsageError("in a chat the model's template writes the special tokens; leave bos= out")
 
     def tokens(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of every text. Raises DataError for what is no list of texts, UsageError for a BOS token

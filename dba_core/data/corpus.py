@@ -2,44 +2,54 @@
 
     n_train = floor(n * (1 - held_out))        the held-out part is everything after it
 
-Called by training, evaluation and the summary.
+The tokens are those of a text, encoded here, or an array in a file, memory-mapped: `.npy` (integers,
+one-dimensional) or `.bin` (raw uint16 or uint32, little-endian).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import tokenize
+import warnings
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 
 from dba_core.config.data import DataConfig
-from dba_core.data.docstrings import read_docstrings
-from dba_core.data.pydoc import read_pydoc
-from dba_core.data.text_sources import Document, TextSource, read_folder, read_text_file, require_path
-from dba_core.data.token_arrays import array_sha256, check_vocabulary, read_bin, read_npy
+from dba_core.data.text_sources import INSTALLED, Texts, bad_source, read_folder, read_text_file, require_path
 from dba_core.data.tokenizers import IdTokenizer, Tokenizer, Tokens, load_tokenizer
 from dba_core.errors import DataError
+from dba_core.printable import printable
 
-#: Texts that every CPython brings along, by the name that `data.source` has for them.
-INSTALLED: dict[str, Callable[[], TextSource]] = {"pydoc": read_pydoc, "docstrings": read_docstrings}
+#: Between two documents of one text.
+SEPARATOR = "\n\n"
+_CHUNK = 1 << 22  # tokens looked at in one piece
+#: What numpy's reader of headers answers to bytes that are none: it parses them as Python source.
+_UNREADABLE = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError),
+    *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError),
+)
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Corpus:
     """Tokens and where they are from. `train` and `held_out` are views of `tokens`, without overlap.
 
-    n_bytes: UTF-8 bytes of the text; of a token array its stored bytes. sha256: of the same bytes.
-    version: that the text depends on. left_out: what was found and not used, and why. is_text: the tokens are
-    of a text that was encoded here. keeps_text: they decode to as many bytes as the text has.
+    documents: bytes of each one by its name. n_bytes: UTF-8 bytes of the text; of a token array its stored
+    bytes. sha256: of the same bytes. version: that the text depends on. left_out: what was found and not
+    used, and why. is_text: the tokens are of a text that was encoded here. keeps_text: they decode to as many
+    bytes as the text has.
     """
 
     name: str
     tokens: Tokens = attrs.field(repr=False)
     n_train: int
     tokenizer: Tokenizer
-    documents: tuple[Document, ...] = attrs.field(repr=False)
+    documents: Mapping[str, int] = attrs.field(repr=False)
     n_bytes: int
     sha256: str
     version: str | None = None
@@ -95,7 +105,13 @@ def load_corpus(config: DataConfig, *, context: int, tokenizer: Tokenizer | None
         corpus = _text_corpus(INSTALLED[config.source](), tokenizer, config.held_out)
     else:
         corpus = _file_corpus(require_path(config.source), tokenizer, config)
-    _require_length(corpus, context=context, held_out=config.held_out)
+    for part, tokens in (("training", corpus.train), ("held-out", corpus.held_out)):
+        if len(tokens) < context + 1:
+            raise bad_source(
+                f"{corpus.name!r} is too short: {len(corpus.tokens)} tokens, of which the {part} part has "
+                f"{len(tokens)} with data.held_out={config.held_out:g}; a context of {context} needs at "
+                f"least {context + 1} in either part. Give more text, or make model.context smaller"
+            )
     return corpus
 
 
@@ -105,81 +121,173 @@ def check_source(source: str) -> None:
         require_path(source)
 
 
+def train_length(n_tokens: int, held_out: float) -> int:
+    """floor(n * (1 - held_out)), with the share taken as the decimal number that was written."""
+    return int(n_tokens * (1 - Fraction(repr(held_out))))
+
+
 def _file_corpus(path: Path, tokenizer: Tokenizer, config: DataConfig) -> Corpus:
     suffix = path.suffix.lower()
     if path.is_dir():
         return _text_corpus(read_folder(path), tokenizer, config.held_out)
-    if suffix == ".npy":
-        return _array_corpus(path, read_npy(path), tokenizer, config.held_out)
-    if suffix == ".bin":
-        return _array_corpus(path, read_bin(path, config.bin_dtype), tokenizer, config.held_out)
-    return _text_corpus(read_text_file(path), tokenizer, config.held_out)
+    if suffix not in (".npy", ".bin"):
+        return _text_corpus(read_text_file(path), tokenizer, config.held_out)
+    tokens = read_npy(path) if suffix == ".npy" else read_bin(path, config.bin_dtype)
+    check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
+    return Corpus(
+        name=path.name,
+        tokens=tokens,
+        n_train=train_length(len(tokens), config.held_out),
+        tokenizer=tokenizer,
+        documents={path.name: tokens.nbytes},
+        n_bytes=tokens.nbytes,
+        sha256=array_sha256(tokens),
+    )
 
 
-def _text_corpus(source: TextSource, tokenizer: Tokenizer, held_out: float) -> Corpus:
+def _text_corpus(source: Texts, tokenizer: Tokenizer, held_out: float) -> Corpus:
     if isinstance(tokenizer, IdTokenizer):
         raise DataError(
             f"{tokenizer.name!r} does not fit {source.name!r}, which is text; it is for .npy and .bin token "
             "arrays. Give 'bytes', tiktoken:NAME or the path of a tokenizer.json",
             path="data.tokenizer",
         )
-    tokens = tokenizer.encode(source.text)
+    text = SEPARATOR.join(source.texts.values())
+    data = text.encode("utf-8")
+    tokens = tokenizer.encode(text)
     if len(tokens) == 0:
         raise DataError(
-            f"{tokenizer.name!r} does not fit {source.name!r}: it turned {source.n_bytes} bytes into no "
+            f"{tokenizer.name!r} does not fit {source.name!r}: it turned {len(data)} bytes into no "
             "token at all. Give the tokenizer of this language, or 'bytes'",
             path="data.tokenizer",
         )
     check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
     kept = tokenizer.n_bytes(tokens)
+    lost: tuple[str, ...] = ()
+    if kept is not None and kept != len(data):
+        lost = (
+            f"tokenizer {tokenizer.name}: its tokens decode to {kept:,} bytes and the text has {len(data):,};"
+            " it changes the text, or has no token for a part of it, and bits per byte are not given",
+        )
     return Corpus(
         name=source.name,
         tokens=tokens,
         n_train=train_length(len(tokens), held_out),
         tokenizer=tokenizer,
-        documents=source.documents,
-        n_bytes=source.n_bytes,
-        sha256=source.sha256,
+        documents={name: len(part.encode("utf-8")) for name, part in source.texts.items()},
+        n_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
         version=source.version,
-        left_out=(*source.left_out, *_lost(tokenizer.name, kept, source.n_bytes)),
+        left_out=(*source.left_out, *lost),
         is_text=True,
-        keeps_text=kept == source.n_bytes,
+        keeps_text=kept == len(data),
     )
 
 
-def _lost(tokenizer: str, kept: int | None, n_bytes: int) -> Iterator[str]:
-    """What a reader of the figures must know of a tokenizer that does not give the text back."""
-    if kept is not None and kept != n_bytes:
-        yield (
-            f"tokenizer {tokenizer}: its tokens decode to {kept:,} bytes and the text has {n_bytes:,}; it "
-            "changes the text, or has no token for a part of it, and bits per byte are not given"
+def read_npy(path: Path) -> Tokens:
+    """The array of a `.npy` file, memory-mapped. Its header is judged before anything is mapped."""
+    size = _require_content(path)
+    try:
+        shape, dtype, offset = _read_header(path)
+    except _UNREADABLE as error:
+        raise bad_source(
+            f"{str(path)!r} is no readable .npy file ({_escaped(error)}); write it with numpy.save of an "
+            "integer array"
+        ) from error
+    if dtype.kind not in "iu":
+        raise bad_source(
+            f"{str(path)!r} holds {_escaped(dtype)}, not token numbers; allowed: integer arrays, "
+            "saved with array.astype('uint16') or 'uint32'"
         )
+    if len(shape) != 1:
+        raise bad_source(
+            f"{str(path)!r} has {len(shape)} dimensions (shape {_escaped(shape)}); allowed: one dimension, "
+            "saved with array.reshape(-1)"
+        )
+    if shape[0] == 0:
+        raise bad_source(f"{str(path)!r} holds no tokens; give an array that does")
+    if not 0 < shape[0] <= (size - offset) // dtype.itemsize:
+        raise bad_source(
+            f"{str(path)!r} is no readable .npy file (its header says {_escaped(shape[0])} numbers of "
+            f"{dtype.itemsize} bytes, {size - offset:,} bytes follow it); it is cut off, get it again"
+        )
+    return _mapped(path, dtype, offset=offset, count=shape[0])
 
 
-def _array_corpus(path: Path, tokens: Tokens, tokenizer: Tokenizer, held_out: float) -> Corpus:
-    check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
-    return Corpus(
-        name=path.name,
-        tokens=tokens,
-        n_train=train_length(len(tokens), held_out),
-        tokenizer=tokenizer,
-        documents=(Document(path.name, tokens.nbytes),),
-        n_bytes=tokens.nbytes,
-        sha256=array_sha256(tokens),
+def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, type and where the numbers begin."""
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a foreign header, which numpy reads as source text
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"format {version}; integer arrays are written in 1.0 or 2.0")
+        if any(isinstance(length, bool) for length in shape):
+            raise ValueError(f"shape {shape} is no shape")
+        return shape, dtype, file.tell()
+
+
+def read_bin(path: Path, dtype: str) -> Tokens:
+    """The tokens of a raw file, memory-mapped. `dtype` is `uint16` or `uint32`."""
+    size = _require_content(path)
+    item = np.dtype(dtype).newbyteorder("<")
+    if size % item.itemsize:
+        raise bad_source(
+            f"{str(path)!r} has {size} bytes, which is no multiple of the {item.itemsize} bytes of {dtype}; "
+            "the file is cut off or data.bin_dtype is wrong"
+        )
+    return _mapped(path, item, count=size // item.itemsize)
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], *, offset: int = 0, count: int) -> Tokens:
+    try:
+        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
+    except (OSError, ValueError) as error:
+        raise bad_source(f"{str(path)!r} cannot be read ({error}); give a readable file") from error
+
+
+def _require_content(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise bad_source(f"{str(path)!r} cannot be read ({error.strerror}); give a file") from error
+    if size == 0:
+        raise bad_source(f"the file {str(path)!r} is empty; give a file with tokens")
+    return size
+
+
+def _escaped(value: object) -> str:
+    """What a foreign file says, in a message: short, and fit for a terminal."""
+    return printable(str(value))[:200]
+
+
+def check_vocabulary(tokens: Tokens, *, vocab_size: int, tokenizer: str) -> None:
+    """Every token is in 0 .. vocab_size-1; else DataError with the worst one and its position."""
+    low, low_at, high, high_at = 0, 0, -1, 0
+    for start in range(0, len(tokens), _CHUNK):
+        part = np.asarray(tokens[start : start + _CHUNK])
+        if int(part.min()) < low:
+            low, low_at = int(part.min()), start + int(part.argmin())
+        if int(part.max()) > high:
+            high, high_at = int(part.max()), start + int(part.argmax())
+    value, position = (low, low_at) if low < 0 else (high, high_at)
+    if 0 <= value < vocab_size:
+        return
+    what = "smallest" if value < 0 else "largest"
+    raise DataError(
+        f"token {value} at position {position} (the {what}) is outside of the vocabulary of tokenizer "
+        f"{tokenizer!r}: {vocab_size} tokens, 0 to {vocab_size - 1}. Give the tokenizer that made the array, "
+        f"or data.tokenizer='ids:{max(high, 0) + 1}' for tokens without text",
+        path="data.tokenizer",
     )
 
 
-def train_length(n_tokens: int, held_out: float) -> int:
-    """floor(n * (1 - held_out)), with the share taken as the decimal number that was written."""
-    return int(n_tokens * (1 - Fraction(repr(held_out))))
-
-
-def _require_length(corpus: Corpus, *, context: int, held_out: float) -> None:
-    for part, tokens in (("training", corpus.train), ("held-out", corpus.held_out)):
-        if len(tokens) < context + 1:
-            raise DataError(
-                f"{corpus.name!r} is too short: {len(corpus.tokens)} tokens, of which the {part} part has "
-                f"{len(tokens)} with data.held_out={held_out:g}; a context of {context} needs at least "
-                f"{context + 1} in either part. Give more text, or make model.context smaller",
-                path="data.source",
-            )
+def array_sha256(tokens: Tokens) -> str:
+    """The hash of the tokens as stored, piece by piece."""
+    digest = hashlib.sha256()
+    for start in range(0, len(tokens), _CHUNK):
+        digest.update(np.ascontiguousarray(tokens[start : start + _CHUNK]).tobytes())
+    return digest.hexdigest()

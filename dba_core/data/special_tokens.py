@@ -55,7 +55,7 @@ class SpecialTokens:
         """
         for wanted, there, what in ((bos, self.bos is not None, "bos"), (eos, bool(self.eos), "eos")):
             if wanted and not there:
-                raise UsageError(f"--{what}: this model names no {what} token; leave --{what} out")
+                raise UsageError(f"{what}=: this model names no {what} token; leave {what}= out")
         return attrs.evolve(
             self,
             add_bos=self.add_bos if bos is None else bos,

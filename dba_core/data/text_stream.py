@@ -2,8 +2,7 @@
 
 A token of a byte-level vocabulary may hold half a character, so `decode(a) + decode(b)` is not
 `decode(a + b)`. A stream holds the unfinished part back: the pieces of all `push` calls and of `finish`,
-joined, are `decode` of all tokens. Called by generation (stop texts) and by whoever prints tokens while they
-are sampled.
+joined, are `decode` of all tokens.
 """
 
 from __future__ import annotations

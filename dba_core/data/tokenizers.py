@@ -1,28 +1,42 @@
-"""Tokenizers: text to tokens and back. Called by the corpus, generation, evaluation and the command line.
+"""Tokenizers: text to tokens and back.
 
 `bytes` (the default) needs nothing: a token is one byte of the UTF-8 text. `ids:N` is for token arrays whose
-text is unknown. The extras `tokenizers` and `tiktoken` are in `extra_tokenizers`.
+text is unknown. A Hugging Face tokenizer.json and the encodings of tiktoken need the packages of those names,
+which are imported when a tokenizer of theirs is asked for.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import importlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from dba_core.data.foreign import guarded
 from dba_core.data.special_tokens import SpecialTokens
 from dba_core.data.text_stream import REPLACEMENT, ByteTextStream, TextStream, WindowTextStream
-from dba_core.errors import DataError, nearest
+from dba_core.distribution import install_command
+from dba_core.documents import parse_object, read_text
+from dba_core.errors import DataError, nearest, unknown
 from dba_core.printable import no_text
 
+T = TypeVar("T")
 Tokens = npt.NDArray[np.integer[Any]]
 #: More tokens than any vocabulary in use has, and few enough that an embedding of them can be allocated.
 MAX_VOCABULARY = 1 << 24
-_FORMS = "allowed: bytes, ids:VOCABULARY, tiktoken:NAME, or the path of a Hugging Face tokenizer.json"
+_ADVICE = "Give a Hugging Face tokenizer.json, whole and unchanged"
+
+
+def _bad_tokenizer(message: str) -> DataError:
+    return DataError(message, path="data.tokenizer")
 
 
 class Tokenizer(Protocol):
@@ -112,10 +126,9 @@ class IdTokenizer:
         words = text.split()
         for position, word in enumerate(words):
             if not (_is_number(word) and int(word) < self.vocab_size):
-                raise DataError(
+                raise _bad_tokenizer(
                     f"tokenizer {self.name!r} reads token numbers, got {word!r:.60} at word {position}; "
-                    f"allowed: numbers from 0 to {self.vocab_size - 1}, separated by spaces",
-                    path="data.tokenizer",
+                    f"allowed: numbers from 0 to {self.vocab_size - 1}, separated by spaces"
                 )
         return np.array([int(word) for word in words], dtype=token_dtype(self.vocab_size))
 
@@ -129,6 +142,90 @@ class IdTokenizer:
         return WindowTextStream(self.decode, context=context)
 
 
+class JsonTokenizer:
+    """A Hugging Face `tokenizer.json`. `encode` adds no special tokens; those in a text are tokens of their
+    own, and `decode` shows them. What the file says of truncation, padding and random encoding (`dropout`,
+    and `nbest_size` with `alpha`) belongs to the training that wrote it and is left out.
+    """
+
+    special = SpecialTokens()
+
+    def __init__(self, tokenizer: Any, *, name: str) -> None:
+        self.name = name
+        self._tokenizer = tokenizer
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str) -> Tokens:
+        encode = functools.partial(self._tokenizer.encode, real_text(text), add_special_tokens=False)
+        ids = self._guarded(lambda: encode().ids, "encode a text")
+        return np.array(ids, dtype=token_dtype(self.vocab_size))
+
+    def decode(self, ids: Sequence[int] | Tokens) -> str:
+        known = [int(token) for token in ids if 0 <= token < self.vocab_size]
+        decode = functools.partial(self._tokenizer.decode, known, skip_special_tokens=False)
+        return str(self._guarded(decode, "decode tokens"))
+
+    def n_bytes(self, ids: Sequence[int] | Tokens) -> int:
+        """Bytes of the decoded text; a tokenizer that loses text on the way counts what is left."""
+        return len(self.decode(ids).encode("utf-8"))
+
+    def stream(self, context: Sequence[int] = ()) -> TextStream:
+        return WindowTextStream(self.decode, context=context)
+
+    def token_id(self, text: str) -> int | None:
+        """The token whose text this is, as a whole."""
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
+    def template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that the file's post-processor puts before and after a text."""
+        made = self._guarded(
+            lambda: self._tokenizer.encode("a", add_special_tokens=True), "apply its post-processor"
+        )
+        marked = list(zip(made.ids, made.special_tokens_mask, strict=True))
+        before = tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], marked))
+        rest = marked[len(before) :][::-1]
+        after = tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], rest))
+        return before, after[::-1]
+
+    def _guarded(self, action: Callable[[], T], what: str) -> T:
+        return guarded(
+            action,
+            lambda reason: _bad_tokenizer(
+                f"the tokenizer {self.name!r} cannot {what}: {reason}. Take the file from the model again"
+            ),
+        )
+
+
+class TiktokenTokenizer:
+    """An encoding of `tiktoken`: tokens are byte strings. Special tokens in a text are plain text."""
+
+    special = SpecialTokens()
+
+    def __init__(self, encoding: Any, *, name: str) -> None:
+        self.name = name
+        self._encoding = encoding
+        self.vocab_size = int(encoding.n_vocab)
+
+    def encode(self, text: str) -> Tokens:
+        return np.array(self._encoding.encode_ordinary(real_text(text)), dtype=token_dtype(self.vocab_size))
+
+    def decode(self, ids: Sequence[int] | Tokens) -> str:
+        return b"".join(map(self._token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def n_bytes(self, ids: Sequence[int] | Tokens) -> int:
+        return sum(len(self._token_bytes(token)) for token in ids)
+
+    def stream(self, context: Sequence[int] = ()) -> TextStream:
+        return ByteTextStream(self._token_bytes, context=context)
+
+    def _token_bytes(self, token: int) -> bytes:
+        try:
+            return bytes(self._encoding.decode_single_token_bytes(int(token)))
+        except KeyError:  # the vocabularies have holes, and a model may sample one
+            return REPLACEMENT.encode("utf-8")
+
+
 def load_tokenizer(text: str) -> Tokenizer:
     """The tokenizer of a name: `bytes`, `ids:VOCABULARY`, `tiktoken:NAME` or the path of a tokenizer.json.
 
@@ -137,24 +234,126 @@ def load_tokenizer(text: str) -> Tokenizer:
     if text == "bytes":
         return ByteTokenizer()
     kind, colon, rest = text.partition(":")
-    if colon and kind in _PREFIXES:
-        return _PREFIXES[kind](rest)
+    if colon and kind == "ids":
+        if not (_is_number(rest) and 1 <= int(rest) <= MAX_VOCABULARY):
+            raise _bad_tokenizer(
+                f"'ids:...': {rest!r:.60} is no vocabulary size; allowed: 1 to {MAX_VOCABULARY}. Write "
+                "ids:50257, say"
+            )
+        return IdTokenizer(int(rest))
+    if colon and kind == "tiktoken":
+        return _load_tiktoken(rest)
     path = Path(text)
     if path.is_dir():
-        raise DataError(f"{text!r} is a folder; give the tokenizer.json inside it", path="data.tokenizer")
+        raise _bad_tokenizer(f"{text!r} is a folder; give the tokenizer.json inside it")
     if not path.is_file():
-        raise DataError(_not_found(path), path="data.tokenizer")
-    from dba_core.data.extra_tokenizers import load_tokenizer_json
+        raise _bad_tokenizer(_not_found(path))
+    return _load_json(path)
 
-    return load_tokenizer_json(path)
+
+def _not_found(path: Path) -> str:
+    names = ["bytes", "ids:", "tiktoken:"]
+    if path.parent.is_dir():
+        names += [entry.name for entry in path.parent.iterdir()]
+    close = nearest(path.name, names)
+    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return (
+        f"no tokenizer {str(path)!r}, and no such file. {hint}Allowed: bytes, ids:VOCABULARY, tiktoken:NAME, "
+        "or the path of a Hugging Face tokenizer.json"
+    )
+
+
+def _is_number(text: str) -> bool:
+    """A whole number of no more digits than a token can have; Python refuses to convert very long ones."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
+def _load_json(path: Path) -> JsonTokenizer:
+    """Read `tokenizer.json` (the fast tokenizers' file, not `vocab.json` or `tokenizer_config.json`).
+
+    Raises DataError that names the file for everything that is wrong with it.
+    """
+    where = str(path)
+    content = parse_object(
+        read_text(path, error=DataError, advice=_ADVICE), source=where, error=DataError, advice=_ADVICE
+    )
+    if not isinstance(content.get("model"), dict):
+        raise _bad_tokenizer(
+            f"{where!r} is JSON but no tokenizer: it has no 'model' object. Give the tokenizer.json that "
+            "`tokenizer.save()` or `save_pretrained()` writes, not vocab.json or tokenizer_config.json"
+        )
+    for problem in _vocabulary_problems(content):
+        raise _bad_tokenizer(f"{where!r} is no tokenizer that can be used: {problem}. {_ADVICE}")
+    package = _extra("tokenizers")
+    made = guarded(
+        lambda: JsonTokenizer(package.Tokenizer.from_str(json.dumps(_plain(content))), name=where),
+        lambda reason: _bad_tokenizer(
+            f"{where!r} is damaged, or of a version of the package 'tokenizers' that is not the installed "
+            f"one: {reason}. {_ADVICE}, or: python -m pip install --upgrade tokenizers"
+        ),
+    )
+    if made.vocab_size == 0:
+        raise _bad_tokenizer(f"the tokenizer {where!r} has an empty vocabulary; train it first")
+    if made.vocab_size > MAX_VOCABULARY:
+        raise _bad_tokenizer(
+            f"the tokenizer {where!r} has {made.vocab_size:,} tokens; allowed: {MAX_VOCABULARY:,}. {_ADVICE}"
+        )
+    return made
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Without what cuts, pads or randomly varies the tokens of a text."""
+    random = ("dropout", "alpha", "nbest_size")
+    model = {key: value for key, value in content["model"].items() if key not in random}
+    return {**content, "model": model, "truncation": None, "padding": None}
+
+
+def _vocabulary_problems(content: Mapping[str, Any]) -> Iterable[str]:
+    """What is wrong with the numbers of the tokens; the package would take some of it, or panic."""
+    vocab, added = content["model"].get("vocab"), content.get("added_tokens")
+    numbers = list(vocab.items()) if isinstance(vocab, dict) else []
+    tables = [each for each in (added if isinstance(added, list) else []) if isinstance(each, dict)]
+    for text, number in [*numbers, *((str(each.get("content")), each.get("id")) for each in tables)]:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < MAX_VOCABULARY:
+            yield f"token {text!r:.60} has number {number!r:.60}; allowed: 0 to {MAX_VOCABULARY - 1}"
+    seen: dict[int, str] = {}
+    for text, number in numbers:
+        if number in seen:
+            yield f"tokens {seen[number]!r:.60} and {text!r:.60} have the same number {number}"
+        seen[number] = text
+
+
+def _load_tiktoken(name: str) -> TiktokenTokenizer:
+    """The encoding `name` (`gpt2`, `cl100k_base` ...); tiktoken downloads it on first use and keeps it."""
+    tiktoken = _extra("tiktoken")
+    allowed = tiktoken.list_encoding_names()
+    if name not in allowed:
+        raise _bad_tokenizer(unknown("tiktoken encoding", name, allowed))
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except OSError as error:  # network errors of its download are OSErrors too
+        raise _bad_tokenizer(
+            f"tiktoken could not fetch the encoding {name!r} ({type(error).__name__}: {error}). It is "
+            "downloaded once: connect to the internet, or set TIKTOKEN_CACHE_DIR to a folder that holds it, "
+            "or use tokenizer 'bytes'"
+        ) from error
+    return TiktokenTokenizer(encoding, name=f"tiktoken:{name}")
+
+
+def _extra(name: str) -> Any:
+    """The optional package, which ships no types that hold when it is absent."""
+    if importlib.util.find_spec(name) is None:
+        raise _bad_tokenizer(
+            f"this tokenizer needs the package {name!r}, which is not installed. "
+            f"Install it: {install_command(name)}"
+        )
+    return importlib.import_module(name)
 
 
 def special_of(document: Mapping[str, Any], tokenizer: Tokenizer, *, source: str) -> SpecialTokens:
     """The special tokens that `document` (the fields of a tokenizer_config.json) names, as tokens of
     `tokenizer`. Raises DataError, which names `source`, for a value that makes no sense.
     """
-    from dba_core.data.extra_tokenizers import JsonTokenizer
-
     if not isinstance(tokenizer, JsonTokenizer):
         return SpecialTokens.from_document(document, source=source)
     return SpecialTokens.from_document(
@@ -173,41 +372,7 @@ def check_fit(tokens: Tokens, *, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raise DataError for tokens that a model of `vocab_size` does not have: the tokenizer is of another."""
     largest = int(tokens.max()) if len(tokens) else -1
     if largest >= vocab_size:
-        raise DataError(
+        raise _bad_tokenizer(
             f"the tokenizer {tokenizer.name!r} gives token {largest}, and the model knows 0 to "
-            f"{vocab_size - 1}: they do not belong together. Give the model's own tokenizer.json",
-            path="data.tokenizer",
+            f"{vocab_size - 1}: they do not belong together. Give the model's own tokenizer.json"
         )
-
-
-def _not_found(path: Path) -> str:
-    names = ["bytes", "ids:", "tiktoken:"]
-    if path.parent.is_dir():
-        names += [entry.name for entry in path.parent.iterdir()]
-    close = nearest(path.name, names)
-    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"no tokenizer {str(path)!r}, and no such file. {hint}{_FORMS[0].upper()}{_FORMS[1:]}"
-
-
-def _id_tokenizer(vocabulary: str) -> Tokenizer:
-    if not (_is_number(vocabulary) and 1 <= int(vocabulary) <= MAX_VOCABULARY):
-        raise DataError(
-            f"'ids:...': {vocabulary!r:.60} is no vocabulary size; allowed: 1 to {MAX_VOCABULARY}. Write "
-            "ids:50257, say",
-            path="data.tokenizer",
-        )
-    return IdTokenizer(int(vocabulary))
-
-
-def _is_number(text: str) -> bool:
-    """A whole number of no more digits than a token can have; Python refuses to convert very long ones."""
-    return text.isascii() and text.isdigit() and len(text) <= 20
-
-
-def _tiktoken(name: str) -> Tokenizer:
-    from dba_core.data.extra_tokenizers import load_tiktoken
-
-    return load_tiktoken(name)
-
-
-_PREFIXES: dict[str, Callable[[str], Tokenizer]] = {"ids": _id_tokenizer, "tiktoken": _tiktoken}

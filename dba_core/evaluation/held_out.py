@@ -3,14 +3,12 @@
     loss = mean over targets of -log p(target), nats     perplexity = exp(loss)
     bits per byte = sum of -log2 p / UTF-8 bytes of the targets
 
-Every token but the first is predicted once, from the tokens of its own window. Called by training, by the
-evaluation of a run and by `dba eval`.
+Every token but the first is predicted once, from the tokens of its own window.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -20,9 +18,7 @@ from dba_core.data.batches import held_out_windows
 from dba_core.data.tokenizers import Tokenizer, Tokens
 from dba_core.evaluation.metrics import exp_or_inf
 from dba_core.generation.inference import inference
-
-if TYPE_CHECKING:
-    from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel
 
 
 @attrs.frozen(kw_only=True)

@@ -4,8 +4,10 @@
     ppl_ratio = exp(delta_nll)                     max_abs_logit = max |logits - reference|
     kl = mean over positions of sum_v p_ref (log p_ref - log p), in nats
 
-Everything is accumulated in float64 and kept per position, so totals and curves come from the same sums.
-Called by evaluation.fidelity and the drift validator.
+Everything is accumulated in float64 and kept per position. So is measured what a KV-cache policy costs: the
+same tokens are decoded one by one with a cache of that policy and with an fp32 cache. Both go through the
+model's decode path (T = 1), never through the training forward pass, so the figures hold for what generation
+really does; an fp32 policy gives exactly zero.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.data.batches import held_out_windows
+from dba_core.data.tokenizers import Tokens
 from dba_core.errors import DataError
+from dba_core.generation.inference import inference
+from dba_core.model.language_model import LanguageModel
 
 _CHUNK = 1 << 22  # logits that are widened to float64 at once
 
@@ -127,6 +134,59 @@ def fidelity_metrics(reference_logits: Tensor, logits: Tensor, targets: Tensor) 
     return accumulator.result()
 
 
+@attrs.frozen(kw_only=True)
+class PolicyFidelity(FidelityMetrics):
+    """The figures of one policy, and the decode backends that ran for it and for the fp32 reference."""
+
+    policy: str
+    backend: str
+    reference_backend: str
+
+    @property
+    def figures(self) -> FidelityMetrics:
+        """The figures alone."""
+        return FidelityMetrics(
+            **{field.name: getattr(self, field.name) for field in attrs.fields(FidelityMetrics)}
+        )
+
+
+def policy_fidelity(
+    model: LanguageModel,
+    tokens: Tokens,
+    *,
+    context: int,
+    policy: KVCachePolicy | str,
+    n_tokens: int,
+    batch_size: int,
+) -> PolicyFidelity:
+    """Compare over the first `n_tokens` targets (fewer where `tokens` has fewer), in windows of `context`,
+    `batch_size` windows at a time; each window starts with an empty cache.
+    """
+    chosen = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
+    accumulator = FidelityAccumulator()
+    backend = reference_backend = ""
+    with inference(model):
+        for x, y in held_out_windows(tokens, context, limit_tokens=n_tokens, batch_size=batch_size):
+            x, y = x.to(model.device), y.to(model.device)
+            batch, length = x.shape
+            cache = model.new_cache(batch=batch, capacity=length, policy=chosen, rollback=0)
+            wide = KVCachePolicy.uniform("fp32")
+            exact = model.new_cache(
+                batch=batch, capacity=length, policy=KVCachePolicy.uniform("fp32"), rollback=0
+            )
+            backend, reference_backend = model.decode_backends(cache), model.decode_backends(exact)
+            for t in range(length):
+                token = x[:, t : t + 1]
+                logits, reference = model(token, cache=cache), model(token, cache=exact)  # [B, 1, V]
+                accumulator.update(reference, logits, y[:, t : t + 1], positions=torch.tensor([t]))
+    return PolicyFidelity(
+        **attrs.asdict(accumulator.result()),
+        policy=chosen.short,
+        backend=backend,
+        reference_backend=reference_backend,
+    )
+
+
 def exp_or_inf(value: float) -> float:
     """exp(value), inf where that is too large for a float."""
     return math.exp(value) if not value > 709 else math.inf
@@ -142,9 +202,8 @@ def _figures(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> Curve
     p = log_p.exp()
     # where both are -inf the difference is 0, and a token that the reference rules out adds nothing
     kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)  # [B, T]
-    largest = torch.where(reference_logits == logits, 0.0, (logits - reference_logits).abs()).amax(
-        (0, 2)
-    )  # [T]
+    apart = torch.where(reference_logits == logits, 0.0, (logits - reference_logits).abs())
+    largest = apart.amax((0, 2))  # [T]
     delta = torch.where(nll == reference_nll, 0.0, nll - reference_nll)
     sums = [torch.ones_like(nll), nll, reference_nll, delta, kl]
     rows: Curve = torch.stack([*(figure.sum(0) for figure in sums), largest]).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Tokens per second of prefill and of decode under a KV-cache policy. Called by the evaluation of a run.
+"""Tokens per second of prefill and of decode under a KV-cache policy.
 
 A sequence of `context` tokens is put into an empty cache in one piece (prefill), then `decode_tokens` tokens
 follow one by one (decode). Once to warm up, then `repeats` times; the medians count.
@@ -8,33 +8,25 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import TYPE_CHECKING
 
 import attrs
 import torch
 
+from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import ConfigError
 from dba_core.generation.inference import inference
-
-if TYPE_CHECKING:
-    from dba_core.cache.kv_cache import KVCache
-    from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel
 
 
 @attrs.frozen(kw_only=True)
 class Throughput:
-    """Tokens per second of all sequences of the batch together, and under what they were measured."""
+    """Tokens per second of all sequences of the batch together, and of how many tokens of each sequence."""
 
     prefill: float
     decode: float
-    batch: int
-    context: int
+    prefill_tokens: int
     decode_tokens: int
-    repeats: int
-    policy: str
-    backend: str
-    device: str
 
 
 def measure_throughput(
@@ -47,34 +39,23 @@ def measure_throughput(
     repeats: int = 3,
 ) -> Throughput:
     """Measure with random tokens (their values cost nothing) of a fixed seed."""
-    for name, value in (
-        ("batch", batch),
-        ("context", context),
-        ("decode_tokens", decode_tokens),
-        ("repeats", repeats),
-    ):
+    counts = {"batch": batch, "context": context, "decode_tokens": decode_tokens, "repeats": repeats}
+    for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"{name}={value} measures nothing; give at least 1")
-    chosen = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
     vocab_size = model.config.vocab_size
     assert vocab_size is not None
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocab_size, (batch, context + decode_tokens), generator=generator).to(model.device)
     with inference(model):
-        cache = model.new_cache(batch=batch, capacity=context + decode_tokens, policy=chosen, rollback=0)
-        backend = model.decode_backends(cache)
+        cache = model.new_cache(batch=batch, capacity=context + decode_tokens, policy=policy, rollback=0)
         times = [_once(model, tokens, cache, context) for _ in range(1 + repeats)][1:]
     prefill, decode = (statistics.median(seconds) for seconds in zip(*times, strict=True))
     return Throughput(
         prefill=batch * context / prefill,
         decode=batch * decode_tokens / decode,
-        batch=batch,
-        context=context,
+        prefill_tokens=context,
         decode_tokens=decode_tokens,
-        repeats=repeats,
-        policy=chosen.short,
-        backend=backend,
-        device=str(model.device),
     )
 
 

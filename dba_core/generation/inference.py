@@ -1,7 +1,4 @@
-"""Run a model without training it: evaluation mode and no gradients, and everything as before afterwards.
-
-Called by generation and evaluation.
-"""
+"""Run a model without training it: evaluation mode and no gradients, and everything as before afterwards."""
 
 from __future__ import annotations
 

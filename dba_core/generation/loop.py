@@ -1,5 +1,4 @@
 """Generate text: prefill the prompts into a KV cache, then decode one token per sequence and step.
-Called by the command line, a run's sample, and users.
 
 RoPE has no last position, so sequences may grow past the context that the model was trained with; what comes
 after it is outside of what the model has learned.
@@ -7,32 +6,40 @@ after it is outside of what the model has learned.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dba_core.cache.kv_cache import KVCache
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.model import ModelConfig
 from dba_core.data.tokenizers import Tokenizer
-from dba_core.errors import CacheError, ConfigError
-from dba_core.generation.culprit import look_for_culprit, unexplained
+from dba_core.errors import CacheError, CheckpointError, ConfigError, DataError, DBAError, LongPromptWarning
 from dba_core.generation.inference import inference
-from dba_core.generation.prompts import Prompts, checked_prompts
-from dba_core.generation.sampling import LogitsError, RowStreams, sample
-from dba_core.generation.stopping import StopWatch
-
-if TYPE_CHECKING:
-    from dba_core.cache.kv_cache import KVCache
-    from dba_core.model.language_model import LanguageModel
+from dba_core.generation.sampling import LogitsError, RowStreams, StopWatch, sample
+from dba_core.model.finite import check_finite
+from dba_core.model.language_model import LanguageModel
 
 _PREFILL_TOKENS = 512  # longest prefill chunk of one sequence
 _PREFILL_ALL = 4096  # most tokens of one chunk of all sequences
 _PREFILL_LEAST = 16  # shortest, whatever the number of sequences
 
+_EXAMPLE = "give a list of prompts, each a list of tokens, as in [[72, 105]]"
+_TEXT = (
+    "the model takes tokens: call run.generate(text) on what load_run returns, or encode it, as in "
+    "[tokenizer.encode(text).tolist()]"
+)
+
 OnToken = Callable[[int, int], None]
+#: One row per prompt. A tensor is [B, T], or one [T] for each prompt; arrays of NumPy likewise.
+Prompts: TypeAlias = Sequence[Sequence[int] | Tensor] | Tensor
 
 
 def generate(
@@ -65,7 +72,7 @@ def generate(
     model's context.
     """
     config = _checked_settings(model, config, kv_policy, cache)
-    lists = checked_prompts(prompts, model.config)
+    lists = _checked_prompts(prompts, model.config)
     if stop_tokens is None:
         stop_tokens = tokenizer.special.eos if tokenizer is not None else ()
     ends = frozenset(stop_tokens)
@@ -89,11 +96,11 @@ def generate(
         except LogitsError as error:
             if own is None:  # what the cache held before is not known
                 raise
-            look_for_culprit(model, error, again=functools.partial(_again, model, lists, fed, own))
-            raise unexplained(model, error) from error
+            _look_for_culprit(model, error, again=functools.partial(_again, model, lists, fed, own))
+            raise _unexplained(model, error) from error
         except CacheError as error:
             if own is not None:
-                look_for_culprit(model, error, again=functools.partial(_again, model, lists, fed, own))
+                _look_for_culprit(model, error, again=functools.partial(_again, model, lists, fed, own))
             raise
     for row in rows:
         row.finish()
@@ -223,3 +230,107 @@ def _stop_watch(stops: Sequence[str], tokenizer: Tokenizer | None, prompt: Seque
     if tokenizer is None:
         raise ConfigError(f"stop texts {stops} need the tokenizer; give tokenizer=", path="generation.stop")
     return StopWatch(stops, tokenizer.stream(prompt))
+
+
+def _bad_prompt(message: str) -> DataError:
+    return DataError(message, path="generation.prompt")
+
+
+def _checked_prompts(prompts: object, config: ModelConfig) -> list[list[int]]:
+    """The prompts as lists of plain integers inside the vocabulary, none of them empty.
+
+    Raises DataError that names the prompt, the position and what stands there. Warns of a prompt that is
+    longer than the model's context.
+    """
+    if isinstance(prompts, (str, bytes)):
+        raise _bad_prompt(f"prompts={prompts[:40]!r} is a text, and {_TEXT}")
+    rows = _items(prompts)
+    if rows is None:
+        raise _bad_prompt(f"prompts is {_what(prompts)}; {_EXAMPLE}")
+    lists = [_checked(row, prompt, config) for row, prompt in enumerate(rows)]
+    for row, tokens in enumerate(lists):
+        if len(tokens) > config.context:
+            warnings.warn(
+                f"prompt {row} has {len(tokens)} tokens, more than the context of {config.context} that the "
+                "model was trained with; what follows is outside of what it has learned",
+                LongPromptWarning,
+                stacklevel=3,
+            )
+    return lists
+
+
+def _checked(row: int, prompt: object, config: ModelConfig) -> list[int]:
+    if isinstance(prompt, (str, bytes)):
+        raise _bad_prompt(f"prompt {row} is the text {prompt[:40]!r}, and {_TEXT}")
+    values = _items(prompt)
+    if values is None:
+        raise _bad_prompt(f"prompt {row} is {_what(prompt)}; {_EXAMPLE}")
+    if not values:
+        raise _bad_prompt(f"prompt {row} is empty; give at least one token, a line end say")
+    return _tokens(row, values, config)
+
+
+def _tokens(row: int, values: Sequence[object], config: ModelConfig) -> list[int]:
+    vocab_size = config.vocab_size
+    assert vocab_size is not None
+    tokens = []
+    for position, value in enumerate(values):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            raise _bad_prompt(
+                f"prompt {row} holds {_what(value)} at position {position}; tokens are whole numbers, 0 to "
+                f"{vocab_size - 1}"
+            )
+        if not 0 <= value < vocab_size:
+            raise _bad_prompt(
+                f"prompt {row} holds token {value} at position {position}; allowed: 0 to {vocab_size - 1}, "
+                "the model's vocabulary"
+            )
+        tokens.append(int(value))
+    return tokens
+
+
+def _items(value: object) -> list[object] | None:
+    """What a list, tuple, range, array or tensor holds; None for anything else, numbers and sets say."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        if value.ndim == 0:
+            return None
+        return list(value) if value.ndim > 1 else value.tolist()
+    return list(value) if isinstance(value, Sequence) else None
+
+
+def _what(value: object) -> str:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"a {type(value).__name__} of shape {list(value.shape)}"
+    if isinstance(value, Iterable):
+        return f"a {type(value).__name__}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _look_for_culprit(model: LanguageModel, error: DBAError, *, again: Callable[[], object]) -> None:
+    """Raise what is to blame for `error`: CheckpointError for a weight, PluginError for a plugin. Returns
+    where all weights are finite and no plugin does it again.
+
+    again: repeats the step that failed, from the start and on a cache of its own.
+    """
+    try:
+        for name, tensor in model.state_dict().items():
+            check_finite(tensor, name=name, where="the model")
+    except CheckpointError as damaged:
+        raise CheckpointError(f"{error} {damaged}") from error
+    before = [attention.check_every_call() for attention in model.attentions]
+    try:
+        with contextlib.suppress(CacheError):
+            again()
+    finally:
+        for attention, wanted in zip(model.attentions, before, strict=True):
+            attention.check_every_call(wanted)
+
+
+def _unexplained(model: LanguageModel, error: DBAError) -> DBAError:
+    """What is said about logits that are not finite although weights and plugins' results are."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return DBAError(
+        f"{error} Every weight is finite, and so was what the plugins returned when the step was repeated: "
+        f"the model's own arithmetic in {dtype} exceeds its range, or the fault does not repeat. Run it in "
+        "float32, or with other plugins (plugins.decode_backend=streaming)."
+    )

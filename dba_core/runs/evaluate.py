@@ -1,35 +1,30 @@
-"""What is measured on trained weights: held-out loss, fidelity of a KV policy, what became of the null token.
-
-Called by the job at the end of a run and by `dba eval`.
-"""
+"""What is measured on trained weights: held-out loss, and fidelity of a KV policy."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 
 from dba_core.attention.long_sequence.plan import plan_of
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit, with_special
 from dba_core.errors import CheckpointError, UsageError
-from dba_core.evaluation.fidelity import PolicyFidelity, policy_fidelity
 from dba_core.evaluation.held_out import HeldOut, held_out_loss
+from dba_core.evaluation.metrics import PolicyFidelity, policy_fidelity
 from dba_core.model.language_model import LanguageModel
-from dba_core.registry import Selection
 from dba_core.report import as_plain
-from dba_core.runs.kv_memory import KvMemory, kv_memory
+from dba_core.runs.estimate import KvMemory, kv_memory
 from dba_core.runs.load import Run
-from dba_core.runs.long_sequence import LongSequenceUse, numbers_of
+from dba_core.runs.outline import null_attention
 from dba_core.runs.summary import SCHEMA
 from dba_core.training.step import autocast
-
-INACTIVE, UNFUSED, FUSED = "Inactive", "Active (Unfused)", "Active (Fused)"
 
 
 def evaluate_loss(
@@ -50,7 +45,7 @@ def evaluate_loss(
     if not math.isfinite(found.perplexity):
         raise CheckpointError(
             f"the loss of the model is {found.loss:g} nats per token: its numbers overflow. Its weights are "
-            "damaged, or its training diverged; take another checkpoint (--checkpoint), or train again"
+            "damaged, or its training diverged; take another checkpoint (which=), or train again"
         )
     return found
 
@@ -83,21 +78,50 @@ def evaluate_fidelity(
     )
 
 
-def null_attention(model: LanguageModel, decode: Sequence[Selection]) -> str:
-    """Whether there is a null token, and whether every backend that decodes one has it in its own kernel.
+@attrs.frozen(kw_only=True)
+class LongSequenceNumbers:
+    """The numbers that a forward pass used."""
 
-    decode: the backend of every layer.
-    """
-    pairs = zip(model.attentions, decode, strict=True)
-    fused = [selection.build().fused_null for layer, selection in pairs if layer.null_token is not None]
-    if not fused:
-        return INACTIVE
-    return FUSED if all(fused) else UNFUSED
+    summarizer: str
+    mem_block: int
+    local_window: int
+    q_chunk: int
+    mass_correction: bool
+
+    @property
+    def text(self) -> str:
+        return (
+            f"summarizer {self.summarizer}, mem_block {self.mem_block}, local_window {self.local_window}, "
+            f"q_chunk {self.q_chunk}, mass correction {'on' if self.mass_correction else 'off'}"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class LongSequenceUse:
+    """The path at evaluation. exact: no query of a window reads a memory token: it is exact attention."""
+
+    text: str
+    exact: bool
+    numbers: LongSequenceNumbers
+
+
+def numbers_of(config: LongSequenceConfig, *, own: str) -> LongSequenceNumbers:
+    """Of a configuration as `LanguageModel.long_sequence` gives it. own: the model's own `summarizers`."""
+    assert config.mem_block is not None
+    assert config.local_window is not None
+    assert config.q_chunk is not None
+    return LongSequenceNumbers(
+        summarizer=config.mem_summarizer or own,
+        mem_block=config.mem_block,
+        local_window=config.local_window,
+        q_chunk=config.q_chunk,
+        mass_correction=config.mass_correction,
+    )
 
 
 @attrs.frozen(kw_only=True)
 class RunEvaluation:
-    """What `dba eval` answers. `schema` as in the summary; losses in nats per token.
+    """What `evaluate_run` answers. `schema` as in the summary; losses in nats per token.
 
     long_sequence: the approximation under which the held-out loss was taken; None is exact attention.
     """
@@ -141,7 +165,7 @@ def evaluate_run(
     special = run.tokenizer.special.chosen(bos=bos, eos=eos)
     corpus, tokens = text_of(run, data, tokenizer=with_special(run.tokenizer, special))
     if not corpus.is_text and (bos, eos) != (None, None):
-        raise UsageError(f"{corpus.name!r} is a token array, taken as it is; leave --bos and --eos out")
+        raise UsageError(f"{corpus.name!r} is a token array, taken as it is; leave bos= and eos= out")
     model = run.model
     cache = model.new_cache(batch=1, capacity=config.model.context, policy=policy)
     with _attention(run, long_seq=long_seq) as long_sequence:

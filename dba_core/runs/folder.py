@@ -1,17 +1,29 @@
-"""The folder that a run leaves, `runs/<YYYYmmdd-HHMMSS>-<name>/`, and how a run is found again.
+"""The folder that a run leaves, `runs/<YYYYmmdd-HHMMSS>-<name>/`: found again, written by one at a time.
 
-Never overwrites: a name that is taken gets -2, -3 ... Called by the job, `load_run` and the command line.
+Nothing is overwritten: a name that is taken gets -2, -3 ... An operating system's lock, which ends with the
+process that holds it, keeps a second writer out:
+
+    RUN/.lock              locked while a process writes into RUN
+    RUN/.lock.json         who that is: {"pid": 4711, "host": "...", "since": "..."}
+
+Who only reads takes no lock, so a folder that cannot be written can be read. The processes of one torchrun
+are one writer: the main one holds the lock for all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
+import os
 import re
+import socket
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import attrs
+from filelock import FileLock, Timeout
 
 from dba_core.config.run import RunConfig
 from dba_core.documents import read_object
@@ -26,6 +38,10 @@ _LONGEST_NAME = 120
 
 class FolderError(DBAError):
     """A run's folder cannot be made or written."""
+
+
+class FolderInUseError(FolderError):
+    """Another process writes into the folder."""
 
 
 @attrs.frozen
@@ -69,8 +85,16 @@ class RunFolder:
 
 def new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
     """Create the folder of a new run under `root`. Raises FolderError where that cannot be."""
-    with disk_errors(root, "Give --out a folder that can be written"):
-        return _new_folder(root, name, now=now)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_LONGEST_NAME] or "run"
+    stem = f"{now:%Y%m%d-%H%M%S}-{slug}"
+    with disk_errors(root, "Give another root=, a folder that can be written"):
+        root.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = root / (stem if number == 1 else f"{stem}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                break
+        return RunFolder(path)
 
 
 @contextlib.contextmanager
@@ -83,21 +107,6 @@ def disk_errors(place: Path, advice: str) -> Iterator[None]:
         raise FolderError(f"{where} could not be written ({error.strerror or error}). {advice}") from error
 
 
-def _new_folder(root: Path, name: str, *, now: datetime) -> RunFolder:
-    root.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_LONGEST_NAME] or "run"
-    stem = f"{now:%Y%m%d-%H%M%S}-{slug}"
-    number = 1
-    while True:
-        path = root / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        return RunFolder(path)
-
-
 def read_resolved(folder: RunFolder) -> RunConfig:
     """The configuration that a run recorded. Raises ConfigError with the file's name."""
     if not folder.is_run:
@@ -107,6 +116,11 @@ def read_resolved(folder: RunFolder) -> RunConfig:
         return RunConfig.from_dict(data)
     except ConfigError as error:
         raise ConfigError(f"{error.message} (in {folder.config_file})", path=error.path) from None
+
+
+def resuming(folder: RunFolder) -> str:
+    """The call that goes on with a run."""
+    return f"resume_job({str(folder.path)!r})"
 
 
 def find_run(text: str | Path, *, weights: str | None = None) -> RunFolder:
@@ -143,7 +157,7 @@ def _newest_with(weights: str, runs: list[RunFolder], root: Path) -> RunFolder:
         passed.append(f"{run.path.name} ({why})")
     raise UsageError(
         f"no run in {root} has weights to use. Passed over: {'; '.join(passed)}. Let one train until its "
-        "first checkpoint (dba run), or go on with one: dba run --resume RUN"
+        "first checkpoint, or go on with one: resume_job('RUN')"
     )
 
 
@@ -174,9 +188,53 @@ def _not_found(text: str, name: str, root: Path, runs: list[RunFolder], found: l
             "Give more of the name, or 'latest'."
         )
     if not runs:
-        return f"no run at {text!r} (it has no {_CONFIG}) and none in {root}. Make one with: dba run"
+        return f"no run at {text!r} (it has no {_CONFIG}) and none in {root}. Make one with run_job()"
     close = nearest(name, names) or names[-3:]
     return (
         f"no run at {text!r} and no run in {root} with that in its name. Nearest: {', '.join(close)}. "
         "Give a run's folder, a part of its name, or 'latest'."
     )
+
+
+@contextlib.contextmanager
+def one_writer(lock: Path, *, folder: Path) -> Iterator[None]:
+    """Within: this process alone writes into `folder`. lock: the lock's file, which is there only meanwhile.
+
+    Raises FolderInUseError, with the other process, where one writes already, and FolderError where the file
+    cannot be made; nothing has been written then.
+    """
+    held = FileLock(str(lock))
+    holder = lock.with_name(f"{lock.name}.json")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUseError(
+            f"{folder} is in use: {_who(holder)} writes into it. Wait until that has finished, or stop it; "
+            "commands that only read the folder need not wait"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise FolderError(
+            f"{folder} cannot be locked for writing ({error}); make it writable, or copy it to a disk that "
+            "takes files and locks"
+        ) from error
+    try:
+        with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            myself = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+            holder.write_text(json.dumps(myself), encoding="utf-8")
+        yield
+    finally:
+        for path in (holder, lock):
+            with contextlib.suppress(OSError):  # the folder may be gone, or read-only by now
+                path.unlink()
+        held.release()
+
+
+def _who(holder: Path) -> str:
+    """The process that a holder's file names, as far as it does."""
+    try:
+        data = read_object(holder, error=CheckpointError, advice="")
+    except CheckpointError:
+        return "another process"
+    pid, host, since = (ascii(data.get(key))[:80].strip("'") for key in ("pid", "host", "since"))
+    return f"process {pid} on {host} (since {since})"

@@ -1,4 +1,4 @@
-"""The main job, `dba run`: configuration -> plugins -> data -> model -> training -> evaluation -> folder.
+"""The main job: configuration -> plugins -> data -> model -> training -> evaluation -> folder.
 
 Under torchrun every process trains; the main one alone writes, evaluates and reports. A run that fails or is
 interrupted leaves its folder with what there is.
@@ -6,13 +6,12 @@ interrupted leaves its folder with what there is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar
 
 import attrs
@@ -24,33 +23,27 @@ from dba_core.documents import write_json, write_whole
 from dba_core.errors import DBAError
 from dba_core.evaluation.throughput import measure_throughput
 from dba_core.registry import Registry
-from dba_core.runs.device import resolve_device
-from dba_core.runs.evaluate import (
-    evaluate_fidelity,
-    evaluate_loss,
-    evaluate_loss_as_trained,
-    null_attention,
-)
+from dba_core.report import Reporter, SilentReporter
+from dba_core.runs.evaluate import evaluate_fidelity, evaluate_loss, evaluate_loss_as_trained
 from dba_core.runs.folder import (
     DEFAULT_ROOT,
+    FolderInUseError,
     RunFolder,
     disk_errors,
+    find_run,
     new_folder,
+    one_writer,
     read_resolved,
+    resuming,
 )
-from dba_core.runs.lock import one_group_of_writers
-from dba_core.runs.outcome import Measured, summarize
-from dba_core.runs.pictures import draw_plots
-from dba_core.runs.prepare import Prepared, prepare
-from dba_core.runs.report import Reporter, SilentReporter
+from dba_core.runs.pages import markdown
+from dba_core.runs.prepare import Prepared, prepare, resolve_device
 from dba_core.runs.sample import sample_run, samples_text
-from dba_core.runs.summary_markdown import markdown
-from dba_core.training.checkpoint import restore_weights
-from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
+from dba_core.runs.summary import summarize
+from dba_core.training.checkpoint import has_checkpoint, read_checkpoint, restore_weights
 from dba_core.training.distributed import World
 from dba_core.training.fingerprint import check_written_by, fingerprint
 from dba_core.training.loop import TrainingResult, train
-from dba_core.training.memory import peak_memory_bytes
 from dba_core.training.metrics_log import read_metrics
 
 #: Longest prompt of the speed measurement.
@@ -72,7 +65,10 @@ def run_job(
     allow_drift: bool = False,
     strict: bool = False,
 ) -> Path:
-    """Do a new run and return its folder, `root/<time>-<name>`. See `dba_core.errors` for what it raises."""
+    """Do a new run and return its folder, `root/<time>-<name>`. See `dba_core.errors` for what it raises.
+
+    reporter: hears of the phases, of the events of training, and last of the `Summary`.
+    """
     config = loaded.config
     with _joined(config) as world:
         job = _Job(world, registry, reporter)
@@ -81,13 +77,13 @@ def run_job(
         folder = _agree_on_folder(world, root, config.name)
         with one_group_of_writers(world, folder.path):
             if world.is_main:
-                with disk_errors(folder.path, "Make room or give --out another place, then start again"):
+                with disk_errors(folder.path, "Make room or give another root=, then start again"):
                     write_json(folder.config_file, prepared.config.to_dict())
             return job.train_and_evaluate(prepared, folder, resume=False)
 
 
 def resume_job(
-    folder: RunFolder,
+    run: str | Path,
     *,
     device: str | None = None,
     registry: Registry | None = None,
@@ -95,11 +91,13 @@ def resume_job(
     allow_drift: bool = False,
     strict: bool = False,
 ) -> Path:
-    """Go on with a run in its own folder, from its last checkpoint, with the configuration that it recorded.
+    """Go on with a run (see `find_run`) in its own folder, from its last checkpoint, with the configuration
+    that it recorded.
 
     A run whose training is complete is evaluated again, one without a checkpoint starts from its first step.
     device: another than the recorded one. Raises FolderInUseError where another process writes there.
     """
+    folder = find_run(run)
     config = read_resolved(folder)
     if device is not None:
         config = attrs.evolve(config, device=device)
@@ -120,7 +118,7 @@ class _Job:
         self.reporter: Reporter = SilentReporter() if reporter is None or not world.is_main else reporter
         self.seconds: dict[str, float] = {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def phase(self, name: str, text: str) -> Iterator[None]:
         """Announce a phase and record its seconds."""
         self.reporter.phase(text)
@@ -129,12 +127,10 @@ class _Job:
         self.seconds[name] = time.perf_counter() - started
 
     def prepare(self, config: RunConfig, *, allow_drift: bool, strict: bool) -> Prepared:
-        settled = attrs.evolve(config, device=resolve_device(config.device))
-        device = str(self.world.device)
         prepared = prepare(
-            settled,
+            attrs.evolve(config, device=resolve_device(config.device)),
             self.registry,
-            device=device,
+            device=str(self.world.device),
             allow_drift=allow_drift,
             strict=strict,
             processes=self.world.size,
@@ -144,13 +140,23 @@ class _Job:
         return prepared
 
     def train_and_evaluate(self, prepared: Prepared, folder: RunFolder, *, resume: bool) -> Path:
-        """Everything after the folder is there."""
-        with _WhatIsLeft(folder, self.reporter):
-            resume = resume and self._can_go_on(folder)
-            result = self._train(prepared, folder, resume=resume)
+        """Everything after the folder is there. What ends it early is told with how to go on."""
+        told = False  # why it ends, and how to go on
+        try:
+            result = self._train(prepared, folder, resume=resume and self._can_go_on(folder))
             if self.world.is_main:
                 with disk_errors(folder.path, "Make room, or put the folder back and make it writable"):
                     self._evaluate(prepared, folder, result)
+            told = True
+        except RunInterruptedError:
+            told = True
+            raise
+        finally:
+            if not told:
+                text = f"The run did not finish; what there is lies in {folder.path}."
+                if not has_checkpoint(folder.checkpoint, "last"):
+                    text += " No checkpoint was saved yet: it starts again from its first step."
+                self.reporter.warning(f"{text} Go on with: {resuming(folder)}")
         return folder.path
 
     def _can_go_on(self, folder: RunFolder) -> bool:
@@ -171,12 +177,11 @@ class _Job:
     def _train(self, prepared: Prepared, folder: RunFolder, *, resume: bool) -> TrainingResult | None:
         """None when an earlier part of the run has finished the training."""
         config = prepared.config
-        if resume and _is_trained(folder, config):
+        steps = config.training.steps
+        if resume and read_checkpoint(folder.checkpoint, "last").step >= steps:
             self.reporter.note("The training is complete; evaluating.")
             return None
-        with self.phase(
-            "train", f"Training {config.name} for {config.training.steps} steps into {folder.path} ..."
-        ):
+        with self.phase("train", f"Training {config.name} for {steps} steps into {folder.path} ..."):
             result = train(
                 prepared.model,
                 prepared.corpus,
@@ -185,93 +190,59 @@ class _Job:
                 metrics_path=folder.metrics_file,
                 resume=resume,
                 world=self.world,
-                on_event=self.reporter.training,
+                reporter=self.reporter,
             )
         if result.interrupted:
             raise RunInterruptedError(
-                f"Interrupted after step {result.last_step} of {config.training.steps}; the checkpoint is "
-                f"saved. Go on with: dba run --resume {folder.path}"
+                f"Interrupted after step {result.last_step} of {steps}; the checkpoint is saved. Go on with: "
+                f"{resuming(folder)}"
             )
         return result
 
     def _evaluate(self, prepared: Prepared, folder: RunFolder, result: TrainingResult | None) -> None:
         """Measure the best weights and write everything down."""
-        config, model, corpus = prepared.config, prepared.model, prepared.corpus
+        from dba_core.runs.plots import draw_plots  # matplotlib
+
+        config, model, corpus, policy = prepared.config, prepared.model, prepared.corpus, prepared.kv_policy
         stored = read_checkpoint(folder.checkpoint, "best")
         check_written_by(stored.path, stored.fingerprint, fingerprint(model, corpus, config, self.world))
         restore_weights(model, stored)
-        step = stored.step
-        with self.phase("evaluate", f"Evaluating the best weights (step {step}) on held-out text ..."):
+        with self.phase("evaluate", f"Evaluating the best weights (step {stored.step}) on held-out text ..."):
             held_out = evaluate_loss(model, corpus.held_out, corpus.byte_counter, config)
             as_trained = evaluate_loss_as_trained(model, corpus.held_out, corpus.byte_counter, config)
-        with self.phase(
-            "fidelity", f"Comparing the KV policy {prepared.kv_policy.short} with an fp32 cache ..."
-        ):
-            fidelity = evaluate_fidelity(model, corpus.held_out, prepared.kv_policy, config)
+        with self.phase("fidelity", f"Comparing the KV policy {policy.short} with an fp32 cache ..."):
+            fidelity = evaluate_fidelity(model, corpus.held_out, policy, config)
         with self.phase("speed", "Measuring prefill and decode ..."):
             context = min(config.model.context, _SPEED_CONTEXT)
-            throughput = measure_throughput(model, batch=1, context=context, policy=prepared.kv_policy)
+            throughput = measure_throughput(model, batch=1, context=context, policy=policy)
         with self.phase("sample", "Sampling ..."):
             sample = sample_run(prepared)
         metrics = read_metrics(folder.metrics_file)
         with self.phase("plots", "Drawing ..."):
-            drawn = draw_plots(prepared, folder, metrics)
-        peak = result.peak_memory_bytes if result is not None else peak_memory_bytes(self.world.device)
-        measured = Measured(
+            plots = draw_plots(prepared, folder, metrics)
+        summary = summarize(
+            prepared,
+            folder,
+            result,
+            step=stored.step,
             held_out=held_out,
-            held_out_as_trained=as_trained,
-            checkpoint="best",
-            checkpoint_step=step,
-            last_step=config.training.steps,
+            as_trained=as_trained,
             fidelity=fidelity,
             throughput=throughput,
-            training_rate=result.tokens_per_second
-            if result is not None and result.tokens_per_second
-            else None,
-            peak_memory_bytes=peak,
-            null_attention=null_attention(model, prepared.selections.decode_backends),
-            sample=sample,
-            plots=drawn,
-            seconds=self.seconds,
-            training_seconds=result.seconds if result is not None else 0.0,
             processes=self.world.size,
+            sample=sample,
+            metrics=metrics,
+            plots=plots,
+            seconds=self.seconds,
         )
-        summary = summarize(prepared, folder, measured, metrics)
         write_json(folder.summary_json, summary.to_dict())
         write_whole(folder.summary_md, markdown(summary))
-        write_whole(folder.samples_file, samples_text(sample, policy=prepared.kv_policy.short))
-        self.reporter.finished(summary)
-
-
-class _WhatIsLeft:
-    """When the run ends early, says where what there is lies and how to go on."""
-
-    def __init__(self, folder: RunFolder, reporter: Reporter) -> None:
-        self._folder = folder
-        self._reporter = reporter
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None or issubclass(kind, RunInterruptedError):
-            return
-        text = f"The run did not finish; what there is lies in {self._folder.path}."
-        if not has_checkpoint(self._folder.checkpoint, "last"):
-            text += " No checkpoint was saved yet: it starts again from its first step."
-        self._reporter.warning(f"{text} Go on with: dba run --resume {self._folder.path}")
+        write_whole(folder.samples_file, samples_text(sample, policy=policy.short))
+        self.reporter.event(summary)
 
 
 def _joined(config: RunConfig) -> World:
     return World.from_environment(resolve_device(config.device))
-
-
-def _is_trained(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether the last checkpoint is that of the last step."""
-    if not has_checkpoint(folder.checkpoint, "last"):
-        return False
-    return read_checkpoint(folder.checkpoint, "last").step >= config.training.steps
 
 
 def _agree_on_folder(world: World, root: Path, name: str) -> RunFolder:
@@ -286,3 +257,22 @@ def _agree_on_folder(world: World, root: Path, name: str) -> RunFolder:
         text.copy_(torch.frombuffer(bytearray(encoded), dtype=torch.uint8))
     world.broadcast([text])
     return RunFolder(Path(os.fsdecode(bytes(text.tolist()))))
+
+
+@contextlib.contextmanager
+def one_group_of_writers(world: World, folder: Path) -> Iterator[None]:
+    """Within: these processes, which train together, alone write into a run's folder (see `one_writer`)."""
+    with contextlib.ExitStack() as stack:
+        refused: DBAError | None = None
+        if world.is_main:
+            try:
+                stack.enter_context(one_writer(folder / ".lock", folder=folder))
+            except DBAError as error:
+                refused = error
+        told = torch.tensor([float(refused is not None)], device=world.device)
+        world.broadcast([told])
+        if refused is not None:
+            raise refused
+        if told.item():
+            raise FolderInUseError(f"the main process could not take {folder}; its own message says why")
+        yield

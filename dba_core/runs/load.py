@@ -1,6 +1,6 @@
 """A finished (or interrupted) run, loaded: its configuration, its model with trained weights, its tokenizer.
 
-Called by `dba sample`, `dba eval` and users: `run = load_run("runs/20250101-120000-default")`.
+run = load_run("runs/20250101-120000-default")
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.registry.choice import PluginChoice
-from dba_core.runs.device import resolve_device
-from dba_core.runs.folder import RunFolder, find_run, read_resolved
-from dba_core.runs.kv_memory import policy_of
-from dba_core.runs.memory_need import least_parameters
+from dba_core.runs.estimate import least_parameters, policy_of
+from dba_core.runs.folder import RunFolder, find_run, read_resolved, resuming
+from dba_core.runs.prepare import model_choices, resolve_device
 from dba_core.runs.sample import Continuation, OnText, continue_prompts, settings_of
-from dba_core.runs.selection import model_choices
-from dba_core.training.checkpoint import restore_weights
-from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint
+from dba_core.training.checkpoint import StoredCheckpoint, read_checkpoint, restore_weights
 from dba_core.training.fingerprint import (
     TRAINED_KINDS,
     check_written_by,
@@ -70,8 +67,8 @@ class Run:
         if changed:
             raise RecordMismatchError(
                 f"{corpus.name!r} is not the text that {self.folder.path} was trained on: {changed}. What is "
-                "held out now may have been trained on. Restore that text, give other text with --data, or "
-                "take this one with --allow-drift"
+                "held out now may have been trained on. Restore that text, give other text with data=, or "
+                "take this one with allow_drift=True"
             )
 
     def __repr__(self) -> str:
@@ -111,7 +108,7 @@ class Run:
 
         settings: `max_new_tokens`, `temperature`, `top_k` (0 is off), `top_p` (1 is off), `seed` and `stop`
         (texts); what is left out is as in the run's configuration. `chat=True`, `system`, `bos`, `eos`: see
-        `dba_core.data.chat.Reading`. kv_policy: None is the run's. `dba sample` does the same. Raises
+        `dba_core.data.chat.Reading`. kv_policy: None is the run's. Raises
         DataError for an empty prompt or one that is no text, ConfigError and UsageError for wrong settings.
         """
         generation, reading = settings_of(self.config.generation, **settings)
@@ -183,7 +180,7 @@ def load_run(
     if config.training.steps and not folder.summary_json.is_file():
         notes.append(
             f"{folder.path} did not finish; these are the weights of step {stored.state['step']}, and it has "
-            f"{config.training.steps}. Go on with: dba run --resume {folder.path}"
+            f"{config.training.steps}. Go on with: {resuming(folder)}"
         )
     trained_on = (stored.fingerprint or {}).get("data")
     return Run(

@@ -1,27 +1,107 @@
 """The pictures of a run, as PNG: losses over steps, mean gate per layer and head, KV memory over context.
 
+    mean[layer][head] = average over tokens t of g_head(x_t)     0 geometric, 0.5 neutral, 1 semantic
+
 Drawn with matplotlib's Agg canvas, without pyplot and its global state. Imported when a job draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from torch import Tensor, nn
 
 from dba_core.cache.bytes import LONG_CONTEXT, MemoryRow, memory_table
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
+from dba_core.data.batches import held_out_windows
+from dba_core.data.tokenizers import Tokens
 from dba_core.figures import drawn, save_png
-from dba_core.runs.kv_memory import human_bytes, times_smaller
+from dba_core.generation.inference import inference
+from dba_core.model.language_model import LanguageModel
+from dba_core.runs.estimate import human_bytes, times_smaller
+from dba_core.runs.folder import RunFolder
+from dba_core.runs.prepare import Prepared
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
 _DPI = 150
+#: Held-out tokens that the gates are averaged over, at most.
+_GATE_TOKENS = 8192
+#: What a layer without a gate scores like.
+_NEUTRAL = 0.5
+
+
+def draw_plots(prepared: Prepared, folder: RunFolder, metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Name of the plot -> its path inside the run's folder, or the reason why it was left out."""
+    config, model = prepared.config, prepared.config.model
+    files = {name: folder.plots / f"{name}.png" for name in ("loss", "gate", "kv_memory")}
+    drawn = {name: str(path.relative_to(folder.path)) for name, path in files.items()}
+    if metrics:
+        loss_curves(files["loss"], metrics, name=config.name)
+    else:
+        drawn["loss"] = "left out: nothing was logged"
+    means = gate_means(
+        prepared.model,
+        prepared.corpus.held_out,
+        context=model.context,
+        limit_tokens=_GATE_TOKENS,
+        batch_size=config.training.batch_size,
+    )
+    if means is None:
+        drawn["gate"] = (
+            f"left out: the gate plugin {prepared.selections.names('gate')!r} leaves the model without a gate"
+        )
+    else:
+        tokens = min(_GATE_TOKENS, len(prepared.corpus.held_out) - 1)
+        gate_map(files["gate"], means, tokens=tokens, name=config.name)
+    memory_curves(
+        files["kv_memory"],
+        model.attention.shape,
+        model.n_layers,
+        prepared.kv_policy,
+        context=model.context,
+        name=config.name,
+    )
+    return drawn
+
+
+def gate_means(
+    model: LanguageModel, tokens: Tokens, *, context: int, limit_tokens: int, batch_size: int
+) -> list[list[float]] | None:
+    """Mean gate [n_layers][n_heads]; None for a model without gates. A layer without one is neutral, 0.5."""
+    gates = {layer: each.gate for layer, each in enumerate(model.attentions) if each.gate is not None}
+    sums: dict[int, list[Tensor]] = {layer: [] for layer in gates}
+    seen = 0
+
+    def listener(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hear(module: nn.Module, inputs: tuple[Tensor, ...], gate: Tensor) -> None:
+            sums[layer].append(gate.double().sum(dim=(0, 2, 3)))  # [B,H,T,1] -> [H]
+
+        return hear
+
+    if not gates:
+        return None
+    hooks = [gate.register_forward_hook(listener(layer)) for layer, gate in gates.items()]
+    try:
+        with inference(model):
+            for x, _ in held_out_windows(tokens, context, limit_tokens=limit_tokens, batch_size=batch_size):
+                model(x.to(model.device))
+                seen += x.numel()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    neutral = [_NEUTRAL] * model.config.attention.shape.n_heads
+    return [
+        (torch.stack(sums[layer]).sum(0) / seen).tolist() if layer in gates else neutral
+        for layer in range(len(model.attentions))
+    ]
 
 
 def loss_curves(path: Path, metrics: Sequence[Mapping[str, Any]], *, name: str) -> None:

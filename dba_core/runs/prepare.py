@@ -1,32 +1,84 @@
-"""Everything that a run needs before it may leave a trace: plugins, data and model, checked and resolved.
+"""Everything that a run needs before it may leave a trace: device, plugins, data, model, all resolved.
 
-A wrong configuration, a missing plugin or an unreadable corpus stops here, and no folder has been made.
-Called by the job and by `dba run --dry-run`.
+A wrong configuration, a missing plugin or an unreadable corpus stops here, and no folder has been made. Which
+plugins a configuration gets is asked, layer by layer, of attention built as the model will build it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+import torch
 
 from dba_core.config.data import DataConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
+from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus, load_corpus
-from dba_core.errors import ConfigError
+from dba_core.data.text_sources import INSTALLED
+from dba_core.errors import ConfigError, UnsupportedError
 from dba_core.free_memory import many, require_memory
+from dba_core.model.block import attention_of_layer
 from dba_core.model.language_model import LanguageModel
-from dba_core.registry import Registry, check_options, check_records, refuse_fallbacks
-from dba_core.registry.choice import PluginChoices
-from dba_core.runs.kv_memory import policy_of
-from dba_core.runs.memory_need import least_parameters, training_need
-from dba_core.runs.selection import Selections, model_choices, select_plugins
+from dba_core.registry import Registry, Selection, check_options, check_records, refuse_fallbacks
+from dba_core.registry.choice import PluginChoice, PluginChoices, by_layer, layers_text, parse_layers
+from dba_core.runs.estimate import least_parameters, policy_of, training_need
+from dba_core.serialization.validators import check_device_name
 
 #: So many bytes no device has: not even the shapes of such a model are made.
 NOWHERE = 1 << 46
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class PlacedSelection:
+    """One selection and where it holds. text: the layers as the configuration has them, "" without any."""
+
+    text: str
+    layers: frozenset[int]
+    selection: Selection
+
+    @property
+    def where(self) -> str:
+        """The layers by number."""
+        return layers_text(self.layers)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Selections:
+    """What was selected for every layer, first layer first. A kind that the model has no place for lacks."""
+
+    choices: PluginChoices
+    layers: tuple[dict[Kind, Selection], ...]
+
+    def placed(self) -> Iterator[PlacedSelection]:
+        """Every selection once, in the order of the kinds, the choice of all other layers first."""
+        for text, kind, _ in self.choices.entries():
+            layers = self._layers_of(kind, text)
+            if layers and kind in self.layers[min(layers)]:
+                yield PlacedSelection(text=text, layers=layers, selection=self.layers[min(layers)][kind])
+
+    def of(self, kind: Kind) -> list[PlacedSelection]:
+        """Those of one kind."""
+        return [each for each in self.placed() if each.selection.kind == kind]
+
+    def names(self, kind: Kind) -> str:
+        """The names of one kind, with their layers where they differ."""
+        return by_layer([layer[kind].name for layer in self.layers])
+
+    @property
+    def decode_backends(self) -> list[Selection]:
+        """The decode backend of every layer."""
+        return [layer["decode_backend"] for layer in self.layers]
+
+    def _layers_of(self, kind: Kind, text: str) -> frozenset[int]:
+        if text:
+            return parse_layers(text)
+        own = frozenset[int]().union(*map(parse_layers, self.choices.own(kind)))
+        return frozenset(range(len(self.layers))) - own
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -42,6 +94,87 @@ class Prepared:
     @property
     def kv_policy(self) -> KVCachePolicy:
         return policy_of(self.config)
+
+
+def resolve_device(text: str) -> str:
+    """`auto` is CUDA where there is a GPU, else the CPU. Raises ConfigError for a name that is no device and
+    for a GPU that is not there.
+    """
+    check_device_name(text, path="device")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return "cuda" if count else "cpu"
+    device = torch.device(text)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"{text!r} is not there: {_why_no_gpu(count)}; give device='cpu' or 'auto'",
+            path="device",
+        )
+    return text
+
+
+def _why_no_gpu(count: int) -> str:
+    """What this torch was built with, and what it finds."""
+    if torch.version.cuda is None:
+        return (
+            f"this torch ({torch.__version__}) was built without CUDA. Install a build with CUDA "
+            "(https://pytorch.org/get-started)"
+        )
+    found = f"finds {count} GPU(s)" if count else "finds no GPU that it can use (see nvidia-smi)"
+    return f"this torch ({torch.__version__}) was built for CUDA {torch.version.cuda} and {found}"
+
+
+def select_plugins(
+    config: RunConfig, registry: Registry, *, device: str, shapes_only: bool = False
+) -> Selections:
+    """The selection of every kind that the model has. Raises PluginError, ConfigError or UnsupportedError.
+
+    shapes_only: asked of attention that has shapes and no memory.
+    """
+    choices = model_choices(config.plugins)
+    model = attrs.evolve(
+        config.model, attention=config.model.attention.resolved(d_model=config.model.d_model)
+    )
+    layers: list[dict[Kind, Selection]] = []
+    for layer in range(model.n_layers):
+        own = choices.of_layer(layer)
+        same = next((found for before, found in enumerate(layers) if choices.of_layer(before) == own), None)
+        if same is None:
+            with torch.device("meta") if shapes_only else contextlib.nullcontext():
+                attention = attention_of_layer(model, choices, layer=layer, registry=registry, device=device)
+            decode = attention.selection_without_cache(
+                policy_of(config), capacity=model.context, device=device
+            )
+            same = {**attention.selections, "decode_backend": decode}
+        layers.append(same)
+    return Selections(choices=choices, layers=tuple(layers))
+
+
+def model_choices(choices: PluginChoices) -> PluginChoices:
+    """The choices to build a model from.
+
+    A decode backend that `auto` chose for the run's cache stays automatic: another device, or a cache of
+    another format, such as the fp32 reference of the fidelity figures, may need another one.
+    """
+    return choices.with_choices(
+        {
+            (text, kind): PluginChoice()
+            for text, kind, choice in choices.entries()
+            if kind == "decode_backend" and choice.record is not None and choice.record.how == "auto"
+        }
+    )
+
+
+def explain_selection(kind: Kind, config: RunConfig, registry: Registry) -> list[PlacedSelection]:
+    """The selections of one kind. Raises UnsupportedError where the model has no place for that kind."""
+    selections = select_plugins(config, registry, device=resolve_device(config.device)).of(kind)
+    if not selections:
+        knobs, mode = config.model.train_long_seq, config.model.attention.mode
+        raise UnsupportedError(
+            f"this model has no {kind}: model.train_long_seq.enabled={str(knobs.enabled).lower()} and "
+            f"model.attention.mode={mode!r}; a {kind} needs the long-sequence path and semantic keys"
+        )
+    return selections
 
 
 def prepare(
@@ -67,8 +200,8 @@ def prepare(
     corpus = load_corpus(config.data, context=config.model.context)
     resolved = attrs.evolve(
         config,
-        data=_resolved_data(config.data),
-        model=_resolved_model(config.model, vocab_size=corpus.tokenizer.vocab_size, device=device),
+        data=_resolved_data(config),
+        model=_resolved_model(config, vocab_size=corpus.tokenizer.vocab_size, device=device),
         kv_policy=policy_of(config),
         generation=attrs.evolve(
             config.generation,
@@ -115,18 +248,17 @@ def check_memory(config: RunConfig, *, device: str, processes: int, least: int =
     require_memory(need.total, device=device, what=what, smaller=smaller)
 
 
-def _resolved_data(data: DataConfig) -> DataConfig:
+def _resolved_data(config: RunConfig) -> DataConfig:
     """Paths as absolute ones, so that the run can be evaluated from anywhere."""
-    source = data.source if data.source == "pydoc" else str(Path(data.source).resolve())
-    tokenizer = Path(data.tokenizer)
-    return attrs.evolve(
-        data, source=source, tokenizer=str(tokenizer.resolve()) if tokenizer.is_file() else data.tokenizer
-    )
+    data, tokenizer = config.data, Path(config.data.tokenizer)
+    source = data.source if data.source in INSTALLED else str(Path(data.source).resolve())
+    name = str(tokenizer.resolve()) if tokenizer.is_file() else data.tokenizer
+    return attrs.evolve(data, source=source, tokenizer=name)
 
 
-def _resolved_model(model: ModelConfig, *, vocab_size: int, device: str) -> ModelConfig:
+def _resolved_model(config: RunConfig, *, vocab_size: int, device: str) -> ModelConfig:
     try:
-        resolved = model.resolved(vocab_size=vocab_size)
+        resolved = config.model.resolved(vocab_size=vocab_size)
     except ConfigError as error:
         raise error.under("model") from None
     long_sequence = resolved.train_long_seq.resolved(context=resolved.context, device=device)

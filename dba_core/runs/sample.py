@@ -1,4 +1,4 @@
-"""Texts continued by a run's model: for `run.generate` and `dba sample`, and the sample that a run leaves."""
+"""Texts continued by a run's model: for `run.generate`, and the sample that a run leaves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dba_core.errors import ConfigError, unknown
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.prepare import Prepared
-from dba_core.runs.summary import SampleFacts
 
 #: Tokens of the held-out text that stand in for a prompt.
 _PROMPT_TOKENS = 64
@@ -98,6 +97,16 @@ def continue_prompts(
         Continuation("".join(text), tokens, list(prompt))
         for text, tokens, prompt in zip(pieces, new, prompts, strict=True)
     ]
+
+
+@attrs.frozen(kw_only=True)
+class SampleFacts:
+    """A sample under the run's KV policy."""
+
+    prompt: str
+    text: str
+    temperature: float
+    seed: int
 
 
 def sample_run(prepared: Prepared) -> SampleFacts:

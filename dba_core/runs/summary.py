@@ -1,74 +1,38 @@
-"""The summary of a run as data: one attrs tree, `summary.json` is its plain form (schema number `schema`).
+"""What a run says about itself, as data: one attrs tree whose plain form is `summary.json`.
 
-A loss that was not measured is None. Sizes are bytes, times seconds, losses nats per token. Built by the job,
-shown by `summary_text` on the terminal and in `summary.md`.
+A loss that was not measured is None. Sizes are bytes, times seconds, losses nats per token.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import attrs
+import torch
 
+from dba_core.distribution import installed_version
+from dba_core.evaluation.held_out import HeldOut
+from dba_core.evaluation.metrics import FidelityMetrics, PolicyFidelity
+from dba_core.evaluation.throughput import Throughput
+from dba_core.free_memory import peak_memory_bytes
 from dba_core.report import as_plain
-from dba_core.runs.cost import Cost
-from dba_core.runs.kv_memory import KvMemory
+from dba_core.runs.folder import RunFolder
+from dba_core.runs.outline import Outline, outline_of
+from dba_core.runs.prepare import Prepared
+from dba_core.runs.sample import SampleFacts
+from dba_core.training.loop import TrainingResult
 
 #: Raised when a field of summary.json changes its meaning or goes away.
 SCHEMA = 1
-
-
-@attrs.frozen(kw_only=True)
-class ModelFacts:
-    """The model that was trained. `layout` is `model.attention.mode`."""
-
-    layout: str
-    cost: Cost
-    n_layers: int
-    d_model: int
-    d_ff: int
-    context: int
-    vocab_size: int
-    n_heads: int
-    n_kv_heads: int
-    sem_head_dim: int
-    geo_head_dim: int
-    v_head_dim: int
-
-
-@attrs.frozen(kw_only=True)
-class PluginFacts:
-    """One chosen plugin: where it is from, with what options, why, and what `auto` passed over before it.
-
-    layers: the layers that have it, as in `0-3,6`. not_built: why the model does without it all the same,
-    None where it has it.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    contract: int
-    options: dict[str, Any]
-    why: str
-    layers: str
-    passed_over: tuple[str, ...]
-    not_built: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class LongSequenceFacts:
-    """Whether the long-sequence training path can be taken at this context, and its numbers."""
-
-    text: str
-    enabled: bool
-    active: bool
-    threshold: int
-    mem_block: int
-    local_window: int
-    q_chunk: int
-    mem_summarizer: str | None
-    mass_correction: bool
-    exact_every: int
+#: The training loss of the summary is the mean over the logged steps of this last part of the run.
+_LAST_PART = 0.05
+#: Nats per token by which exact attention may be worse than the path without a warning.
+_FAR_FROM_EXACT = 0.1
 
 
 @attrs.frozen(kw_only=True)
@@ -88,17 +52,6 @@ class LossFacts:
     held_out_tokens: int
     checkpoint: str
     checkpoint_step: int
-
-
-@attrs.frozen(kw_only=True)
-class FidelityFacts:
-    """The chosen KV policy against an fp32 cache through the real decode path, token by token."""
-
-    delta_nll: float
-    ppl_ratio: float
-    max_abs_logit: float
-    kl: float
-    tokens: int
 
 
 @attrs.frozen(kw_only=True)
@@ -125,16 +78,6 @@ class TrainingFacts:
 
 
 @attrs.frozen(kw_only=True)
-class SampleFacts:
-    """A sample under the run's KV policy."""
-
-    prompt: str
-    text: str
-    temperature: float
-    seed: int
-
-
-@attrs.frozen(kw_only=True)
 class Environment:
     """Where the run ran."""
 
@@ -157,35 +100,126 @@ class Commands:
 
 
 @attrs.frozen(kw_only=True)
-class Summary:
-    """Everything that a run says about itself.
+class Summary(Outline):
+    """Everything that a run says about itself."""
 
-    plugins: by kind, what the layers without a choice of their own have; layer_plugins: the choices of single
-    layers, by the layers and the kind.
-    """
-
-    name: str
     folder: str
     finished: str
-    model: ModelFacts
-    data: dict[str, Any]
-    plugins: dict[str, PluginFacts]
-    layer_plugins: dict[str, dict[str, PluginFacts]]
-    kv_policy: str
-    kv_memory: KvMemory
-    null_attention: str
-    long_sequence: LongSequenceFacts
     training: TrainingFacts
     losses: LossFacts
-    fidelity: FidelityFacts | None
+    fidelity: FidelityMetrics | None
     speed: SpeedFacts
     sample: SampleFacts
     environment: Environment
     seconds: dict[str, float]
     plots: dict[str, str]
-    warnings: tuple[str, ...]
     commands: Commands
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a number that is not finite is None."""
         return {"schema": SCHEMA, **as_plain(self)}
+
+
+def summarize(
+    prepared: Prepared,
+    folder: RunFolder,
+    result: TrainingResult | None,
+    *,
+    step: int,
+    held_out: HeldOut,
+    as_trained: HeldOut | None,
+    fidelity: PolicyFidelity | None,
+    throughput: Throughput,
+    processes: int,
+    sample: SampleFacts,
+    metrics: Sequence[Mapping[str, Any]],
+    plots: dict[str, str],
+    seconds: dict[str, float],
+) -> Summary:
+    """What a job found of the best weights, those of `step`. result: None where an earlier part of the run
+    finished the training. as_trained: with the long-sequence path. metrics: the lines of metrics.jsonl.
+    """
+    config, outline = prepared.config, outline_of(prepared)
+    steps, batch, path = config.training.steps, config.training.batch_size, shlex.quote(str(folder.path))
+    late = [row for row in metrics if row["kind"] == "train" and row["step"] >= steps * (1 - _LAST_PART)]
+    losses = LossFacts(
+        train=sum(row["loss"] for row in late) / len(late) if late else None,
+        held_out=held_out.loss,
+        held_out_as_trained=None if as_trained is None else as_trained.loss,
+        perplexity=held_out.perplexity,
+        bits_per_byte=held_out.bits_per_byte,
+        held_out_tokens=held_out.tokens,
+        checkpoint="best",
+        checkpoint_step=step,
+    )
+    return Summary(
+        **attrs.asdict(attrs.evolve(outline, warnings=tuple(_warnings(prepared, losses))), recurse=False),
+        folder=str(folder.path),
+        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+        training=TrainingFacts(
+            steps=steps,
+            batch_size=batch,
+            tokens=steps * batch * config.model.context,
+            seconds=0.0 if result is None else result.seconds,
+            processes=processes,
+        ),
+        losses=losses,
+        fidelity=fidelity and fidelity.figures,
+        speed=SpeedFacts(
+            training=None if result is None else result.tokens_per_second or None,
+            **attrs.asdict(throughput),
+            peak_memory_bytes=peak_memory_bytes(prepared.model.device)
+            if result is None
+            else result.peak_memory_bytes,
+        ),
+        sample=sample,
+        environment=_environment(prepared),
+        seconds=seconds,
+        plots=plots,
+        commands=Commands(
+            sample=f"dba sample {path} --prompt {shlex.quote('The ')}",
+            evaluate=f"dba eval {path}",
+            repeat=f"dba run --config {shlex.quote(str(folder.config_file))}",
+        ),
+    )
+
+
+def _warnings(prepared: Prepared, losses: LossFacts) -> Iterator[str]:
+    """Those of the preparation, of plugins of an older contract, and of weights that decoding, which is
+    exact, does not read as they were trained.
+    """
+    yield from prepared.warnings
+    chosen = (each.selection for each in prepared.selections.placed())
+    yield from {f"{each.kind} {each.name!r}: {each.deprecation}": None for each in chosen if each.deprecation}
+    yield from far_from_exact(losses)
+
+
+def far_from_exact(losses: LossFacts) -> Iterator[str]:
+    """That exact attention reads weights worse than the path that they were trained with."""
+    as_trained = losses.held_out_as_trained
+    if as_trained is not None and losses.held_out - as_trained > _FAR_FROM_EXACT:
+        yield (
+            f"exact attention, which decoding uses, loses {losses.held_out - as_trained:.2f} nats "
+            "per token more than the long-sequence path that these weights were trained with; train more "
+            "steps exactly with a smaller model.train_long_seq.exact_every"
+        )
+
+
+def _environment(prepared: Prepared) -> Environment:
+    device = prepared.model.device
+    cuda = device.type == "cuda"
+    return Environment(
+        device=str(device),
+        device_name=torch.cuda.get_device_name(device)
+        if cuda
+        else f"{platform.machine()}, {os.cpu_count()} cores",
+        dtype=prepared.config.dtype,
+        seed=prepared.config.seed,
+        threads=torch.get_num_threads(),
+        platform=platform.platform(),
+        versions={
+            "dba": installed_version(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )

@@ -1,110 +1,317 @@
-"""The checkpoint of a training run: weights, optimizer, generators, data position and progress.
+"""The checkpoint of a training run: written whole or not at all, checked by hash when it is read.
 
-    model.safetensors      parameters by name
-    optimizer.safetensors  AdamW's state, `name.exp_avg`, `name.exp_avg_sq`, `name.step`
-    random.safetensors     torch's generators of every process, `cpu.0`, `cuda.0`, ...
-    state.json             step, losses, data position, fingerprint
+    checkpoint/
+      last, best              pointers: {"directory": "step-00000100-1f2e3d4c", "state_sha256": "..."}
+      step-00000100-1f2e3d4c/
+        model.safetensors      parameters by name
+        optimizer.safetensors  AdamW's state, `name.exp_avg`, `name.exp_avg_sq`, `name.step`
+        random.safetensors     torch's generators of every process, `cpu.0`, `cuda.0`, ...
+        state.json             step, losses, data position, fingerprint; size and hash of each tensor file
 
-The learning rate is a pure function of the step, so the schedule has no state. Called by training.loop;
-evaluation and generation read the weights.
+A save fills a new directory, syncs it to the disk, and only then replaces the pointers, `best` before
+`last`, each by one atomic rename. A process that dies at any instant leaves pointers to whole checkpoints.
+Directories that no pointer names any more are removed after that.
 """
 
 from __future__ import annotations
 
-import platform
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
+import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from dba_core.errors import CheckpointError
+from dba_core.documents import parse_object, read_object, read_text
+from dba_core.errors import CheckpointError, unknown
 from dba_core.model.finite import check_finite
-from dba_core.training.checkpoint_files import StoredCheckpoint, read_checkpoint, write_checkpoint
-from dba_core.training.distributed import World
-from dba_core.training.fingerprint import fingerprint_hash
 from dba_core.training.metrics_log import is_count
 
-#: What AdamW keeps of a parameter.
-_MOMENTS = {"exp_avg", "exp_avg_sq"}
+#: What a pointer may name, and what a state may list: nothing outside of the checkpoint's own folder.
+_DIRECTORY = re.compile(r"step-[0-9]{8,20}-[0-9a-f]{8}")
+_TENSOR_FILE = re.compile(r"[a-z_]{1,40}\.safetensors")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+POINTERS = ("best", "last")
+STATE_FILE = "state.json"
+FORMAT = 1
 
 
-@attrs.define(kw_only=True)
-class Progress:
-    """How far a run is. eval_loss: of the newest evaluation; best_loss: the lowest one, and its step."""
+@attrs.frozen(kw_only=True)
+class StoredCheckpoint:
+    """A checkpoint whose files have the hashes that they were written with."""
 
-    step: int = 0
-    eval_loss: float | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
+    path: Path
+    state: dict[str, Any]
 
-    @classmethod
-    def of(cls, stored: StoredCheckpoint) -> Progress:
-        """What a checkpoint says. Raises CheckpointError for a value that is missing or none."""
-        state = stored.state
-        for name in ("eval_loss", "best_loss"):
-            loss = state.get(name, "")
-            if loss is not None and (isinstance(loss, bool) or not isinstance(loss, (int, float))):
-                raise _no_position(stored, name, loss)
-        best = state.get("best_step", "")
-        if best is not None and not is_count(best):
-            raise _no_position(stored, "best_step", best)
-        return cls(**{field.name: state[field.name] for field in attrs.fields(cls)})
+    @property
+    def step(self) -> int:
+        """Optimizer steps that the weights have seen."""
+        step: int = self.state["step"]
+        return step
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What the weights depend on; None where the version that wrote them did not say."""
+        fingerprint: dict[str, Any] | None = self.state.get("fingerprint")
+        return fingerprint
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `name.safetensors`, on the CPU."""
+        if f"{name}.safetensors" not in self.state["files"]:
+            raise CheckpointError(f"{self.path} holds no {name!r}; it holds {', '.join(self.state['files'])}")
+        try:
+            return safetensors.torch.load_file(self.path / f"{name}.safetensors")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / name}.safetensors cannot be read: {error}") from error
 
 
-def _no_position(stored: StoredCheckpoint, name: str, value: object) -> CheckpointError:
-    given = f"gives {name!r} as {ascii(value)[:60]}" if name in stored.state else f"has no {name!r}"
-    return CheckpointError(
-        f"{stored.path} {given}, so training cannot go on from it; restore it from a copy, or train again"
-    )
-
-
-def save_checkpoint(
+def write_checkpoint(
     root: Path,
     *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    random_states: Mapping[str, Tensor],
-    sampler: Mapping[str, Any],
-    progress: Progress,
-    fingerprint: Mapping[str, Any],
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
     pointers: tuple[str, ...],
 ) -> Path:
-    """Write everything and let `pointers` ("best", "last") name it. Called on the main process only."""
-    return write_checkpoint(
-        root,
-        step=progress.step,
-        tensors={
-            "model": model.state_dict(),
-            "optimizer": _optimizer_tensors(model, optimizer),
-            "random": random_states,
-        },
-        state={
-            **attrs.asdict(progress),
-            "sampler": dict(sampler),
-            "fingerprint": dict(fingerprint),
-            "fingerprint_sha256": fingerprint_hash(fingerprint),
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        },
-        pointers=pointers,
-    )
+    """Write a checkpoint and let `pointers` name it. tensors: one safetensors file per key. Returns its
+    directory.
 
-
-def load_model_weights(model: nn.Module, root: Path, which: str = "best") -> StoredCheckpoint:
-    """Put the weights that `best` or `last` names into the model, on whatever device it is.
-
-    Raises CheckpointError for a checkpoint that is missing or damaged, or that is of another model; the model
-    is then unchanged.
+    Raises CheckpointError when the disk refuses; what the pointers named before is then still whole, and what
+    was written of the new one is taken away.
     """
-    stored = read_checkpoint(root, which)
-    restore_weights(model, stored)
-    return stored
+    directory = root / f"step-{step:08d}-{secrets.token_hex(4)}"
+    try:
+        directory.mkdir(parents=True)
+        files = {
+            f"{name}.safetensors": _write_tensors(directory, name, part) for name, part in tensors.items()
+        }
+        text = json.dumps({"format": FORMAT, **state, "files": files}, indent=1, allow_nan=False)
+        _write_synced(directory / STATE_FILE, text)
+        _sync_directory(directory)
+        _sync_directory(root)
+        pointer = json.dumps({"directory": directory.name, "state_sha256": sha256_text(text)})
+        for name in (name for name in POINTERS if name in pointers):
+            _write_synced(root / f"{name}.new", pointer)
+            os.replace(root / f"{name}.new", root / name)
+            _sync_directory(root)
+    except (OSError, SafetensorError) as error:
+        remove_unnamed(root)
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {root} ({_reason(error)}); "
+            + (
+                "the one before it is whole. Make room or repair the disk, then resume"
+                if has_checkpoint(root, "last")
+                else "there is none before it. Make room or repair the disk, then start the run again"
+            )
+        ) from error
+    remove_unnamed(root)
+    return directory
+
+
+def has_checkpoint(root: Path, which: str) -> bool:
+    """Whether a pointer of this name exists."""
+    return (root / which).is_file()
+
+
+def read_checkpoint(root: Path, which: str) -> StoredCheckpoint:
+    """The checkpoint that `best` or `last` names, all of its files checked.
+
+    Raises CheckpointError for one that is missing, incomplete or changed, with what can be done.
+    """
+    if which not in POINTERS:
+        raise CheckpointError(unknown("checkpoint", which, POINTERS))
+    if not has_checkpoint(root, which):
+        there = [name for name in POINTERS if has_checkpoint(root, name)]
+        raise CheckpointError(
+            f"{root} has no checkpoint {which!r}; it has {' and '.join(there) or 'none'}. Training writes "
+            "them at its evaluations, and `last` when it is interrupted"
+        )
+    try:
+        return _read_whole(root, which)
+    except _DamagedError as damage:
+        raise CheckpointError(f"{damage}. {_way_out(root, which)}") from None
+
+
+class _DamagedError(CheckpointError):
+    """What is wrong with a checkpoint, without advice."""
+
+
+def _read_whole(root: Path, which: str) -> StoredCheckpoint:
+    name, digest = _read_pointer(root, which)
+    directory = root / name
+    state = _read_state(directory, digest)
+    for file, entry in state["files"].items():
+        _check_file(directory / file, entry)
+    return StoredCheckpoint(path=directory, state=state)
+
+
+def _read_pointer(root: Path, which: str) -> tuple[str, str]:
+    """The directory's name and the hash of its state. Raises _DamagedError."""
+    pointer = read_object(root / which, error=_DamagedError, advice="It is no checkpoint pointer")
+    name: Any = pointer.get("directory")
+    digest: Any = pointer.get("state_sha256")
+    if not _fits(_DIRECTORY, name):
+        raise _DamagedError(
+            f"{root / which} is no checkpoint pointer: its 'directory' is {_shown(name)}, not the name of a "
+            "step-* directory beside it"
+        )
+    if not _fits(_SHA256, digest):
+        raise _DamagedError(
+            f"{root / which} is no checkpoint pointer: its 'state_sha256' is {_shown(digest)}, no hash"
+        )
+    return name, digest
+
+
+def _read_state(directory: Path, digest: str) -> dict[str, Any]:
+    path = directory / STATE_FILE
+    if not path.is_file():
+        raise _DamagedError(f"{path} is missing")
+    text = read_text(path, error=_DamagedError, advice="It is damaged")
+    if sha256_text(text) != digest:
+        raise _DamagedError(f"{path} is not what was written: its SHA-256 differs")
+    state = parse_object(text, source=str(path), error=_DamagedError, advice="It is damaged")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {_shown(state.get('format'))}, this version reads {FORMAT}; use the version "
+            "that wrote it"
+        )
+    _check_state(path, state)
+    return state
+
+
+def _check_state(path: Path, state: Mapping[str, Any]) -> None:
+    """That what everybody reads of a state is there and of its type."""
+    step, files = state.get("step"), state.get("files")
+    if not is_count(step):
+        raise _DamagedError(f"{path} gives 'step' as {_shown(step)}; allowed: a whole number from 0 on")
+    if not isinstance(files, dict):
+        raise _DamagedError(f"{path} gives 'files' as {_shown(files)}; allowed: a table of files")
+    for name, entry in files.items():
+        sound = (
+            isinstance(entry, dict) and is_count(entry.get("bytes")) and _fits(_SHA256, entry.get("sha256"))
+        )
+        if not (sound and _TENSOR_FILE.fullmatch(name)):
+            raise _DamagedError(
+                f"{path} lists {_shown(name)} as {_shown(entry)}, which is no file of tensors"
+            )
+    if not isinstance(state.get("fingerprint", {}), dict):
+        raise _DamagedError(f"{path} gives 'fingerprint' as {_shown(state['fingerprint'])}; allowed: a table")
+
+
+def _fits(form: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and form.fullmatch(value) is not None
+
+
+def _shown(value: object) -> str:
+    """A value of a damaged file in a message: short, and fit for a terminal."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise _DamagedError(f"{path} is missing")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise _DamagedError(f"{path} has {size} bytes, written were {entry['bytes']}")
+    if _sha256_file(path) != entry["sha256"]:
+        raise _DamagedError(f"{path} is not what was written: its SHA-256 differs")
+
+
+def _way_out(root: Path, which: str) -> str:
+    """What to do about a damaged checkpoint: the other one, if it is another and whole, takes its place."""
+    other = next(name for name in POINTERS if name != which)
+    with contextlib.suppress(CheckpointError, OSError):
+        if (root / other).read_bytes() != (root / which).read_bytes():
+            _read_whole(root, other)
+            return f"Copy {root / other} over {root / which} to go on from {other!r} instead, or train again"
+    return "Restore it from a copy, or train again"
+
+
+def _write_tensors(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    path = directory / f"{name}.safetensors"
+    safetensors.torch.save_file(_separate(tensors), path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": _sha256_file(path)}
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors; safetensors takes no two that share memory, so a second name gets a copy."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if address in taken else plain
+        taken.add(address)
+    return apart
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the directory's entries durable; only POSIX systems can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_unnamed(root: Path) -> None:
+    """Remove the directories that no pointer names: older checkpoints, and what killed processes left.
+
+    Where a pointer cannot be read nothing is removed. What cannot be removed now is tried again at the next
+    save, start or resume.
+    """
+    try:
+        named = {_read_pointer(root, name)[0] for name in POINTERS if has_checkpoint(root, name)}
+    except _DamagedError:
+        return
+    for directory in root.glob("step-*"):
+        if directory.name not in named:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """What the disk said, in words."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def restore_weights(model: nn.Module, stored: StoredCheckpoint) -> None:
-    """The same from a checkpoint that has been read. Raises CheckpointError for a NaN or an infinity too."""
+    """Put the checkpoint's weights into the model, on whatever device it is.
+
+    Raises CheckpointError for those of another model, a NaN or an infinity; the model is then unchanged.
+    """
     saved, mine = stored.tensors("model"), model.state_dict()
     problems = [f"{name} is missing" for name in mine if name not in saved]
     problems += [f"{name} is unknown to the model" for name in saved if name not in mine]
@@ -122,69 +329,3 @@ def restore_weights(model: nn.Module, stored: StoredCheckpoint) -> None:
     for name, tensor in saved.items():
         check_finite(tensor, name=name, where=str(stored.path / "model.safetensors"))
     model.load_state_dict(saved)
-
-
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, stored: StoredCheckpoint) -> None:
-    """Put the saved moments and step counts back. A parameter that had none gets none.
-
-    Raises CheckpointError for moments of another model, or with a NaN or an infinity.
-    """
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in stored.tensors("optimizer").items():
-        name, _, part = key.rpartition(".")
-        by_name.setdefault(name, {})[part] = tensor
-    _check_moments(model, by_name, where=stored.path / "optimizer.safetensors")
-    order = _names_in_order(model, optimizer)
-    state = {index: by_name[name] for index, name in enumerate(order) if name in by_name}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def collect_random_states(world: World) -> dict[str, Tensor]:
-    """The state of torch's generators in every process. Called by all processes together."""
-    states = {f"cpu.{rank}": state for rank, state in enumerate(world.gather(torch.get_rng_state()))}
-    if world.device.type == "cuda":
-        cuda = world.gather(torch.cuda.get_rng_state(world.device))
-        states |= {f"cuda.{rank}": state for rank, state in enumerate(cuda)}
-    return states
-
-
-def restore_random_states(world: World, stored: StoredCheckpoint) -> None:
-    """Let this process's generators go on where they were. Raises CheckpointError where they are missing."""
-    states = stored.tensors("random")
-    names = [f"cpu.{world.rank}", *([f"cuda.{world.rank}"] if world.device.type == "cuda" else [])]
-    try:
-        torch.set_rng_state(states[names[0]])
-        if len(names) > 1:
-            torch.cuda.set_rng_state(states[names[1]], world.device)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{stored.path / 'random.safetensors'} does not hold the generators {', '.join(names)} of this "
-            f"version of torch ({error}); resume with the version that wrote it, or train again"
-        ) from None
-
-
-def _check_moments(model: nn.Module, by_name: Mapping[str, Mapping[str, Tensor]], *, where: Path) -> None:
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, parts in by_name.items():
-        sound = name in shapes and parts.keys() == _MOMENTS | {"step"} and parts["step"].numel() == 1
-        if not sound or any(parts[moment].shape != shapes[name] for moment in _MOMENTS):
-            raise CheckpointError(
-                f"{where} holds {ascii(name)[:80]} with {', '.join(sorted(map(ascii, parts)))[:80]}, which "
-                "is no AdamW state of this model; restore the checkpoint from a copy, or train again"
-            )
-        for part, tensor in parts.items():
-            check_finite(tensor, name=f"{name}.{part}", where=str(where))
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = _names_in_order(model, optimizer)
-    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {
-        f"{names[index]}.{part}": tensor for index, parts in state.items() for part, tensor in parts.items()
-    }
-
-
-def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The parameters' names in the order in which the optimizer numbers them."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -2,7 +2,7 @@
 
 `torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; `World.from_environment` reads them and joins the group
 (gloo on the CPU, NCCL on CUDA). Without them the world is this process alone and every collective does
-nothing. Called by training.loop, training.step, training.checkpoint and the run job.
+nothing.
 """
 
 from __future__ import annotations

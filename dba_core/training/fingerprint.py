@@ -7,7 +7,6 @@ a run whose recorded configuration says the same.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,11 +69,6 @@ def corpus_fingerprint(corpus: Corpus) -> dict[str, Any]:
         "held_out_tokens": len(corpus.held_out),
         "vocab_size": corpus.tokenizer.vocab_size,
     }
-
-
-def fingerprint_hash(data: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> Iterator[str]:

@@ -1,16 +1,20 @@
 """The training loop: batches -> steps -> evaluations -> checkpoints, resumable to the same bits.
 
-Step n uses the n-th batch of the sampler and the learning rate of `schedule`. After it come, in this order
-and where due: its metrics line, the evaluation, the answer to a request to stop, the checkpoint. Called by
-the run job.
+Step n uses the n-th batch of the sampler and its learning rate. After it come, in this order and where due:
+its metrics line, the evaluation, the answer to a request to stop, the checkpoint. The reporter hears of each
+on the main process, between steps; one that raises KeyboardInterrupt stops the run like Ctrl-C.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -18,23 +22,65 @@ import torch
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus
 from dba_core.errors import ConfigError
+from dba_core.free_memory import peak_memory_bytes, reset_peak_memory
 from dba_core.model.language_model import LanguageModel
+from dba_core.report import Reporter, SilentReporter
 from dba_core.training.distributed import World
-from dba_core.training.events import (
-    CheckpointSaved,
-    Evaluated,
-    Interrupted,
-    StepFinished,
-    TrainEvent,
-    TrainingStarted,
-)
-from dba_core.training.interrupt import StopRequest
-from dba_core.training.memory import peak_memory_bytes, reset_peak_memory
 from dba_core.training.metrics_log import MetricsLog
-from dba_core.training.session import Session
+from dba_core.training.session import Evaluated, Session
 from dba_core.training.step import Gradients
 
-OnEvent = Callable[[TrainEvent], None]
+if TYPE_CHECKING:
+    from signal import _HANDLER
+
+SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+if sys.platform != "win32":
+    SIGNALS += (signal.SIGHUP,)
+
+
+@attrs.frozen(kw_only=True)
+class TrainingStarted:
+    """Before the first step. first_step: steps that an earlier part of the run has finished."""
+
+    first_step: int
+    steps: int
+    world_size: int
+
+
+@attrs.frozen(kw_only=True)
+class StepFinished:
+    """After every optimizer step. loss: mean cross entropy of the global batch before the step.
+
+    tokens: trained on since step 0. tokens_per_second and seconds: of this process's part of the run, the
+    time for evaluations and checkpoints left out. remaining_seconds: training time still ahead at that
+    pace.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+    remaining_seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class CheckpointSaved:
+    """After a checkpoint is on the disk. which: ("last",) or ("best", "last")."""
+
+    step: int
+    which: tuple[str, ...]
+    path: Path
+
+
+@attrs.frozen(kw_only=True)
+class Interrupted:
+    """A stop was asked for: the run ends after this step, with a checkpoint of it."""
+
+    step: int
 
 
 @attrs.frozen(kw_only=True)
@@ -44,7 +90,7 @@ class TrainingResult:
     first_step, last_step: finished steps before and after it. best_loss, best_step: the lowest held-out
     loss of the run; final_loss: of its newest evaluation; None where there was none. seconds: this call,
     all included. tokens_per_second: of the global batch, evaluations and checkpoints left out; 0 without a
-    step. peak_memory_bytes: see training.memory. interrupted: stopped before config.training.steps.
+    step. peak_memory_bytes: see `free_memory`. interrupted: stopped before config.training.steps.
     """
 
     first_step: int
@@ -67,13 +113,13 @@ def train(
     metrics_path: Path,
     resume: bool = False,
     world: World | None = None,
-    on_event: OnEvent | None = None,
+    reporter: Reporter | None = None,
 ) -> TrainingResult:
     """Train `model` in place up to `config.training.steps`.
 
     resume: go on from `checkpoint_dir`'s `last` to the same bits as without the stop; all processes must
-    see that folder. world: None is this process alone, on the model's device. on_event: called on the main
-    process, between steps. Ctrl-C, SIGTERM and SIGHUP finish the step, save `last` and return with
+    see that folder. world: None is this process alone, on the model's device. reporter: hears the events on
+    the main process. Ctrl-C, SIGTERM and SIGHUP finish the step, save `last` and return with
     interrupted=True; before the first step of a process alone they raise KeyboardInterrupt. Raises
     ConfigError, CheckpointError, DataError, and TrainingError for a loss or gradient that is not finite. The
     caller's random state and the model's mode are left as they were.
@@ -94,7 +140,7 @@ def train(
         if world.is_main:
             log = stack.enter_context(MetricsLog(metrics_path, resume_step=first_step if resume else None))
         stop = stack.enter_context(StopRequest(at_once=world.size == 1))
-        loop = _Loop(session, stop, log, on_event if world.is_main else None)
+        loop = _Loop(session, stop, log, reporter if reporter and world.is_main else SilentReporter())
         interrupted = loop.run()
     return TrainingResult(
         first_step=first_step,
@@ -128,12 +174,12 @@ class _Loop:
     """What happens at each step, in which order, and who is told."""
 
     def __init__(
-        self, session: Session, stop: StopRequest, log: MetricsLog | None, on_event: OnEvent | None
+        self, session: Session, stop: StopRequest, log: MetricsLog | None, reporter: Reporter
     ) -> None:
         self._session = session
         self._stop = stop
         self._log = log
-        self._on_event = on_event
+        self._reporter = reporter
         self._settings = session.config.training
         self._tokens_per_step = self._settings.batch_size * session.model.config.context
         self._seconds = 0.0
@@ -217,12 +263,48 @@ class _Loop:
         if path is not None:
             self._emit(CheckpointSaved(step=self._session.progress.step, which=pointers, path=path))
 
-    def _emit(self, event: TrainEvent) -> None:
-        if self._on_event is None:
-            return
+    def _emit(self, event: object) -> None:
         try:
-            self._on_event(event)
+            self._reporter.event(event)
         except KeyboardInterrupt:
             if self._stop.at_once:
                 raise
-            self._stop.request()
+            self._stop.requested = True
+
+
+class StopRequest:
+    """Ctrl-C, SIGTERM and SIGHUP: `with StopRequest() as stop:` ... `if stop.requested:`.
+
+    The handlers are set only inside the block, on the main thread, and the previous ones put back after it. A
+    signal puts its own previous handler back, so that a second one of the same kind acts at once; torchrun
+    and cluster managers may send one of each. A SIGHUP that is ignored (nohup) stays ignored. at_once: a
+    signal raises KeyboardInterrupt where it arrives, as long as this is true: nothing is there to save.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.requested = False
+        self.at_once = at_once
+        self._previous: dict[signal.Signals, _HANDLER] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                always = number in (signal.SIGINT, signal.SIGTERM)
+                if always or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number in list(self._previous):
+            self._restore(number)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore(signal.Signals(number))
+        if self.at_once:
+            raise KeyboardInterrupt
+
+    def _restore(self, number: signal.Signals) -> None:
+        signal.signal(number, self._previous.pop(number))

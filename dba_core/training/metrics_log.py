@@ -7,7 +7,7 @@ happened.
      "is_best": true}
 
 A number that is not finite is written as null. A resumed run drops the lines past the step that it resumes
-from, so the file reads as if the run had never stopped. Called by training.loop on the main process.
+from, so the file reads as if the run had never stopped.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class MetricsLog:
     def _refused(self, error: OSError) -> CheckpointError:
         return CheckpointError(
             f"{self._path} could not be written ({error.strerror or error}). Make room, or put the folder "
-            "back and make it writable, then go on with --resume from the last checkpoint, or start again "
+            "back and make it writable, then resume from the last checkpoint, or start again "
             "where there is none"
         )
 

@@ -2,46 +2,90 @@
 progress.
 
 A checkpoint is this, written down; a resumed run is this, read back. The loop decides when each part is
-called. All processes call the same methods in the same order. Called by training.loop.
+called. All processes call the same methods in the same order.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
+from torch import Tensor, nn
 
 from dba_core.config.run import RunConfig
 from dba_core.data.batches import BatchSampler
 from dba_core.data.corpus import Corpus
 from dba_core.errors import CheckpointError, ConfigError, TrainingError
 from dba_core.evaluation.held_out import held_out_loss
+from dba_core.model.finite import check_finite
 from dba_core.model.init import seed_of
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.checkpoint import (
-    Progress,
-    collect_random_states,
-    restore_optimizer,
-    restore_random_states,
-    restore_weights,
-    save_checkpoint,
-)
-from dba_core.training.checkpoint_files import (
     StoredCheckpoint,
     has_checkpoint,
     read_checkpoint,
     remove_unnamed,
+    restore_weights,
+    sha256_text,
+    write_checkpoint,
 )
 from dba_core.training.distributed import World
-from dba_core.training.events import Evaluated
 from dba_core.training.fingerprint import differences, fingerprint
-from dba_core.training.optimizer import build_optimizer
-from dba_core.training.schedule import learning_rate
-from dba_core.training.step import Gradients, TrainingStep, autocast
+from dba_core.training.metrics_log import is_count
+from dba_core.training.step import Gradients, TrainingStep, autocast, build_optimizer, learning_rate
+
+#: What AdamW keeps of a parameter.
+_MOMENTS = {"exp_avg", "exp_avg_sq"}
+
+
+@attrs.define(kw_only=True)
+class Progress:
+    """How far a run is. eval_loss: of the newest evaluation; best_loss: the lowest one, and its step."""
+
+    step: int = 0
+    eval_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+
+    @classmethod
+    def of(cls, stored: StoredCheckpoint) -> Progress:
+        """What a checkpoint says. Raises CheckpointError for a value that is missing or none."""
+        state = stored.state
+        for name in ("eval_loss", "best_loss"):
+            loss = state.get(name, "")
+            if loss is not None and (isinstance(loss, bool) or not isinstance(loss, (int, float))):
+                raise _no_position(stored, name, loss)
+        best = state.get("best_step", "")
+        if best is not None and not is_count(best):
+            raise _no_position(stored, "best_step", best)
+        return cls(**{field.name: state[field.name] for field in attrs.fields(cls)})
+
+
+def _no_position(stored: StoredCheckpoint, name: str, value: object) -> CheckpointError:
+    given = f"gives {name!r} as {ascii(value)[:60]}" if name in stored.state else f"has no {name!r}"
+    return CheckpointError(
+        f"{stored.path} {given}, so training cannot go on from it; restore it from a copy, or train again"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Evaluated:
+    """After an evaluation on held-out text. is_best: no earlier evaluation of the run was as low."""
+
+    step: int
+    loss: float
+    perplexity: float
+    tokens: int
+    seconds: float
+    is_best: bool
 
 
 class Session:
@@ -170,14 +214,21 @@ class Session:
         path: Path | None = None
         random_states = collect_random_states(self.world)
         if self.world.is_main:
-            path = save_checkpoint(
+            path = write_checkpoint(
                 self.checkpoint_dir,
-                model=self.model,
-                optimizer=self._optimizer,
-                random_states=random_states,
-                sampler=self._sampler.state_dict(),
-                progress=self.progress,
-                fingerprint=self._fingerprint,
+                step=self.progress.step,
+                tensors={
+                    "model": self.model.state_dict(),
+                    "optimizer": optimizer_tensors(self.model, self._optimizer),
+                    "random": random_states,
+                },
+                state={
+                    **attrs.asdict(self.progress),
+                    "sampler": self._sampler.state_dict(),
+                    "fingerprint": self._fingerprint,
+                    "fingerprint_sha256": sha256_text(json.dumps(self._fingerprint, sort_keys=True)),
+                    "versions": {"torch": torch.__version__, "python": platform.python_version()},
+                },
                 pointers=pointers,
             )
         self.world.barrier()
@@ -213,3 +264,69 @@ def _table(stored: StoredCheckpoint, name: str) -> dict[str, Any]:
             "or train again"
         )
     return table
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, stored: StoredCheckpoint) -> None:
+    """Put the saved moments and step counts back. A parameter that had none gets none.
+
+    Raises CheckpointError for moments of another model, or with a NaN or an infinity.
+    """
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in stored.tensors("optimizer").items():
+        name, _, part = key.rpartition(".")
+        by_name.setdefault(name, {})[part] = tensor
+    _check_moments(model, by_name, where=stored.path / "optimizer.safetensors")
+    order = _names_in_order(model, optimizer)
+    state = {index: by_name[name] for index, name in enumerate(order) if name in by_name}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def collect_random_states(world: World) -> dict[str, Tensor]:
+    """The state of torch's generators in every process. Called by all processes together."""
+    states = {f"cpu.{rank}": state for rank, state in enumerate(world.gather(torch.get_rng_state()))}
+    if world.device.type == "cuda":
+        cuda = world.gather(torch.cuda.get_rng_state(world.device))
+        states |= {f"cuda.{rank}": state for rank, state in enumerate(cuda)}
+    return states
+
+
+def restore_random_states(world: World, stored: StoredCheckpoint) -> None:
+    """Let this process's generators go on where they were. Raises CheckpointError where they are missing."""
+    states = stored.tensors("random")
+    names = [f"cpu.{world.rank}", *([f"cuda.{world.rank}"] if world.device.type == "cuda" else [])]
+    try:
+        torch.set_rng_state(states[names[0]])
+        if len(names) > 1:
+            torch.cuda.set_rng_state(states[names[1]], world.device)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{stored.path / 'random.safetensors'} does not hold the generators {', '.join(names)} of this "
+            f"version of torch ({error}); resume with the version that wrote it, or train again"
+        ) from None
+
+
+def _check_moments(model: nn.Module, by_name: Mapping[str, Mapping[str, Tensor]], *, where: Path) -> None:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name, parts in by_name.items():
+        sound = name in shapes and parts.keys() == _MOMENTS | {"step"} and parts["step"].numel() == 1
+        if not sound or any(parts[moment].shape != shapes[name] for moment in _MOMENTS):
+            raise CheckpointError(
+                f"{where} holds {ascii(name)[:80]} with {', '.join(sorted(map(ascii, parts)))[:80]}, which "
+                "is no AdamW state of this model; restore the checkpoint from a copy, or train again"
+            )
+        for part, tensor in parts.items():
+            check_finite(tensor, name=f"{name}.{part}", where=str(where))
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = _names_in_order(model, optimizer)
+    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}.{part}": tensor for index, parts in state.items() for part, tensor in parts.items()
+    }
+
+
+def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The parameters' names in the order in which the optimizer numbers them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,21 +1,64 @@
-"""One optimizer step: gradients of the global batch, checked, clipped, applied.
+"""One optimizer step: its learning rate, the gradients of the global batch, and AdamW.
 
     gradient = mean over processes and accumulation parts of d loss / d w
 
-Gradients and their application are two calls, so that the loop can refuse a loss that is not finite before it
-reaches the weights. Called by training.loop and bench.train.
+    warmup, s < w:   lr (s + 1) / w
+    after it:        floor + (lr - floor) (1 + cos(pi p)) / 2
+    p = (s + 1 - w) / (n - w),    floor = min_lr_ratio lr
+
+with s the steps already taken, w the warmup steps and n all steps: step w - 1 has the peak, the last one the
+floor. Gradients and their application are two calls, so that the loop can refuse a loss that is not finite
+before it reaches the weights. AdamW (Loshchilov and Hutter 2019) decays matrices only: not vectors (norms,
+biases, temperatures, gate biases), nor null tokens, which are one vector per KV head.
 """
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dba_core.config.run import RunConfig
+from dba_core.config.training import TrainingConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
+
+#: Device types for which torch ships a fused AdamW.
+FUSED_DEVICES = ("cpu", "cuda")
+#: The module that holds a layer's null token.
+NULL_TOKEN = ".null_token."
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """The rate of the step that follows `step` finished ones; a resumed run needs no state of it."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step + 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    floor = config.min_lr_ratio * config.lr
+    return floor + (config.lr - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay acts on the parameter of this dotted name."""
+    return parameter.dim() >= 2 and NULL_TOKEN not in name
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over all parameters in two groups, the decayed one first; the rate is set before every step."""
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if is_decayed(n, p)], "weight_decay": config.weight_decay},
+        {"params": [p for n, p in named if not is_decayed(n, p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=all(p.device.type in FUSED_DEVICES for _, p in named),
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -109,7 +109,7 @@ def run(request: DecodeBench, reporter: Reporter) -> Report:
     """
     check_plugins("decode_backend", request.backend)
     _ = request.policy  # a wrong one is refused before torch is there
-    from dba_core.runs.device import resolve_device
+    from dba_core.runs.prepare import resolve_device
 
     device = resolve_device(request.device)
     if not device.startswith("cuda"):

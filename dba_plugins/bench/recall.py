@@ -150,8 +150,7 @@ def learn_recall(
     import torch
 
     from dba_core.model.language_model import LanguageModel
-    from dba_core.training.optimizer import build_optimizer
-    from dba_core.training.schedule import learning_rate
+    from dba_core.training.step import build_optimizer, learning_rate
 
     if trained not in TRAINED:
         raise ConfigError(f"trained={trained!r} is not known; choose one of {', '.join(TRAINED)}")

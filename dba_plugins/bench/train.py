@@ -109,8 +109,7 @@ def _on(step: Step, batches: Sequence[Tensor]) -> Callable[[int], None]:
 
 
 def _library_step(model: LanguageModel, config: RunConfig, world: World) -> Step:
-    from dba_core.training.optimizer import build_optimizer
-    from dba_core.training.step import TrainingStep
+    from dba_core.training.step import TrainingStep, build_optimizer
 
     step = TrainingStep(model, build_optimizer(model, config.training), config, world)
 
@@ -124,8 +123,7 @@ def _library_step(model: LanguageModel, config: RunConfig, world: World) -> Step
 def _plain_step(model: PlainGPT, config: RunConfig, device: torch.device) -> Step:
     import torch
 
-    from dba_core.training.optimizer import build_optimizer
-    from dba_core.training.step import autocast
+    from dba_core.training.step import autocast, build_optimizer
 
     optimizer = build_optimizer(model, config.training)
 

@@ -11,11 +11,11 @@ import attrs
 import torch
 
 from dba_core.cache.bytes import cache_bytes
-from dba_core.evaluation.cached_loss import TextLoss
 from dba_core.report import Picture, Report, Table, as_plain
 from dba_plugins.convert.comparators import Variant
 from dba_plugins.convert.decouple import Recipe
 from dba_plugins.convert.recipe_search import Choice, RecipeSearch
+from dba_plugins.convert.text_loss import TextLoss
 from dba_plugins.tune.reference import Divergence
 from dba_plugins.tune.search import Tried, bytes_text
 

@@ -25,15 +25,12 @@ from dba_core.config.model import ModelConfig
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
 from dba_core.errors import CheckpointError, DataError, UsageError
-from dba_core.evaluation.cached_loss import TextLoss, text_loss
-from dba_core.free_memory import require_memory
+from dba_core.free_memory import peak_memory_bytes, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.model.pretrained import PretrainedModel, open_pretrained
 from dba_core.report import Report, Reporter
-from dba_core.runs.folder import RunFolder
-from dba_core.runs.lock import one_writer
-from dba_core.runs.memory_need import least_parameters
-from dba_core.training.memory import peak_memory_bytes
+from dba_core.runs.estimate import least_parameters
+from dba_core.runs.folder import RunFolder, one_writer
 from dba_plugins.convert.calibration import Calibration, calibrate
 from dba_plugins.convert.comparators import Variant, as_it_is, variants
 from dba_plugins.convert.decouple import PLAIN, Recipe, decouple, decoupled_config, pairs_of
@@ -55,6 +52,7 @@ from dba_plugins.convert.request import (
     DEFAULT_CONTEXT,
     ConvertRequest,
 )
+from dba_plugins.convert.text_loss import TextLoss, text_loss
 from dba_plugins.convert.texts import CalibrationText, read_calibration, read_evaluation
 from dba_plugins.tune.reference import Reference
 

@@ -18,7 +18,7 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoices
 from dba_core.report import Report
 from dba_core.runs.folder import RunFolder
-from dba_core.training.checkpoint_files import write_checkpoint
+from dba_core.training.checkpoint import write_checkpoint
 from dba_core.training.fingerprint import settings_fingerprint
 
 TOKENIZER_FILE = "tokenizer.json"

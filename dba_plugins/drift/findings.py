@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from dba_core.runs.long_sequence import LongSequenceNumbers
+from dba_core.runs.evaluate import LongSequenceNumbers
 from dba_plugins.drift.request import Threshold
 
 

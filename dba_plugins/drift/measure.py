@@ -16,9 +16,8 @@ from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.data.corpus import Corpus
 from dba_core.evaluation.metrics import FidelityAccumulator
 from dba_core.report import Reporter
-from dba_core.runs.evaluate import text_of
+from dba_core.runs.evaluate import numbers_of, text_of
 from dba_core.runs.load import Run
-from dba_core.runs.long_sequence import numbers_of
 from dba_plugins.drift.findings import (
     CurvePoint,
     DriftFigures,

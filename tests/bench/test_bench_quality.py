@@ -64,7 +64,7 @@ def test_the_fp32_row_is_the_plain_held_out_loss(model, text, report):
 
 
 def test_differences_are_those_of_decoding_token_by_token(model, text, report):
-    from dba_core.evaluation.fidelity import policy_fidelity
+    from dba_core.evaluation.metrics import policy_fidelity
 
     row = report.rows[1]
     decoded = policy_fidelity(model, text, context=CONTEXT, policy=Q4, n_tokens=TOKENS, batch_size=2)

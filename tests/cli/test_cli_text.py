@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -27,17 +26,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from dba_core.report import Table
+
 ENCODINGS = ("utf-8", "cp1252", "latin-1", "ascii", "cp437")
 NASTY = "[/b] [link=http://x]y[/link] :smile: \x1b[31mred\x9b2J \u202e \udcff ± 你好 — é 🙂"
 #: The same on a stream of Unicode, written down by hand.
 SHOWN = "[/b] [link=http://x]y[/link] :smile: \\x1b[31mred\\x9b2J \\u202e \\udcff ± 你好 — é 🙂"
-
-
-class Section(NamedTuple):
-    """As `runs.summary_text` has it, which needs torch."""
-
-    title: str
-    rows: tuple[tuple[str, str], ...]
 
 
 class Streams:
@@ -85,7 +79,7 @@ def test_every_encoding_gets_every_text(encoding: str) -> None:
         terminal.warn(NASTY)
         columns(NASTY, [NASTY, "b"], [(NASTY, "1")])
         two_columns(NASTY, [(NASTY, NASTY)])
-        sections(NASTY, [Section(NASTY, (("name", NASTY),))])
+        sections(NASTY, [Table.of_facts([("name", NASTY)], title=NASTY)])
     wanted = SHOWN.encode(encoding, "backslashreplace").decode(encoding)
     if encoding == "ascii":
         wanted = wanted.replace("\\xb1", "+-")

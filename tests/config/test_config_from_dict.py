@@ -204,5 +204,5 @@ def test_to_dict_holds_plain_data_only() -> None:
 
     data = RunConfig.from_dict({"generation": {"stop": ["a"]}}).to_dict()
     check(data)
-    assert data["kv_policy"] is None, "chosen by the model's size (runs.kv_memory)"
+    assert data["kv_policy"] is None, "chosen by the model's size (runs.estimate)"
     assert list(data) == [field.name for field in attrs.fields(RunConfig)]

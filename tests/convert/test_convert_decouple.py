@@ -15,13 +15,13 @@ from dba_core.attention.rope import rope_frequencies
 from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import UnsupportedError, UsageError
-from dba_core.evaluation.cached_loss import text_loss
 from dba_core.model.language_model import LanguageModel
 from dba_core.model.pretrained import open_pretrained
 from dba_plugins.convert.calibration import Calibration, calibrate
 from dba_plugins.convert.comparators import with_rotated_split
 from dba_plugins.convert.decouple import RULES, Recipe, decouple, select_pairs, spreading_matrix
 from dba_plugins.convert.heal import heal
+from dba_plugins.convert.text_loss import text_loss
 
 pytestmark = pytest.mark.torch
 

@@ -12,8 +12,8 @@ from llama_oracle import CONFIG, random_weights, write_folder
 from dba_cli.main import main
 from dba_core import free_memory
 from dba_core.errors import RecordMismatchError
+from dba_core.runs.folder import one_writer
 from dba_core.runs.load import load_run
-from dba_core.runs.lock import one_writer
 
 pytestmark = pytest.mark.torch
 

@@ -12,7 +12,7 @@ import pytest
 
 from dba_core.config.data import DataConfig
 from dba_core.data.corpus import Corpus, load_corpus, train_length
-from dba_core.data.pydoc import repeated_topics
+from dba_core.data.text_sources import repeated_topics
 from dba_core.errors import DataError
 
 
@@ -60,7 +60,7 @@ def test_folder_is_sorted_joined_and_says_what_it_left_out(tmp_path: Path) -> No
     write(tmp_path / ".git" / "d.txt", b"hidden")
     corpus = load(tmp_path, held_out=0.3)
     assert corpus.tokenizer.decode(corpus.tokens) == "first file\n\nsecond file\n\nthird file"
-    assert [(d.name, d.n_bytes) for d in corpus.documents] == [("a.md", 10), ("b.txt", 11), ("sub/c.rst", 10)]
+    assert [*corpus.documents.items()] == [("a.md", 10), ("b.txt", 11), ("sub/c.rst", 10)]
     assert corpus.left_out == ("empty.txt: empty", "image.png: not one of .md .rst .tex .text .txt")
     assert corpus.name == tmp_path.name
 
@@ -170,7 +170,7 @@ def test_pydoc_holds_every_topic_that_is_not_repeated() -> None:
 
     corpus = load("pydoc", context=128)
     text = corpus.tokenizer.decode(corpus.tokens)
-    names = [document.name for document in corpus.documents]
+    names = [*corpus.documents]
     left_out = [line.split(":")[0] for line in corpus.left_out]
     assert sorted(names + left_out) == sorted(topics)
     assert names == sorted(names)

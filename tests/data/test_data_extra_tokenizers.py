@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dba_core.data.extra_tokenizers import TiktokenTokenizer
-from dba_core.data.tokenizers import load_tokenizer
+from dba_core.data.tokenizers import TiktokenTokenizer, load_tokenizer
 from dba_core.errors import DataError
 
 TEXT = "the cat, the hat — été 😀\n  the end"

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from dba_core.config.data import DataConfig
-from dba_core.data import token_arrays
-from dba_core.data.corpus import Corpus, load_corpus
-from dba_core.data.token_arrays import array_sha256, check_vocabulary
+from dba_core.data import corpus as corpora
+from dba_core.data.corpus import Corpus, array_sha256, check_vocabulary, load_corpus
 from dba_core.errors import DataError
 
 TOKENS = np.arange(60) * 5 % 300
@@ -109,7 +108,7 @@ def test_negative_token(tmp_path: Path) -> None:
 
 
 def test_scans_go_over_the_whole_array_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_arrays, "_CHUNK", 7)
+    monkeypatch.setattr(corpora, "_CHUNK", 7)
     tokens = np.zeros(20, dtype=np.int64)
     tokens[[16, 19]] = 12
     with pytest.raises(DataError, match="token 12 at position 16"):

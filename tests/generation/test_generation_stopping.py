@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dba_core.data.tokenizers import ByteTokenizer
-from dba_core.generation.stopping import StopWatch
+from dba_core.generation.sampling import StopWatch
 
 
 class Pieces:

@@ -11,11 +11,11 @@ from runs_tiny import dba, losses, only_run
 
 from dba_core.config.loading import LoadedConfig, load_config
 from dba_core.errors import RecordMismatchError
+from dba_core.report import SilentReporter
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.job import RunInterruptedError, run_job
 from dba_core.runs.load import load_run
-from dba_core.runs.report import SilentReporter
-from dba_core.training.events import StepFinished
+from dba_core.training.loop import StepFinished
 
 pytestmark = pytest.mark.torch
 
@@ -26,7 +26,7 @@ class StopsAfter(SilentReporter):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def training(self, event) -> None:
+    def event(self, event) -> None:
         if isinstance(event, StepFinished) and event.step == self.step:
             raise KeyboardInterrupt
 
@@ -40,7 +40,7 @@ def tiny_config(tiny) -> LoadedConfig:
 def interrupted(tiny, root: Path, *, after: int) -> RunFolder:
     """The same run, stopped early."""
     config = tiny_config(tiny)
-    with pytest.raises(RunInterruptedError, match=f"after step {after} of 8.*dba run --resume") as caught:
+    with pytest.raises(RunInterruptedError, match=f"after step {after} of 8.*resume_job") as caught:
         run_job(config, root=root, reporter=StopsAfter(after))
     assert caught.value.exit_code == 130
     return only_run(root)
@@ -98,7 +98,7 @@ class StopsSampling(SilentReporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def phase(self, text: str) -> None:
+    def phase(self, text: str, steps: int | None = None) -> None:
         if text.startswith("Sampling"):
             raise KeyboardInterrupt
 
@@ -112,7 +112,7 @@ def test_ctrl_c_after_training_says_how_to_go_on(tiny, tmp_path: Path) -> None:
         run_job(tiny_config(tiny), root=tmp_path, reporter=reporter)
     (warning,) = reporter.warnings
     assert f"lies in {only_run(tmp_path).path}" in warning
-    assert f"Go on with: dba run --resume {only_run(tmp_path).path}" in warning
+    assert f"Go on with: resume_job({str(only_run(tmp_path).path)!r})" in warning
 
 
 @pytest.mark.parametrize(

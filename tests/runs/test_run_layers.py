@@ -10,11 +10,11 @@ from runs_tiny import dba, losses, only_run
 
 from dba_core.config.loading import load_config
 from dba_core.errors import RecordMismatchError
+from dba_core.report import SilentReporter
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.job import RunInterruptedError, run_job
 from dba_core.runs.load import load_run
-from dba_core.runs.report import SilentReporter
-from dba_core.training.events import StepFinished
+from dba_core.training.loop import StepFinished
 
 pytestmark = pytest.mark.torch
 
@@ -99,7 +99,7 @@ def test_it_repeats_from_its_record(layered, tmp_path: Path) -> None:
 class StopsAfterFive(SilentReporter):
     """Presses Ctrl-C after step 5."""
 
-    def training(self, event) -> None:
+    def event(self, event) -> None:
         if isinstance(event, StepFinished) and event.step == 5:
             raise KeyboardInterrupt
 

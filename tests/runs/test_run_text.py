@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from runs_tiny import Done, dba, only_run, write_inputs
 
 from dba_cli.main import main
-from dba_core.evaluation.cached_loss import TextLoss
+from dba_core.runs.pages import markdown
 from dba_core.runs.summary import Summary
-from dba_core.runs.summary_markdown import markdown
 from dba_plugins.convert.decouple import Recipe
 from dba_plugins.convert.findings import ConversionFindings, VariantFindings, report_of
+from dba_plugins.convert.text_loss import TextLoss
 
 pytestmark = pytest.mark.torch
 

@@ -6,9 +6,8 @@ import pytest
 
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
-from dba_core.runs.cost import model_cost
-from dba_core.runs.kv_memory import human_bytes, kv_memory, times_smaller
-from dba_core.runs.rows import cache_rows
+from dba_core.runs.estimate import human_bytes, kv_memory, model_cost, times_smaller
+from dba_core.runs.pages import cache_rows
 
 SHAPE = AttentionShape(d_model=32, n_heads=4, n_kv_heads=2, sem_head_dim=3, geo_head_dim=4, v_head_dim=5)
 PARAMETERS = [

@@ -21,8 +21,8 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.runs.evaluate import text_of
 from dba_core.runs.folder import RunFolder, read_resolved
 from dba_core.runs.load import load_run
-from dba_core.runs.selection import model_choices
-from dba_core.training.checkpoint_files import read_checkpoint
+from dba_core.runs.prepare import model_choices
+from dba_core.training.checkpoint import read_checkpoint
 from dba_core.training.distributed import World
 from dba_core.training.metrics_log import read_metrics
 from dba_core.training.session import Session
@@ -127,7 +127,7 @@ def test_another_corpus_is_another_held_out_text(mine: RunFolder, tmp_path: Path
     other.write_text("".join(f"{n} blue bottles standing on the floor\n" for n in range(120)))
     change_config(mine, data__source=str(other))
     run = load_run(mine.path)
-    with pytest.raises(RecordMismatchError, match=r"data\.sha256 was .*--allow-drift"):
+    with pytest.raises(RecordMismatchError, match=r"data\.sha256 was .*allow_drift=True"):
         text_of(run, None)
     text_of(run, str(other))
     text_of(load_run(mine.path, allow_drift=True), None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dba_core.errors import ConfigError
-from dba_core.runs.device import resolve_device
+from dba_core.runs.prepare import resolve_device
 
 pytestmark = pytest.mark.torch
 

@@ -15,13 +15,13 @@ from runs_tiny import dba, losses, only_run
 from test_run_again import StopsAfter, tiny_config
 
 from dba_core.errors import CheckpointError, UsageError
+from dba_core.report import SilentReporter
 from dba_core.runs import plots
 from dba_core.runs.folder import FolderError, RunFolder, find_run, new_folder
 from dba_core.runs.job import RunInterruptedError, resume_job, run_job
-from dba_core.runs.report import SilentReporter
-from dba_core.training import checkpoint_files, metrics_log
-from dba_core.training.checkpoint_files import has_checkpoint
-from dba_core.training.events import StepFinished, TrainingStarted
+from dba_core.training import checkpoint, metrics_log
+from dba_core.training.checkpoint import has_checkpoint
+from dba_core.training.loop import StepFinished, TrainingStarted
 
 pytestmark = pytest.mark.torch
 
@@ -38,7 +38,7 @@ class Listener(SilentReporter):
 
     note = warning
 
-    def training(self, event) -> None:
+    def event(self, event) -> None:
         if self.at is not None and self.at(event):
             self.act()
 
@@ -98,14 +98,14 @@ def test_a_disk_that_is_full_for_metrics(tiny, tmp_path: Path, monkeypatch) -> N
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
 def test_a_disk_that_is_full_for_a_checkpoint(tiny, tmp_path: Path, monkeypatch, first: bool) -> None:
     """The advice is what can be done: there is no one before the first."""
-    real, saves = checkpoint_files._write_tensors, []
+    real, saves = checkpoint._write_tensors, []
 
     def write(directory, name, tensors):
         saves.append(name)
         return real(directory, name, tensors) if not first and len(saves) <= 3 else full()
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_files, "_write_tensors", write)
+        patch.setattr(checkpoint, "_write_tensors", write)
         done = dba("run", *tiny.args, "--out", str(tmp_path))
     assert done.code == 1
     assert "No space left" in done.err
@@ -145,7 +145,7 @@ def test_a_place_that_takes_no_folder_says_so(tmp_path: Path) -> None:
     from datetime import datetime
 
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(FolderError, match=r"runs.* could not be written .*--out"):
+    with pytest.raises(FolderError, match=r"runs.* could not be written .*root="):
         new_folder(tmp_path / "runs", "a", now=datetime(2025, 1, 1))
 
 
@@ -153,7 +153,7 @@ def test_a_run_goes_on_without_its_metrics(tiny, tmp_path: Path) -> None:
     folder = stopped(tiny, tmp_path, after=5)
     folder.metrics_file.unlink()
     listener = Listener()
-    resume_job(folder, reporter=listener)
+    resume_job(folder.path, reporter=listener)
     assert any("metrics.jsonl is gone; the run goes on" in text for text in listener.said)
     assert losses(folder) == [row for row in losses(tiny.folder) if row[1] > 5]
     folder.metrics_file.unlink()
@@ -168,7 +168,7 @@ def test_what_a_killed_process_left_is_cleared_at_a_resume(tiny, tmp_path: Path)
     (dead / "model.safetensors").write_bytes(b"half")
     seen = []
     reporter = Listener(lambda event: isinstance(event, TrainingStarted), lambda: seen.append(dead.exists()))
-    resume_job(folder, reporter=reporter)
+    resume_job(folder.path, reporter=reporter)
     assert seen == [False]
 
 
@@ -180,19 +180,19 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(tiny, tmp_path: Pat
         lambda: os.kill(os.getpid(), getattr(signal, name)),
     )
     steps = []
-    listener_training = listener.training
+    heard = listener.event
 
-    def training(event) -> None:
+    def event(event) -> None:
         steps.extend([event.step] if isinstance(event, StepFinished) else [])
-        listener_training(event)
+        heard(event)
 
-    listener.training = training
+    listener.event = event
     with pytest.raises(KeyboardInterrupt):
         run_job(tiny_config(tiny), root=tmp_path, reporter=listener)
     folder = only_run(tmp_path)
     assert steps == []
     assert not has_checkpoint(folder.checkpoint, "last")
-    assert any("No checkpoint was saved yet" in text and "--resume" in text for text in listener.said)
+    assert any("No checkpoint was saved yet" in text and "resume_job(" in text for text in listener.said)
     with pytest.raises(UsageError, match=r"has no checkpoint 'best' yet"):
         find_run(tmp_path / "latest", weights="best")
     if name == "SIGINT":

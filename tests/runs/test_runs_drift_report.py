@@ -10,7 +10,7 @@ import pytest
 
 from dba_core.errors import UsageError
 from dba_core.report import as_plain
-from dba_core.runs.long_sequence import LongSequenceNumbers
+from dba_core.runs.evaluate import LongSequenceNumbers
 from dba_plugins.drift.findings import (
     HEADER,
     CurvePoint,

@@ -84,7 +84,7 @@ def test_find_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_find_where_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"none in runs\. Make one with: dba run"):
+    with pytest.raises(UsageError, match=r"none in runs\. Make one with run_job"):
         find_run("latest")
     empty = tmp_path / "alone" / "not-a-run"  # a folder whose parent holds no run
     empty.mkdir(parents=True)

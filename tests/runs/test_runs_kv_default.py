@@ -11,7 +11,7 @@ from runs_tiny import dba, only_run, write_inputs
 from dba_core.config import KVCachePolicy, RunConfig, load_config
 from dba_core.config.presets import list_presets
 from dba_core.model.language_model import LanguageModel
-from dba_core.runs.kv_memory import policy_of
+from dba_core.runs.estimate import policy_of
 from dba_core.runs.plots import memory_title
 
 pytestmark = pytest.mark.torch

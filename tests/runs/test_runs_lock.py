@@ -13,7 +13,8 @@ import pytest
 import torch
 from runs_tiny import dba
 
-from dba_core.runs.lock import FolderInUseError, one_group_of_writers, one_writer
+from dba_core.runs.folder import FolderInUseError, one_writer
+from dba_core.runs.job import one_group_of_writers
 from dba_core.training.distributed import World
 
 pytestmark = pytest.mark.torch
@@ -41,7 +42,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
     code = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from dba_core.runs.lock import one_writer
+        from dba_core.runs.folder import one_writer
         folder = Path(sys.argv[1])
         with one_writer(folder / ".lock", folder=folder):
             print("held", flush=True)

@@ -23,7 +23,7 @@ from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import load_tokenizer
 from dba_core.free_memory import NotEnoughMemoryError, free_bytes, gib, require_memory
 from dba_core.model.language_model import LanguageModel
-from dba_core.runs.memory_need import least_parameters, training_need
+from dba_core.runs.estimate import least_parameters, training_need
 from dba_core.training.loop import train
 
 pytestmark = pytest.mark.torch
@@ -72,7 +72,7 @@ def corpus() -> Corpus:
         tokens=tokens,
         n_train=2700,
         tokenizer=load_tokenizer("bytes"),
-        documents=(),
+        documents={},
         n_bytes=3000,
         sha256="0" * 64,
     )
@@ -199,7 +199,7 @@ def test_a_dry_run_gives_the_model_no_memory_and_says_what_it_would_need(inputs,
     assert need["weights"] == 4 * done.json["model"]["cost"]["parameters"]
     assert need["total"] >= 16 * done.json["model"]["cost"]["parameters"]
     monkeypatch.setattr(free_memory, "free_bytes", lambda device: 2**30)
-    monkeypatch.setattr("dba_core.runs.dry_run.free_bytes", lambda device: 2**30)
+    monkeypatch.setattr("dba_core.runs.outline.free_bytes", lambda device: 2**30)
     assert "it does not fit here" in " ".join(dba("run", *inputs, *sizes, "--dry-run").out.split())
 
 

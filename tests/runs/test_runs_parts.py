@@ -14,12 +14,13 @@ from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices, PluginRecord
-from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention
-from dba_core.runs.gates import gate_means
-from dba_core.runs.outcome import _far_from_exact
-from dba_core.runs.rows import human_count
-from dba_core.runs.selection import model_choices
-from dba_core.training.events import Evaluated, StepFinished, TrainingStarted
+from dba_core.runs.outline import FUSED, INACTIVE, UNFUSED, null_attention
+from dba_core.runs.pages import human_count
+from dba_core.runs.plots import gate_means
+from dba_core.runs.prepare import model_choices
+from dba_core.runs.summary import far_from_exact
+from dba_core.training.loop import StepFinished, TrainingStarted
+from dba_core.training.session import Evaluated
 
 pytestmark = pytest.mark.torch
 
@@ -106,9 +107,9 @@ def test_a_backend_that_auto_chose_stays_automatic(record: dict[str, str] | None
 def train_through(reporter: TerminalReporter) -> None:
     with reporter:
         reporter.phase("Training x ...")
-        reporter.training(TrainingStarted(first_step=2, steps=9, world_size=1))
+        reporter.event(TrainingStarted(first_step=2, steps=9, world_size=1))
         for step in (3, 4):
-            reporter.training(
+            reporter.event(
                 StepFinished(
                     step=step,
                     steps=9,
@@ -124,7 +125,7 @@ def train_through(reporter: TerminalReporter) -> None:
             evaluated = Evaluated(
                 step=step, loss=2.25, perplexity=9.5, tokens=100, seconds=0.1, is_best=step == 3
             )
-            reporter.training(evaluated)
+            reporter.event(evaluated)
         reporter.warning("careful")
 
 
@@ -178,11 +179,8 @@ def test_human_count(count: float, text: str) -> None:
     ("exact", "as_trained", "warned"), [(3.1, 2.1, True), (2.15, 2.1, False), (2.0, None, False)]
 )
 def test_weights_that_exact_attention_reads_worse_are_warned_about(exact, as_trained, warned) -> None:
-    measured = SimpleNamespace(
-        held_out=SimpleNamespace(loss=exact),
-        held_out_as_trained=None if as_trained is None else SimpleNamespace(loss=as_trained),
-    )
-    (*warnings,) = _far_from_exact(measured)
+    losses = SimpleNamespace(held_out=exact, held_out_as_trained=as_trained)
+    (*warnings,) = far_from_exact(losses)
     assert len(warnings) == warned
     if warned:
         assert "loses 1.00 nats per token more than the long-sequence path" in warnings[0]

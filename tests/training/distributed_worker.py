@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from dba_core.errors import TrainingError
 from dba_core.training.distributed import World
-from dba_core.training.events import StepFinished
-from dba_core.training.optimizer import build_optimizer
-from dba_core.training.step import TrainingStep
+from dba_core.training.loop import StepFinished
+from dba_core.training.step import TrainingStep, build_optimizer
 
 CONFIG = tiny_config(steps=8, batch_size=8, eval_every=4, log_every=1)
 

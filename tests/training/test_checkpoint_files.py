@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 
 from dba_core.errors import CheckpointError
-from dba_core.training import checkpoint_files
-from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint, write_checkpoint
+from dba_core.training import checkpoint
+from dba_core.training.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.torch
 
@@ -221,7 +221,7 @@ def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
 
 def test_another_format_names_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1)
-    monkeypatch.setattr(checkpoint_files, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
     with pytest.raises(CheckpointError, match="has format 1, this version reads 2"):
         read_checkpoint(tmp_path, "last")
 

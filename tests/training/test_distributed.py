@@ -18,7 +18,7 @@ from tiny_run import Trained, events_of, run, without_dropout
 from dba_core.errors import ConfigError
 from dba_core.training import distributed
 from dba_core.training.distributed import World
-from dba_core.training.events import CheckpointSaved, StepFinished
+from dba_core.training.loop import CheckpointSaved, StepFinished
 from dba_core.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.torch

@@ -11,7 +11,7 @@ from tiny_run import build, events_of, run, tiny_config
 
 from dba_core.attention import module
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.training.events import StepFinished
+from dba_core.training.loop import StepFinished
 
 pytestmark = pytest.mark.torch
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from dba_core.config.training import TrainingConfig
-from dba_core.training.schedule import learning_rate
+from dba_core.training.step import learning_rate
 
 
 def rates(**fields: float) -> list[float]:

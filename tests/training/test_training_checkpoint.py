@@ -7,21 +7,19 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from tiny_run import build, tiny_config
+from tiny_run import build, load_weights, tiny_config
 
 from dba_core.errors import CheckpointError
 from dba_core.model.language_model import LanguageModel
-from dba_core.training.checkpoint import (
-    Progress,
+from dba_core.training.checkpoint import read_checkpoint, write_checkpoint
+from dba_core.training.distributed import World
+from dba_core.training.session import (
     collect_random_states,
-    load_model_weights,
+    optimizer_tensors,
     restore_optimizer,
     restore_random_states,
-    save_checkpoint,
 )
-from dba_core.training.checkpoint_files import read_checkpoint
-from dba_core.training.distributed import World
-from dba_core.training.optimizer import build_optimizer
+from dba_core.training.step import build_optimizer
 
 pytestmark = pytest.mark.torch
 
@@ -42,14 +40,15 @@ def trained(steps: int = 3) -> tuple[LanguageModel, torch.optim.Optimizer]:
 
 
 def save(root: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
-    save_checkpoint(
+    write_checkpoint(
         root,
-        model=model,
-        optimizer=optimizer,
-        random_states=collect_random_states(World()),
-        sampler={"position": 3},
-        progress=Progress(step=3, eval_loss=2.5, best_loss=2.25, best_step=2),
-        fingerprint={"seed": 1},
+        step=3,
+        tensors={
+            "model": model.state_dict(),
+            "optimizer": optimizer_tensors(model, optimizer),
+            "random": collect_random_states(World()),
+        },
+        state={"step": 3, "best_loss": 2.25, "sampler": {"position": 3}},
         pointers=("best", "last"),
     )
 
@@ -58,18 +57,18 @@ def test_weights_come_back_to_the_bit(tmp_path: Path) -> None:
     model, optimizer = trained()
     save(tmp_path, model, optimizer)
     other = build(attrs.evolve(CONFIG, seed=99))
-    stored = load_model_weights(other, tmp_path, "last")
+    stored = load_weights(other, tmp_path, "last")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert stored.state["best_loss"] == 2.25
     assert stored.state["sampler"] == {"position": 3}
-    assert load_model_weights(other, tmp_path).path == stored.path
+    assert load_weights(other, tmp_path).path == stored.path
 
 
 def test_the_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     model, optimizer = trained()
     save(tmp_path, model, optimizer)
     other = build(CONFIG)
-    load_model_weights(other, tmp_path)
+    load_weights(other, tmp_path)
     fresh = build_optimizer(other, CONFIG.training)
     restore_optimizer(other, fresh, read_checkpoint(tmp_path, "last"))
     assert next(iter(other.parameters())) not in fresh.state
@@ -102,7 +101,7 @@ def test_another_model_is_refused_and_left_alone(tmp_path: Path) -> None:
     other = build(wider)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(CheckpointError, match="another model") as caught:
-        load_model_weights(other, tmp_path)
+        load_weights(other, tmp_path)
     assert "blocks.2" in str(caught.value)
     assert "is missing" in str(caught.value)
     assert "more. Build" in str(caught.value)
@@ -115,11 +114,11 @@ def test_a_shape_that_differs_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"tok_emb.weight has shape \(256, 16\), the model's is \(300, 16\)"
     ):
-        load_model_weights(wider, tmp_path)
+        load_weights(wider, tmp_path)
 
 
 def test_a_model_with_fewer_parts_is_refused(tmp_path: Path) -> None:
     save(tmp_path, *trained())
     small = build(attrs.evolve(CONFIG, model=attrs.evolve(CONFIG.model, n_layers=1)))
     with pytest.raises(CheckpointError, match=r"blocks\.1\..* is unknown to the model"):
-        load_model_weights(small, tmp_path)
+        load_weights(small, tmp_path)

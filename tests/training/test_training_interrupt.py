@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from tiny_run import Trained, events_of, run, tiny_config
 
-from dba_core.training.checkpoint_files import has_checkpoint, read_checkpoint
-from dba_core.training.events import CheckpointSaved, Interrupted, StepFinished
-from dba_core.training.interrupt import StopRequest
+from dba_core.training.checkpoint import has_checkpoint, read_checkpoint
+from dba_core.training.loop import CheckpointSaved, Interrupted, StepFinished, StopRequest
 
 pytestmark = pytest.mark.torch
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from tiny_run import Trained, build, events_of, run, tiny_config, tiny_corpus, without_dropout
+from tiny_run import Trained, build, events_of, load_weights, run, tiny_config, tiny_corpus, without_dropout
 
 from dba_core.errors import CheckpointError, ConfigError, DataError, TrainingError
 from dba_core.evaluation.held_out import held_out_loss
-from dba_core.training.checkpoint import load_model_weights
-from dba_core.training.checkpoint_files import read_checkpoint
+from dba_core.training.checkpoint import read_checkpoint
 from dba_core.training.distributed import World
-from dba_core.training.events import CheckpointSaved, Evaluated, StepFinished, TrainingStarted
+from dba_core.training.loop import CheckpointSaved, StepFinished, TrainingStarted
 from dba_core.training.metrics_log import read_metrics
-from dba_core.training.schedule import learning_rate
+from dba_core.training.session import Evaluated
+from dba_core.training.step import learning_rate
 
 pytestmark = pytest.mark.torch
 
@@ -87,7 +87,7 @@ def test_metrics_hold_the_logged_steps_and_the_evaluations(folder: Path, trained
 def test_evaluations_are_the_held_out_loss_of_the_saved_weights(folder: Path, trained: Trained) -> None:
     model = build(attrs.evolve(CONFIG, seed=0))
     for which, step in (("best", trained.result.best_step), ("last", 20)):
-        stored = load_model_weights(model, folder / "checkpoint", which)
+        stored = load_weights(model, folder / "checkpoint", which)
         assert stored.state["step"] == step
         told = next(event for event in events_of(trained, Evaluated) if event.step == step)
         found = held_out_loss(model, tiny_corpus().held_out, context=16, batch_size=4, limit_tokens=100)

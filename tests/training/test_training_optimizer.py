@@ -10,7 +10,7 @@ from torch import nn
 from dba_core.config.training import TrainingConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices
-from dba_core.training.optimizer import build_optimizer
+from dba_core.training.step import build_optimizer
 
 pytestmark = pytest.mark.torch
 

@@ -12,9 +12,10 @@ from tiny_run import Trained, build, events_of, run, tiny_config, tiny_corpus
 from dba_core.config.run import RunConfig
 from dba_core.errors import CheckpointError, ConfigError
 from dba_core.registry.choice import PluginChoice, PluginChoices
-from dba_core.training.checkpoint_files import read_checkpoint
-from dba_core.training.events import Evaluated, Interrupted, StepFinished, TrainingStarted
+from dba_core.training.checkpoint import read_checkpoint
+from dba_core.training.loop import Interrupted, StepFinished, TrainingStarted
 from dba_core.training.metrics_log import read_metrics
+from dba_core.training.session import Evaluated
 
 pytestmark = pytest.mark.torch
 

@@ -10,8 +10,7 @@ from tiny_run import build, tiny_config, without_dropout
 from dba_core.errors import DataError
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
-from dba_core.training.optimizer import build_optimizer
-from dba_core.training.step import TrainingStep, autocast
+from dba_core.training.step import TrainingStep, autocast, build_optimizer
 
 pytestmark = pytest.mark.torch
 

@@ -16,8 +16,9 @@ from dba_core.config.training import TrainingConfig
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import load_tokenizer
 from dba_core.model.language_model import LanguageModel
+from dba_core.report import SilentReporter
+from dba_core.training.checkpoint import StoredCheckpoint, read_checkpoint, restore_weights
 from dba_core.training.distributed import World
-from dba_core.training.events import TrainEvent
 from dba_core.training.loop import TrainingResult, train
 
 TEXT = "".join(f"line {n}: {n * n} is the square of {n}.\n" for n in range(400)).encode()
@@ -30,7 +31,7 @@ def tiny_corpus(text: bytes = TEXT) -> Corpus:
         tokens=tokens,
         n_train=len(tokens) * 9 // 10,
         tokenizer=load_tokenizer("bytes"),
-        documents=(),
+        documents={},
         n_bytes=len(text),
         sha256=hashlib.sha256(text).hexdigest(),
     )
@@ -76,7 +77,17 @@ def build(config: RunConfig) -> LanguageModel:
 class Trained:
     model: LanguageModel
     result: TrainingResult
-    events: list[TrainEvent]
+    events: list[object]
+
+
+class Listener(SilentReporter):
+    """Hears the events of training."""
+
+    def __init__(self, hear: Callable[[object], None]) -> None:
+        self._hear = hear
+
+    def event(self, event: object) -> None:
+        self._hear(event)
 
 
 def run(
@@ -87,12 +98,12 @@ def run(
     world: World | None = None,
     corpus: Corpus | None = None,
     model: LanguageModel | None = None,
-    on_event: Callable[[TrainEvent], None] | None = None,
+    on_event: Callable[[object], None] | None = None,
 ) -> Trained:
     """Train a new model in `folder` and keep every event."""
-    events: list[TrainEvent] = []
+    events: list[object] = []
 
-    def listen(event: TrainEvent) -> None:
+    def listen(event: object) -> None:
         events.append(event)
         if on_event is not None:
             on_event(event)
@@ -106,9 +117,16 @@ def run(
         metrics_path=folder / "metrics.jsonl",
         resume=resume,
         world=world,
-        on_event=listen,
+        reporter=Listener(listen),
     )
     return Trained(model=model, result=result, events=events)
+
+
+def load_weights(model: LanguageModel, root: Path, which: str = "best") -> StoredCheckpoint:
+    """The weights of a checkpoint put into the model."""
+    stored = read_checkpoint(root, which)
+    restore_weights(model, stored)
+    return stored
 
 
 def events_of(trained: Trained, kind: type) -> list:

@@ -18,7 +18,7 @@ from dba_core.runs.choosing import ConfigChoice, PluginUse
 if TYPE_CHECKING:
     from dba_core.contracts import Reason
     from dba_core.registry import PluginInfo, Registry, Selection
-    from dba_core.runs.selection import PlacedSelection
+    from dba_core.runs.prepare import PlacedSelection
 
 
 @click.command()
@@ -44,7 +44,7 @@ def why(kind: Kind, flags: ConfigChoice, plugin_flags: PluginUse, strict: bool, 
 
     registry = plugin_flags.registry(TerminalReporter())
     config = load_checked(flags, registry).config
-    from dba_core.runs.selection import explain_selection
+    from dba_core.runs.prepare import explain_selection
 
     placed = explain_selection(kind, config, registry)
     if strict:

@@ -116,7 +116,7 @@ def _untrained(wanted: str, own: OwnSummarizer) -> UnsupportedError:
         subject=f"summarizer {wanted!r}",
         got="a summarizer whose weights this model was not trained with",
         supported=f"{has}one without weights, such as {WITHOUT_WEIGHTS!r}",
-        action=f"Choose one of these, or train a run with --plugin summarizer={wanted} whose context reaches "
+        action=f"Choose one of these, or train a run with plugins.summarizer={wanted} whose context reaches "
         "model.train_long_seq.threshold.",
     )
     return UnsupportedError(f"summarizer {wanted!r} cannot be used at evaluation:", reasons=(reason,))

@@ -1,0 +1,255 @@
+"""What a run costs by arithmetic alone: parameters, FLOPs, memory of training, the KV cache. No torch.
+
+    forward(t)  = 2 * M + sum over layers of 2 * H * (Ds + Dg + Dv) * (S + 1) / 2
+    training(t) = 3 * forward(t)                      the backward pass is two products for each one forward
+
+M: the entries of all matrices that multiply a token's vector: projections, MLP, gate, output head. A tied
+embedding counts once, as the head; an untied one is a lookup and counts nothing, like norms, null tokens and
+the summarizer, which is not part of the plain path. S: the context; a query sees (S + 1) / 2 keys on average.
+One multiply-add is 2 FLOPs.
+
+    at a step's end     4 P weights + 4 P gradients + 8 P AdamW
+    at its middle       4 P weights + 8 P AdamW (from the second step on) + activations + 8 B T V logits
+
+P: parameters. B: sequences of one forward pass, T: context, V: vocabulary. Logits count twice, as they
+are and as log-probabilities, in float32. Activations: what every layer keeps of a token for the backward
+pass, its attention weights and the gate's inputs left out. The larger of the two moments is a lower bound:
+need <= peak, and the peak of what torch allocates for a run is less than three times it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import attrs
+
+from dba_core.cache.bytes import (
+    LONG_CONTEXT,
+    bytes_per_token,
+    cache_bytes,
+    memory_table,
+    residual_bytes,
+    standard_bytes_per_token,
+    tensor_bytes_per_token,
+)
+from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
+from dba_core.config.model import ModelConfig
+from dba_core.config.run import RunConfig
+from dba_core.contracts import AttentionShape
+
+_PREFERRED = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=32"
+#: The window of the default policy takes no more than this part of the fp16 cache at the context.
+_WINDOW_PART = 1 / 8
+_FLOAT = 4
+_MOMENTS = 8  # AdamW's two
+_NOT_MULTIPLIED = (".null_token.", ".summarizer.")
+_EMBEDDING = "tok_emb.weight"
+
+NamedShape = tuple[str, tuple[int, ...]]
+
+
+@attrs.frozen(kw_only=True)
+class Cost:
+    """Parameters of a model, and FLOPs per token at its full context."""
+
+    parameters: int
+    forward_flops_per_token: int
+    training_flops_per_token: int
+
+
+def model_cost(
+    parameters: Iterable[NamedShape],
+    *,
+    shape: AttentionShape,
+    n_layers: int,
+    context: int,
+    tied_embeddings: bool,
+) -> Cost:
+    """The cost of a model with these parameters, given as (dotted name, shape)."""
+    named = list(parameters)
+    multiplied = sum(prod(size) for name, size in named if _is_multiplied(name, size, tied_embeddings))
+    widths = shape.sem_head_dim + shape.geo_head_dim + shape.v_head_dim
+    attention = n_layers * shape.n_heads * widths * (context + 1)
+    forward = 2 * multiplied + attention
+    return Cost(
+        parameters=sum(prod(size) for _, size in named),
+        forward_flops_per_token=forward,
+        training_flops_per_token=3 * forward,
+    )
+
+
+def _is_multiplied(name: str, size: tuple[int, ...], tied_embeddings: bool) -> bool:
+    if name == _EMBEDDING:
+        return tied_embeddings
+    return len(size) == 2 and not any(part in name for part in _NOT_MULTIPLIED)
+
+
+@attrs.frozen(kw_only=True)
+class MemoryNeed:
+    """Bytes of one process, at least. total: of the larger moment, not the sum. logits, activations: of one
+    forward pass in training. data: of one batch of token numbers.
+    """
+
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+    data: int = 0
+    total: int
+
+
+def training_need(config: RunConfig, *, parameters: int, processes: int = 1) -> MemoryNeed:
+    """Of a run whose model is resolved and has so many parameters."""
+    model, training = config.model, config.training
+    assert model.vocab_size is not None
+    tokens = max(1, training.batch_size // (processes * training.grad_accum)) * model.context
+    kept = 0 if training.compile else tokens * model.n_layers * _kept_per_token(model)
+    weights = _FLOAT * parameters
+    if not training.steps:
+        return MemoryNeed(weights=weights, total=weights)
+    need = MemoryNeed(
+        weights=weights,
+        gradients=weights,
+        optimizer=_MOMENTS * parameters,
+        activations=kept * (2 if config.dtype == "bfloat16" else _FLOAT),
+        logits=2 * _FLOAT * tokens * model.vocab_size,
+        data=24 * training.batch_size * model.context // processes,
+        total=0,
+    )
+    held = need.weights + (need.optimizer if training.steps > 1 else 0)
+    held += need.gradients if training.grad_accum > 1 else 0
+    middle = held + need.activations + need.logits + need.data
+    return attrs.evolve(need, total=max(middle, need.weights + need.gradients + need.optimizer))
+
+
+def _widths(model: ModelConfig) -> tuple[int, int, int]:
+    """Numbers of one token in one layer: queries, cached keys, cached values with the attention's output."""
+    shape = model.attention.shape
+    sem_heads, kv_heads, v_heads = shape.cached_heads
+    queries = shape.n_heads * (shape.sem_head_dim + shape.geo_head_dim)
+    keys = sem_heads * shape.sem_head_dim + kv_heads * shape.geo_head_dim
+    return queries, keys, (v_heads + shape.n_heads) * shape.v_head_dim
+
+
+def _kept_per_token(model: ModelConfig) -> int:
+    """Numbers that one layer keeps of a token: the inputs of both norms and of the projections behind them,
+    queries, keys, values, the attention's output, and two of the feed-forward part's width.
+    """
+    assert model.d_ff is not None
+    return 4 * model.d_model + sum(_widths(model)) + 2 * model.d_ff
+
+
+def least_parameters(model: ModelConfig) -> int:
+    """Entries of the matrices of a resolved model that no plugin makes, norms and biases left out."""
+    assert model.d_ff is not None
+    assert model.vocab_size is not None
+    assert model.embed_dim is not None
+    queries, keys, values = _widths(model)
+    attention = model.d_model * (queries + values + (0 if model.attention.tie_qk else keys))
+    feed_forward = (3 if model.mlp == "swiglu" else 2) * model.d_model * model.d_ff
+    table = model.vocab_size * model.embed_dim
+    narrow = 0 if model.embed_dim == model.d_model else 2 * model.embed_dim * model.d_model
+    return model.n_layers * (attention + feed_forward) + table * (1 if model.tie_embeddings else 2) + narrow
+
+
+def policy_of(config: RunConfig) -> KVCachePolicy:
+    """The policy of a configuration: its own, or `default_policy` of its model."""
+    return default_policy(config.model) if config.kv_policy is None else config.kv_policy
+
+
+def default_policy(model: ModelConfig) -> KVCachePolicy:
+    """4, 8 and 4 bits for each tensor that they make smaller than fp16, and a window of 32 tokens where it
+    takes little of the context; fp16 where nothing is smaller than it at the model's context.
+    """
+    shape = model.attention.resolved(d_model=model.d_model).shape
+    sem, geo, v = shape.cached_heads
+    preferred, wide = KVCachePolicy.parse(_PREFERRED), KVCachePolicy.uniform("fp16")
+    blocks = KVCachePolicy(
+        k_sem=_smaller(sem, shape.sem_head_dim, preferred.k_sem),
+        k_geo=_smaller(geo, shape.geo_head_dim, preferred.k_geo),
+        v=_smaller(v, shape.v_head_dim, preferred.v),
+    )
+    windowed = attrs.evolve(blocks, residual=preferred.residual)
+    fp16 = cache_bytes(shape, 1, wide, model.context)
+    fitting = [windowed, blocks] if residual_bytes(shape, windowed) <= _WINDOW_PART * fp16 else [blocks]
+    smaller = [policy for policy in fitting if cache_bytes(shape, 1, policy, model.context) < fp16]
+    return smaller[0] if smaller else wide
+
+
+def _smaller(heads: int, width: int, blocks: TensorFormat) -> TensorFormat:
+    """The block format, unless one token of the tensor takes no less in it than in fp16."""
+    fp16 = TensorFormat("fp16")
+    if width and tensor_bytes_per_token(heads, width, blocks) >= tensor_bytes_per_token(heads, width, fp16):
+        return fp16
+    return blocks
+
+
+@attrs.frozen(kw_only=True)
+class KvMemory:
+    """Bytes of one sequence's cache. `residual_bytes` (the fp16 window) does not grow with the length, and is
+    part of every figure of a whole cache.
+
+    context: the model's own; bytes_context, fp16_bytes_context, standard_bytes_context: the cache of so many
+    tokens under the policy, in fp16, and standard attention's in fp16. ratio_context: how many times smaller
+    than the last. long_context (131072, "128k"), bytes_long, standard_bytes_long, ratio: the same at a length
+    that is there for scale.
+    """
+
+    bytes_per_token_per_layer: int
+    bytes_per_token: int
+    residual_bytes: int
+    context: int
+    bytes_context: int
+    fp16_bytes_context: int
+    standard_bytes_context: int
+    ratio_context: float
+    long_context: int
+    bytes_long: int
+    fp16_bytes_per_token: int
+    standard_bytes_per_token: int
+    standard_bytes_long: int
+    ratio: float
+
+
+def kv_memory(shape: AttentionShape, n_layers: int, policy: KVCachePolicy, *, context: int) -> KvMemory:
+    """The cache of all layers under a policy; context: the model's own."""
+    own, long = memory_table(shape, n_layers, policy, (context, LONG_CONTEXT))
+    layer, wide = bytes_per_token(shape, policy), KVCachePolicy.uniform("fp16")
+    return KvMemory(
+        bytes_per_token_per_layer=layer,
+        bytes_per_token=n_layers * layer,
+        residual_bytes=n_layers * residual_bytes(shape, policy),
+        context=context,
+        bytes_context=own.kv_bytes,
+        fp16_bytes_context=cache_bytes(shape, n_layers, wide, context),
+        standard_bytes_context=own.standard_bytes,
+        ratio_context=own.ratio,
+        long_context=LONG_CONTEXT,
+        bytes_long=long.kv_bytes,
+        fp16_bytes_per_token=n_layers * bytes_per_token(shape, wide),
+        standard_bytes_per_token=n_layers * standard_bytes_per_token(shape.d_model),
+        standard_bytes_long=long.standard_bytes,
+        ratio=long.ratio,
+    )
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count /= 1024
+        if count < 1024 or unit == "TiB":
+            break
+    return f"{count:.1f} {unit}"
+
+
+def times_smaller(own: int, other: int) -> str:
+    """(10, 30) -> "3.0x smaller than"; (30, 20) -> "1.5x larger than"."""
+    if own == other:
+        return "as large as"
+    ratio = max(own, other) / min(own, other)
+    digits = 1 if ratio >= 1.1 else 2 if ratio >= 1.01 else 3
+    return f"{ratio:.{digits}f}x {'smaller' if own < other else 'larger'} than"
