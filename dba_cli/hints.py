@@ -18,6 +18,7 @@ _OTHER_OPTIONS: dict[str, tuple[str, str | None]] = {
     "--gpu": ("--device", "cuda"),
     "--cuda": ("--device", "cuda"),
     "--cpu": ("--device", "cpu"),
+    "--out": ("--save", None),
     "--output": ("--out", None),
     "--output-dir": ("--out", None),
     "--out-dir": ("--out", None),

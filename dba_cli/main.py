@@ -28,10 +28,6 @@ _COMMANDS = {
     "run": LazyCommand("dba_cli.commands.run:run", "Train, evaluate and decode a model; leave a run folder."),
     "sample": LazyCommand("dba_cli.commands.sample:sample", "Continue a prompt with the model of a run."),
     "eval": LazyCommand("dba_cli.commands.eval:evaluate", "Held-out loss and KV-cache fidelity of a run."),
-    "convert": LazyCommand(
-        "dba_cli.commands.convert:convert", "Decouple a pretrained Llama-family model without training."
-    ),
-    "bench": LazyCommand("dba_cli.commands.bench:bench", "Measure this machine: decode, train, quality ..."),
     "plugins": LazyCommand("dba_cli.commands.plugins:plugins", "List, describe, explain and check plugins."),
     "config": LazyCommand(
         "dba_cli.commands.config:config", "Show, check, compare configurations; list presets."

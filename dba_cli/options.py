@@ -10,7 +10,7 @@ import click
 from dba_cli.plugin_command import json_option as json_option
 from dba_cli.plugin_command import quiet_option as quiet_option
 from dba_cli.plugin_command import request_options
-from dba_core.runs.choosing import ConfigChoice, DecodingRunChoice, PluginUse, RunChoice
+from dba_core.runs.choosing import ConfigChoice, DecodingRunChoice, PluginUse
 
 Command = Callable[..., Any]
 
@@ -20,7 +20,6 @@ SPECIAL_HELP = "Without it: as the model's own tokenizer does."
 config_options = request_options(ConfigChoice, "flags")
 plugin_options = request_options(PluginUse, "plugin_flags")
 run_options = request_options(DecodingRunChoice, "run_flags")
-weights_options = request_options(RunChoice, "run_flags")
 
 strict_option = click.option(
     "--strict", is_flag=True, help="Where 'auto' would not take its first choice: an error with the reasons."

@@ -156,6 +156,7 @@ _ROWS = (
         per_layer=False,
         tries_all=True,
         usage="dba convert MODEL --out DIR",
+        calls=("supports", "build", "example"),
     ),
     PluginKind(
         name="command",

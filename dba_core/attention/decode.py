@@ -106,12 +106,15 @@ class ServedCache:
     Every call takes the cache, which is not held: what was made for it ends with it.
     """
 
-    def __init__(self, backend: DecodeBackend, selection: Selection | None) -> None:
-        """selection: how the backend was chosen; None: it was given."""
-        self.backend, self.selection = backend, selection
-        #: stores the tokens that come to the cache; None leaves it to the cache
-        self.writer: TokenWriter | None = self if backend.writer is not None else None
+    def __init__(self, backend: DecodeBackend, selection: Selection | None, *, v_width: int) -> None:
+        """selection: how the backend was chosen; None: it was given. v_width: Dv of the cache."""
+        self.backend, self.selection, self._v_width = backend, selection, v_width
         self._seen = False
+
+    @property
+    def writer(self) -> TokenWriter | None:
+        """Stores the tokens that come to the cache; None leaves it to the cache."""
+        return None if self.backend.writer is None else self
 
     def who(self) -> str:
         """The backend as errors call it."""
@@ -132,7 +135,7 @@ class ServedCache:
         if not isinstance(done, DecodeOutput):
             raise wrong(self.who(), f"returned {kind_of(done)}", "a DecodeOutput")
         batch, heads, _ = q_geo.shape
-        wanted = (batch, heads, cache.v.head_dim)
+        wanted = (batch, heads, self._v_width)
         problem = form_problem(done.out, wanted, device=q_geo.device, dtype=q_geo.dtype)
         if problem is not None:
             turned = isinstance(done.out, Tensor) and tuple(done.out.shape) == (batch, wanted[2], heads)
@@ -224,10 +227,10 @@ class DecodeBackends:
 
     def _serve(self, cache: LayerCache, dtype: torch.dtype) -> ServedCache:
         if not isinstance(self._given, PluginChoice):
-            return ServedCache(self._given, None)
+            return ServedCache(self._given, None, v_width=cache.v.head_dim)
         request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
         selection, backend = self._for_request(self._given, request)
-        return ServedCache(backend, selection)
+        return ServedCache(backend, selection, v_width=cache.v.head_dim)
 
     def _refuse(self) -> NoReturn:
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""What `DecoupledAttention.forward` may be given, under autocast or not. Errors name what is allowed.
+"""What `DecoupledAttention.forward` may be given, and how: under autocast, compiled or not.
 
 A mask says which keys may be seen: bool, [B or 1, H or 1, T or 1, T or 1], or [T,T] or [H,T,T] without the
 axes in front. A padding mask [B,T] is none of these: as a mask of keys it is [B,1,1,T]. Where B = T, or B = H
@@ -8,7 +8,10 @@ with three axes, a mask could be meant either way; it is refused rather than rea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,12 @@ from torch import Tensor, nn
 from dba_core.cache.layer import LayerCache
 from dba_core.contracts import AttentionShape
 from dba_core.errors import CacheError, UnsupportedError
+
+F = TypeVar("F", bound=Callable[..., object])
+_REASON = (
+    "a pass with a KV cache is not compiled: it changes the cache in place and calls a decode backend. "
+    "Compile with fullgraph=False, or without a cache"
+)
 
 
 def autocast_enabled(device: torch.device) -> bool:
@@ -26,7 +35,7 @@ def autocast_enabled(device: torch.device) -> bool:
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Within: operations on this device keep the dtypes that they are given."""
-    if not torch.amp.is_autocast_available(device.type):
+    if not autocast_enabled(device):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
@@ -42,6 +51,27 @@ def weight_of(module: nn.Module) -> Tensor:
     if isinstance(module, nn.Linear):
         return module.weight
     return next(each for each in module.parameters() if each.is_floating_point())
+
+
+def uncompiled(function: F) -> F:
+    """The same function, of a pass with a KV cache; compiled code calls it between its graphs.
+
+    It appends to the cache, whose lengths are kept in Python, and calls a decode backend with addresses of
+    memory; neither is an operation of a graph, and the backends are compiled already. `fullgraph=True`, which
+    allows no such call, raises torch's `Unsupported` with this reason.
+    """
+
+    @functools.wraps(function)
+    def outside(*args: object, **kwargs: object) -> object:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        disable = cast("Callable[..., F]", torch.compiler.disable)
+        return disable(function, reason=_REASON)(*args, **kwargs)
+
+    # The marks that `torch.compiler.disable` sets. Calling it here would import dynamo, half of the start-up
+    # of every command, for programs that compile nothing.
+    vars(outside).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=_REASON)
+    return cast("F", outside)
 
 
 def check_inputs(

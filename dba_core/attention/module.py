@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from dba_core.attention.decode import DecodeBackends, ServedCache
 from dba_core.attention.entrance import PartEntrance
 from dba_core.attention.fused import fused_attention
-from dba_core.attention.inputs import check_inputs, weight_of, without_autocast
-from dba_core.attention.long_sequence import long_sequence_attention
-from dba_core.attention.long_sequence_path import LongSequencePath, OwnSummarizer, evaluation_path
+from dba_core.attention.inputs import check_inputs, uncompiled, weight_of, without_autocast
+from dba_core.attention.long_sequence.attention import long_sequence_attention
+from dba_core.attention.long_sequence.evaluation import OwnSummarizer, evaluation_path
+from dba_core.attention.long_sequence.plan import LongSequencePath
 from dba_core.attention.parts import build_part, build_summarizer, sizes_in_words
-from dba_core.attention.prefill import angles_after, prefill_attention
+from dba_core.attention.prefill.chunk import prefill_attention
 from dba_core.attention.projections import HeadProjections, Heads, Projection, matrix
-from dba_core.attention.torch_modes import taking_part, uncompiled
+from dba_core.attention.taking_part import taking_part
 from dba_core.cache.checks import whole_numbers
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
@@ -130,7 +131,7 @@ class DecoupledAttention(HeadProjections):
                 out = self._long(x)
             else:
                 out = self._uncached(x, mask)
-                if self.training and not self._exact_in_training:
+                if self.summarizer is not None and self.training and not self._exact_in_training:
                     out = taking_part(out, self.summarizer)
             y: Tensor = self.out_proj(out.flatten(2))  # [B, T, H*Dv] -> [B, T, d_model]
         return y
@@ -271,20 +272,12 @@ class DecoupledAttention(HeadProjections):
         """The long-sequence path: memory tokens for the far past: [B, T, H, Dv]."""
         path = self._path()
         assert path is not None
-        plan = path.plan(x.shape[1])
         heads = self._heads(x, *self.rope.span(0, x.shape[1], x)).shared()
         out = long_sequence_attention(
-            heads.q_sem,
-            heads.q_geo,
-            heads.k_sem,
-            heads.k_geo,
-            heads.v,
+            heads,
+            plan=path.plan(x.shape[1]),
             summarizer=self._summarizer_entrance.summarizer(path.summarizer, path.selection),
             null=self._null(),
-            mem_block=plan.mem_block,
-            local_window=plan.local_window,
-            q_chunk=plan.q_chunk,
-            mass_correction=path.config.mass_correction,
             dropout_p=self._dropout_p,
         )
         return out.transpose(1, 2)
@@ -293,10 +286,11 @@ class DecoupledAttention(HeadProjections):
     def _cached(self, x: Tensor, cache: LayerCache, counts: Sequence[int] | None) -> Tensor:
         """Append the tokens and attend to what the cache then holds: [B, T, H, Dv]."""
         batch, q_len, _ = x.shape
-        counts = whole_numbers(counts) or counts
+        if counts is not None:
+            counts = whole_numbers(counts) or counts
         if q_len == 0:
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
-        heads = self._heads(x, *angles_after(cache, q_len, x, rope=self.rope))
+        heads = self._heads(x, *self._angles_after(cache, q_len, x))
         served = self._serving(cache, heads.q_geo.dtype)
         with without_autocast(x.device):
             if q_len > 1:
@@ -310,12 +304,23 @@ class DecoupledAttention(HeadProjections):
         self, heads: Heads, cache: LayerCache, counts: Sequence[int] | None, served: ServedCache
     ) -> Tensor:
         """One token per row, which the cache holds: [B, H, Dv]."""
-        q_sem, q_geo = heads.q_sem[:, :, 0], heads.q_geo[:, :, 0]
+        q_sem, q_geo = heads.q_sem.select(2, 0), heads.q_geo.select(2, 0)
         out = served.decode(q_sem, q_geo, cache, null=self._null(), every_call=self._backends.every_call)
         if counts is None or all(counts):
             return out
         took = torch.tensor(list(counts), device=out.device, dtype=torch.bool)
         return torch.where(took[:, None, None], out, 0.0)
+
+    def _angles_after(self, cache: LayerCache, q_len: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards."""
+        start = cache.length
+        if min(cache.lengths) == start and not cache.capturing:
+            return self.rope.span(start, start + q_len, x)
+        positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
+        if not cache.capturing:
+            return self.rope.at(positions, start + q_len, x)
+        # A replay has other lengths than the capture, and past the capacity nothing is written.
+        return self.rope.at(positions.clamp_max_(cache.capacity - 1), cache.capacity, x)
 
     def _heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
         return self.project(x, cos, sin).gated(self._gate_of(x))

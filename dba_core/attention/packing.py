@@ -108,11 +108,6 @@ def null_first(null: Tensor, tokens: Tensor, *, dim: int) -> Tensor:
     return torch.cat([rows.expand(len(tokens), -1, -1, -1), tokens], dim=dim)
 
 
-def share_heads(x: Tensor, n_heads: int) -> Tensor:
-    """[B,M,T,D] -> [B,n_heads,T,D], each of M heads for n_heads/M neighbours; x itself for M = n_heads."""
-    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
-
-
 def columns(log_mass: float, like: Tensor) -> Tensor:
     """[2]: log(L) in `like`'s dtype and what that rounding left out."""
     high = torch.tensor(log_mass, dtype=torch.float64, device="cpu").to(like.dtype)

@@ -25,13 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dba_core.attention.inputs import autocast_enabled, compute_dtype
-from dba_core.attention.packing import PackedHeads, PackedNull, Packing, share_heads, side_by_side
+from dba_core.attention.packing import PackedHeads, PackedNull, Packing, side_by_side
 from dba_core.attention.rope import (
     RopeFrequencies,
     RopeTable,
-    per_head,
     rope_frequencies,
-    rotate_halves,
+    rotate_both,
     shared_rope_table,
 )
 from dba_core.config.attention import AttentionConfig
@@ -64,7 +63,12 @@ class Heads(NamedTuple):
         if gate is None:
             return self
         double = 2.0 * gate.to(self.q_geo.dtype)
-        return self._replace(q_sem=self.q_sem * double, q_geo=self.q_geo * (2.0 - double))
+        return Heads(self.q_sem * double, self.q_geo * (2.0 - double), self.k_sem, self.k_geo, self.v)
+
+
+def share_heads(x: Tensor, n_heads: int) -> Tensor:
+    """[B,M,T,D] -> [B,n_heads,T,D], each of M heads for n_heads/M neighbours; x itself for M = n_heads."""
+    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
 
 
 class Projection(Protocol):
@@ -83,12 +87,13 @@ class Projection(Protocol):
 class Projections(NamedTuple):
     """The modules that make one layer's heads, each [B,T,d_model] -> [B,T,heads*width].
 
-    q_sem: None without a semantic path; k_sem, k_geo: None where they are tied to the queries'. k_sem and v
-    may have fewer heads than k_geo. logit_scale [H]: the learned temperature. sem_offset [Gs,Ds]: what
-    semantic keys are less. None: without.
+    kv_heads: of k_sem, k_geo and v; k_sem and v may have fewer than k_geo. q_sem: None without a semantic
+    path; k_sem, k_geo: None where they are tied to the queries'. logit_scale [H]: the learned temperature.
+    sem_offset [Gs,Ds]: what semantic keys are less. None: without.
     """
 
     shape: AttentionShape
+    kv_heads: tuple[int, int, int]
     q_sem: nn.Module | None
     k_sem: nn.Module | None
     q_geo: nn.Module
@@ -137,6 +142,7 @@ class HeadProjections(nn.Module):
         self.config = config
         self.shape = shape = config.shape
         self.projection = projection
+        self._kv_heads = shape.cached_heads
         geo, theta = shape.geo_head_dim, config.rope_theta
         self._shared_rope = shared_rope_table(geo, theta)
         table = rope_frequencies(geo, theta).expand(shape.n_kv_heads, -1)
@@ -192,6 +198,7 @@ class HeadProjections(nn.Module):
         """The modules as they are now: an adapter may have replaced one."""
         return Projections(
             shape=self.shape,
+            kv_heads=self._kv_heads,
             q_sem=self.q_sem,
             k_sem=self.k_sem,
             q_geo=self.q_geo,
@@ -210,7 +217,7 @@ def matrix(d_in: int, d_out: int) -> nn.Linear:
 def project(x: Tensor, layer: Projections, cos: Tensor, sin: Tensor) -> Heads:
     """x [B,T,d_model], cos and sin [(B,) T, G or 1, Dg/2] of the tokens' positions -> Heads."""
     shape = layer.shape
-    n_heads, (sem_heads, kv_heads, v_heads) = shape.n_heads, shape.cached_heads
+    n_heads, (sem_heads, kv_heads, v_heads) = shape.n_heads, layer.kv_heads
     q_geo = _heads(layer.q_geo(x), n_heads)  # [B, H, T, Dg]
     k_geo = q_geo if layer.k_geo is None else _heads(layer.k_geo(x), kv_heads)  # [B, G, T, Dg]
     if layer.q_sem is None:
@@ -222,20 +229,15 @@ def project(x: Tensor, layer: Projections, cos: Tensor, sin: Tensor) -> Heads:
     if layer.sem_offset is not None:
         k_sem = k_sem - layer.sem_offset[:, None].to(k_sem.dtype)
     q_geo = q_geo * layer.query_scale(shape.geo_head_dim)
-    of_q, of_k = (
-        [per_head(t, n_heads=n) for t in (cos, sin)] for n in (n_heads, kv_heads)
-    )  # [(B,) 1 or n, T, Dg/2]
-    return Heads(
-        q_sem=q_sem.to(k_sem.dtype),
-        q_geo=rotate_halves(q_geo, *of_q).to(k_geo.dtype),
-        k_sem=k_sem,
-        k_geo=rotate_halves(k_geo, *of_k),
-        v=_heads(layer.v(x), v_heads),
-    )
+    q_geo, k_geo = rotate_both(q_geo, k_geo, cos, sin)
+    return Heads(q_sem.to(k_sem.dtype), q_geo, k_sem, k_geo, v=_heads(layer.v(x), v_heads))
 
 
 def _heads(y: Tensor, n_heads: int) -> Tensor:
     """[B, T, n_heads*D] -> [B, n_heads, T, D]."""
+    batch, q_len, width = y.shape
+    if q_len == 1:
+        return y.reshape(batch, n_heads, 1, width // n_heads)
     return torch.unflatten(y, -1, (n_heads, -1)).transpose(1, 2)
 
 

@@ -3,7 +3,7 @@
     (a, b) = halves of x;   x' = (a cos - b sin, b cos + a sin),   angle[p, i] = p * theta^(-2i/D)
 
 Angles are taken in float64 and rounded once, so that position 100,000 is as exact as position 1. A table of
-frequencies may differ by KV head. Called by attention.module and attention.projections.
+frequencies may differ by KV head.
 """
 
 from __future__ import annotations
@@ -25,17 +25,8 @@ def rope_frequencies(head_dim: int, theta: float) -> Tensor:
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [...,D] by angles whose cos and sin [...,D/2] broadcast against its halves; x's dtype."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-
-
-def apply_rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
-    """x [B,H,T,D] rotated to positions [T] or [B,T] by frequencies [D/2] or [G,D/2] in radians per token.
-
-    With a table per KV head, query head h takes row h // (H/G). Same shape and dtype as x.
-    """
-    angles = positions.double()[..., None, None] * frequencies.double()  # [(B,) T, G or 1, D/2]
-    cos, sin = (per_head(t.to(_table_dtype(x)), n_heads=x.shape[1]) for t in (angles.cos(), angles.sin()))
-    return rotate_halves(x, cos, sin)
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return turned if turned.dtype == x.dtype else turned.to(x.dtype)
 
 
 def per_head(table: Tensor, *, n_heads: int) -> Tensor:
@@ -44,6 +35,18 @@ def per_head(table: Tensor, *, n_heads: int) -> Tensor:
     if kv_heads > 1:
         table = table.repeat_interleave(n_heads // kv_heads, dim=-2)
     return table.transpose(-3, -2)
+
+
+def rotate_both(q_geo: Tensor, k_geo: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q_geo [B,H,T,Dg] and k_geo [B,G,T,Dg] at the tokens' positions, in the dtype of k_geo."""
+    n_heads, (_, kv_heads, q_len, _) = q_geo.shape[1], k_geo.shape
+    of_q = [per_head(table, n_heads=n_heads) for table in (cos, sin)]  # [(B,) 1 or H, T, Dg/2]
+    if q_len == 1 and cos.shape[-2] == 1 and q_geo.dtype == k_geo.dtype:
+        # of one token, calling operations costs more than they do: half as many
+        both = rotate_halves(torch.cat([q_geo, k_geo], dim=1), *of_q)  # [B, H+G, 1, Dg]
+        return both[:, :n_heads], both[:, n_heads:]
+    of_k = [per_head(table, n_heads=kv_heads) for table in (cos, sin)]
+    return rotate_halves(q_geo, *of_q).to(k_geo.dtype), rotate_halves(k_geo, *of_k)
 
 
 def _table_dtype(x: Tensor) -> torch.dtype:
@@ -76,8 +79,8 @@ class RopeTable:
 
     def span(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of positions start..stop-1: each [stop-start, G or 1, D/2], views."""
-        cos, sin = self(stop, like)
-        return cos[start:stop], sin[start:stop]
+        cos, sin = self(stop, like)[:, start:stop]
+        return cos, sin
 
     def _make(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         rows = 1 << max(6, (length - 1).bit_length())

@@ -18,7 +18,7 @@ from dba_core.cache.rows import Place
 from dba_core.cache.store import TensorStore
 from dba_core.errors import CacheError
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def whole_number(value: Any) -> Any:
@@ -50,8 +50,8 @@ def check_tensor(store: TensorStore, x: Tensor, *, batch: int, q_len: int) -> No
             f"{store.label}: append got shape {list(x.shape)}; this cache takes {list(expected)} "
             "(batch, KV heads, tokens as in k_sem, head width)"
         )
-    if x.dtype not in _DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+    if x.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise CacheError(f"{store.label}: append got dtype {x.dtype}; allowed: {names}")
     if x.device != store.codes.device:
         raise CacheError(

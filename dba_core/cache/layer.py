@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from operator import le
 
 import torch
 from torch import Tensor
 
 from dba_core.cache.bytes import default_rollback, tensor_bytes_per_token, tensor_residual_bytes
 from dba_core.cache.checks import (
+    DTYPES,
     check_counts,
     check_room,
     check_tensor,
@@ -96,6 +98,9 @@ class LayerCache:
                     ("v", v, policy.v),
                 )
             )
+        #: heads, width and device that an append must have, by tensor
+        self._forms = [(store.n_heads, store.head_dim, store.codes.device) for store in self._stores]
+        self._has_ring = any(store.recent_ring is not None for store in self._stores)
 
     def _row_bytes(self, n_heads: int, head_dim: int, fmt: TensorFormat) -> int:
         """What one sequence takes of one tensor."""
@@ -159,7 +164,6 @@ class LayerCache:
         """
         return sum(store.nbytes for store in self._stores)
 
-    @torch.no_grad()
     def append(
         self,
         k_sem: Tensor,
@@ -181,16 +185,25 @@ class LayerCache:
         if k_sem.dim() != 4:
             raise CacheError(f"{self.k_sem.label}: append got shape {list(k_sem.shape)}; give [B, G, T, Ds]")
         q_len = k_sem.shape[2]
-        for store, x in zip(self._stores, inputs, strict=True):
-            check_tensor(store, x, batch=self.batch, q_len=q_len)
-        wanted = (q_len,) * self.batch if counts is None else counts
-        steps = check_counts(wanted, layer=self.layer, batch=self.batch, q_len=q_len)
-        check_room(self.lengths, steps, layer=self.layer, capacity=self.capacity)
+        for number, (x, (heads, width, device)) in enumerate(zip(inputs, self._forms, strict=True)):
+            form = (self.batch, heads, q_len, width)
+            if x.shape != form or x.dtype not in DTYPES or x.device != device:
+                check_tensor(self._stores[number], x, batch=self.batch, q_len=q_len)
+        if counts is None:
+            steps = (q_len,) * self.batch
+        else:
+            steps = check_counts(counts, layer=self.layer, batch=self.batch, q_len=q_len)
+        if self.length + q_len > self.capacity:
+            check_room(self.lengths, steps, layer=self.layer, capacity=self.capacity)
         if not any(steps):
             return
         self._check_window()
-        if writer is not None and min(steps) == q_len and self._written_by(writer, inputs, steps):
-            return
+        if writer is None or min(steps) < q_len or not self._written_by(writer, inputs, steps):
+            self._store(inputs, steps)
+
+    @torch.no_grad()
+    def _store(self, inputs: tuple[Tensor, Tensor, Tensor], steps: tuple[int, ...]) -> None:
+        """Add the first steps[b] tokens to row b, or raise CacheError for a bad value; all or nothing."""
         place = self._place(steps)
         taken = [place.take(x) for x in inputs]
         check_values(self._stores, taken, place)
@@ -270,29 +283,30 @@ class LayerCache:
         self, writer: TokenWriter, inputs: tuple[Tensor, Tensor, Tensor], steps: tuple[int, ...]
     ) -> bool:
         """Whether `writer` took the tokens; where it met a bad value, `append` goes on to say which."""
-        with ExitStack() as undo:
-            undo.callback(self._rows.sync)
-            undo.callback(self._rows.overwrite, steps)
+        done = False
+        try:
             written = writer.write(self, *inputs)
             if written:
                 self._rows.advance(steps)
-            undo.pop_all()
+            done = True
+        finally:
+            if not done:
+                self._rows.overwrite(steps)
+                self._rows.sync()
         return written
 
     def _check_window(self) -> None:
         """The ring holds every row's residual window, as it does unless a writer was interrupted."""
-        held_from = self._rows.held_from
-        needed = [max(0, length - self.residual_len) for length in self.lengths]
-        if not self._has_ring or all(h <= n for h, n in zip(held_from, needed, strict=True)):
+        if not self._has_ring:
+            return
+        held_from, residual = self._rows.held_from, self.residual_len
+        needed = [max(0, length - residual) for length in self._rows.host]
+        if all(map(le, held_from, needed)):
             return
         raise CacheError(
             f"layer {self.layer}: an append was interrupted. The rows' residual windows begin at positions "
             f"{needed}, and the ring holds positions from {list(held_from)} on; reset() and prefill again"
         )
-
-    @property
-    def _has_ring(self) -> bool:
-        return any(store.recent_ring is not None for store in self._stores)
 
     def _place(self, steps: tuple[int, ...]) -> Place:
         if self._rows.equal and min(steps) == max(steps):

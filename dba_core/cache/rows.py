@@ -13,6 +13,7 @@ axis 2 everywhere. The same places, taken modulo the ring's size, address the re
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import add
 
 import attrs
 import torch
@@ -42,7 +43,7 @@ class RowLengths:
 
         While a CUDA graph is captured only the device's lengths grow, in the graph: see `follow_device`.
         """
-        grown = tuple(n + count for n, count in zip(self.host, counts, strict=True))
+        grown = tuple(map(add, self.host, counts))
         if min(counts) == max(counts):
             self.device.add_(counts[0])
         else:
@@ -67,7 +68,8 @@ class RowLengths:
         self.host, self.held_from = lengths, self._held_after(lengths)
 
     def _held_after(self, lengths: Iterable[int]) -> tuple[int, ...]:
-        return tuple(max(h, n - self.ring_size) for h, n in zip(self.held_from, lengths, strict=True))
+        size = self.ring_size
+        return tuple([max(h, n - size) for h, n in zip(self.held_from, lengths, strict=True)])
 
     def shorten(self, lengths: Sequence[int]) -> None:
         """Set row b to lengths[b], which is not more than it has; an empty row has nothing left to hold."""

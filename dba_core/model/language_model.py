@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dba_core.attention.long_sequence_path import WITHOUT_WEIGHTS, OwnSummarizer
+from dba_core.attention.inputs import uncompiled
+from dba_core.attention.long_sequence.evaluation import WITHOUT_WEIGHTS, OwnSummarizer
 from dba_core.attention.module import DecoupledAttention
-from dba_core.attention.torch_modes import uncompiled
 from dba_core.cache.bytes import memory_table
 from dba_core.cache.checks import whole_number
 from dba_core.cache.kv_cache import KVCache

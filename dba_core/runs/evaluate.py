@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from dba_core.attention.long_sequence_path import plan_of
+from dba_core.attention.long_sequence.plan import plan_of
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus

@@ -339,12 +339,12 @@ def dtypes_and_strides(subject: Subject) -> Iterator[Violation]:
 def deterministic(subject: Subject) -> Iterator[Violation]:
     for case, again in zip(cases(subject), cases(subject), strict=True):
         x = case.values(subject)
-        first = case.encode(x)
-        values = case.decode(first).clone()
-        given = {"x": x, "codes": first.codes}
-        if first.scales is not None:
-            given["scales"] = first.scales
+        given = {"x": x}
         before = copies(given)
+        first = case.encode(x)
+        given |= {"codes": first.codes} | ({} if first.scales is None else {"scales": first.scales})
+        before = copies(given) | before
+        values = case.decode(first).clone()
         others = {"once more": case.codec, "another codec": again.codec}
         made = contain(
             lambda case=case: (copy.deepcopy(case.codec), pickle.loads(pickle.dumps(case.codec)))  # type: ignore[misc]

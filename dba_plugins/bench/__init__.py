@@ -1,16 +1,11 @@
-"""Measurements that anyone can repeat: `dba bench`. Nothing here is imported by the library itself.
+"""Measure this machine: decode, train, quality ...
 
-    timing, machine, bandwidth, report, charts  what all have in common
-    decode, decode_case, baselines              one decoded token, every backend and the alternatives
-    decode_gpu, gpu_baselines, gpu_timing       the same on a GPU, beside fp16 attention
-    attention                                   prefill into a quantized cache; long training sequences
-    train, plain_gpt, recall                    training steps; what the long-sequence path learns
-    generate, llama                             whole models beside Hugging Face transformers
-    quality                                     held-out loss per KV policy
-    plugin_cost                                 summarizers, gates and null tokens
-    kernels, sass                               machine code of GPU kernels, without a GPU
-    startup                                     imports and compiled kernels, cold and warm
+Each command prints a table that says how it was made. All candidates of a measurement run in one process and
+take turns; a row is the median with its quartiles.
 
-A new measurement is a module that returns a `report.Report`, and one file in `dba_cli/commands/bench/` that
-is listed in its group.
+\b
+Examples:
+  dba bench decode --threads 1,2
+  dba bench generate --length 1024,8192
+  dba bench quality latest --save results --plot
 """

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from dba_core.figures import TITLE, drawn, save_png
-from dba_plugins.bench.report import Report
+from dba_core.report import Report
 
 _DPI = 150
 Draw = Callable[[Path, Report], None]

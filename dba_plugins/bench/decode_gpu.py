@@ -1,4 +1,4 @@
-"""`dba bench decode --device cuda`: one token over a quantized cache, beside fp16 attention, on a GPU.
+"""`dba bench decode` on a GPU: one token over a quantized cache, beside fp16 attention, on a GPU.
 
 For every batch, length, number of KV heads and width of values: microseconds, bytes per second as a share of
 the copy bandwidth measured in the same run, and how many times faster than the fastest fp16 attention with
@@ -24,12 +24,12 @@ from dba_core.contracts import AttentionShape, DecodeBackend, NullKV
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry
 from dba_core.registry.choice import PluginChoice
+from dba_core.report import Column, Report, Reporter
 from dba_plugins.bench.bandwidth import read_bandwidth
 from dba_plugins.bench.decode_data import cache_bytes, scale_of
 from dba_plugins.bench.gpu_baselines import USUAL_WIDTH, Floats, fp16_calls
 from dba_plugins.bench.gpu_timing import gpu_timings
-from dba_plugins.bench.machine import describe_machine
-from dba_plugins.bench.report import Column, Report
+from dba_plugins.bench.measured import measured
 from dba_plugins.bench.timing import Timing
 
 COLUMNS = (
@@ -86,16 +86,11 @@ class _Case:
 
 
 def measure_gpu_decode(
-    settings: GpuDecodeSettings,
-    *,
-    command: str,
-    registry: Registry | None = None,
-    on_case: Callable[[str], None] = lambda text: None,
-    timer: Timer = gpu_timings,
+    settings: GpuDecodeSettings, reporter: Reporter, *, command: str, timer: Timer = gpu_timings
 ) -> Report:
     """Every case that fits the memory and the time. Raises UnsupportedError for a named backend's reasons."""
     device = torch.device(settings.device)
-    registry = Registry.default() if registry is None else registry
+    registry = Registry.default()
     begun = time.monotonic()
     bandwidth = read_bandwidth(device)
     rows: list[dict[str, Any]] = []
@@ -104,17 +99,17 @@ def measure_gpu_decode(
         if time.monotonic() - begun > settings.budget_seconds:
             notes[f"left out, the time of {settings.budget_seconds:g} s was up: {case}"] = None
             continue
-        on_case(str(case))
+        reporter.note(f"{case} ...")
         found, said = _measure(case, settings, device, registry, bandwidth, timer)
         rows += found
         notes |= dict.fromkeys(said)
-    return Report(
+    return measured(
         name="decode-gpu",
         title="Decoding one token from a quantized cache on a GPU",
         command=command,
         columns=COLUMNS,
         rows=tuple(rows),
-        machine=describe_machine(device),
+        device=str(device),
         notes=(*_notes(settings, bandwidth), *notes),
     )
 

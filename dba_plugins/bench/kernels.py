@@ -1,4 +1,4 @@
-"""`dba bench kernels --static`: what the machine code of the GPU decode kernels says, without a GPU.
+"""Machine code of the GPU kernels, without a GPU.
 
 A decode backend's plugin that is a `contracts.CompilesOffline` is asked for them. Each is read by `sass` and
 held to its limits: no spill, no 1-byte load, in the main loop 2-byte loads for scales alone, tensor-core
@@ -7,17 +7,19 @@ instructions as many as the shapes need, registers and warp instructions per tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import torch
+import attrs
 
+from dba_core.command import Command, command_line, option, summary_of
 from dba_core.contracts import CompiledKernel, CompilesOffline
 from dba_core.distribution import install_command
 from dba_core.errors import UsageError
+from dba_core.hookspecs import hookimpl
 from dba_core.registry import Registry
-from dba_plugins.bench.machine import describe_machine
-from dba_plugins.bench.report import Column, Report
+from dba_core.report import Column, Report, Reporter
+from dba_plugins.bench.measured import measured
 from dba_plugins.bench.sass import MachineCode, load_bytes, read_machine_code
 
 COLUMNS = (
@@ -35,29 +37,43 @@ COLUMNS = (
 )
 
 
-def read_kernels(
-    names: tuple[str, ...],
-    *,
-    command: str,
-    registry: Registry | None = None,
-    on_kernel: Callable[[str], None] = lambda text: None,
-) -> Report:
-    """The kernels of these decode backends; of all that have some where none is named.
+@attrs.frozen(kw_only=True)
+class KernelsBench:
+    """backend: names; all that have kernels where none is named."""
 
-    Raises UsageError for a backend that has none.
+    static: bool = option(
+        False, help="Compile for sm_80, sm_90 and sm_100 and read the machine code; nothing is run."
+    )
+    check: bool = option(False, help="Exit with an error where a limit is exceeded.")
+    backend: tuple[str, ...] = option(
+        (), help="Decode backends.", without="all that have any", offers="backend_list"
+    )
+
+
+def run(request: KernelsBench, reporter: Reporter) -> Report:
+    """Registers, spills, loads and instructions per cached token of the decode kernels.
+
+    \b
+    Examples:
+      dba bench kernels --static
+      dba bench kernels --static --check --backend triton_2pass
     """
-    registry = Registry.default() if registry is None else registry
+    if not request.static:
+        raise UsageError(
+            "dba bench kernels reads machine code only: give --static; for times on a GPU, use "
+            "dba bench decode --device cuda"
+        )
     rows = []
-    for kernel in _kernels(names, registry):
-        on_kernel(f"{kernel.kernel}, {kernel.case}, {kernel.target}")
+    for kernel in _kernels(request.backend, Registry.default()):
+        reporter.note(f"{kernel.kernel}, {kernel.case}, {kernel.target} ...")
         rows.append(kernel_row(kernel))
-    return Report(
+    failed = sum(bool(row["failures"]) for row in rows)
+    report = measured(
         name="kernels",
         title="Machine code of the decode kernels",
-        command=command,
+        command=command_line("bench.kernels", request),
         columns=COLUMNS,
-        rows=tuple(rows),
-        machine=describe_machine(torch.device("cpu")),
+        rows=rows,
         notes=(
             "compiled offline; nothing here was run on a GPU",
             "loads: global loads of the main loop by bytes per thread, as count x bytes",
@@ -66,6 +82,9 @@ def read_kernels(
             "2-byte loads in the main loop for scales alone",
         ),
     )
+    if not (request.check and failed):
+        return report
+    return attrs.evolve(report, failed=f"{failed} of {len(rows)} kernels exceed a limit; see their verdicts")
 
 
 def kernel_row(kernel: CompiledKernel) -> dict[str, Any]:
@@ -147,3 +166,14 @@ def _kernels(names: tuple[str, ...], registry: Registry) -> Iterator[CompiledKer
             ) from error
     if not found:
         raise UsageError("no decode backend here has kernels that can be compiled without a GPU")
+
+
+@hookimpl
+def dba_command() -> Command[KernelsBench]:
+    return Command(
+        name="bench.kernels",
+        contract=1,
+        summary=summary_of(__doc__),
+        request_class=KernelsBench,
+        run=run,
+    )

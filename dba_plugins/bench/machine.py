@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, memory, versions, threads, date. Part of every report."""
+"""What a measurement ran on: processor, memory, versions, date. Part of every report; see `machine_line`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dba_core.distribution import installed_version
 
 PACKAGES = ("torch", "triton", "llvmlite", "transformers", "numpy")
@@ -20,13 +18,13 @@ _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _ISA = ("neon", "asimd", "avx", "avx2", "f16c", "fma", "avx512f", "avx512_bf16", "amx_tile")
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """JSON types only; what the platform does not tell is None."""
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """JSON types only; what the platform does not tell is None. device: as torch writes it."""
     cpu = _cpu_info()
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu["model"],
+        "device": device,
+        "device_name": _cuda_name(device) if device.startswith("cuda") else cpu["model"],
         "cpu": cpu["model"],
         "cpu_features": [name for name in _ISA if name in cpu["flags"]],
         "cores": os.cpu_count(),
@@ -41,14 +39,6 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    """One line for a table's foot."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    features = ", ".join(machine["cpu_features"]) or "no vector features known"
-    processor = f"{machine['device_name']} ({features}), {machine['cores']} cores"
-    return f"{processor}, Python {machine['python']}, {versions}, {machine['date']}"
-
-
 def last_cache_bytes() -> int | None:
     """The largest cache of the first core."""
     sizes = [_size(path.read_text(encoding="utf-8")) for path in _CACHE.glob("index*/size")]
@@ -60,6 +50,12 @@ def memory_bytes() -> int | None:
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cuda_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def _size(text: str) -> int:

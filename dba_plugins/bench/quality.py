@@ -1,31 +1,37 @@
-"""The held-out loss of a trained model under each KV policy, against the bytes that a cached token costs.
+"""Held-out loss of a run per KV policy.
+
+The loss of a trained model under each policy, against the bytes that a cached token costs:
 
     delta = mean nll under the policy - mean nll with an fp32 cache
     kl = mean KL(fp32 cache || policy), both in nats
 
 The text goes through the cache in windows of the model's context, in chunks, which gives what decoding token
 by token would (attention.prefill); all policies see the same windows. Standard errors are of the mean over
-windows, of the difference itself, not of two losses. Called by `dba bench quality`.
+windows, of the difference itself, not of two losses.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import attrs
 
-from dba_core.cache.bytes import cache_bytes
+from dba_core.command import Command, command_line, group, option, summary_of
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.data.batches import held_out_windows
-from dba_core.data.tokenizers import Tokens
-from dba_core.evaluation.metrics import FidelityAccumulator, FidelityMetrics, exp_or_inf
-from dba_core.generation.inference import inference
-from dba_core.model.language_model import LanguageModel
-from dba_plugins.bench.machine import describe_machine
-from dba_plugins.bench.report import Column, Report
+from dba_core.hookspecs import hookimpl
+from dba_core.report import Column, Report, Reporter
+from dba_core.runs.choosing import RunChoice, check_data
+from dba_plugins.bench.measured import measured
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dba_core.data.tokenizers import Tokens
+    from dba_core.evaluation.metrics import FidelityMetrics
+    from dba_core.model.language_model import LanguageModel
 
 CHUNK = 512  # tokens that go into the cache at once
 
@@ -47,6 +53,50 @@ POLICIES = (
 )
 
 
+@attrs.frozen(kw_only=True)
+class QualityBench:
+    """Whose loss, on what text, under which policies."""
+
+    run: RunChoice = group()
+    data: str | None = option(
+        None, help="Other text, all of it.", without="the run's held-out part", unit="TEXT", offers="corpora"
+    )
+    tokens: int = option(16384, help="Tokens of it.", least=1)
+    context: int | None = option(None, help="Tokens of a window.", without="the run's context", least=1)
+    kv_policy: tuple[str, ...] = option(
+        (),
+        help="May be repeated.",
+        without="a dozen from fp32 to all-q4",
+        unit="POLICY",
+        repeated=True,
+        offers="kv_policy",
+    )
+
+
+def run(request: QualityBench, reporter: Reporter) -> Report:
+    """The loss of RUN's model with its cache in each policy, and what a token then costs.
+
+    \b
+    Examples:
+      dba bench quality latest
+      dba bench quality latest --tokens 65536 --context 512 --plot
+    """
+    check_data(request.data)
+    loaded = request.run.load(reporter)
+    from dba_core.runs.evaluate import text_of
+
+    return measure_quality(
+        loaded.model,
+        text_of(loaded, request.data)[1],
+        policies=request.kv_policy or POLICIES,
+        context=request.context or loaded.config.model.context,
+        limit_tokens=request.tokens,
+        name=loaded.config.name,
+        command=command_line("bench.quality", request),
+        reporter=reporter,
+    )
+
+
 def measure_quality(
     model: LanguageModel,
     tokens: Tokens,
@@ -56,31 +106,33 @@ def measure_quality(
     limit_tokens: int,
     name: str,
     command: str,
-    on_policy: Callable[[str], None] = lambda text: None,
+    reporter: Reporter,
 ) -> Report:
     """Every policy; the fp32 cache is measured in any case and comes first.
 
-    tokens: the first `limit_tokens` targets count, in windows of `context`. on_policy: called with each
-    policy before it is measured. Raises ConfigError for a policy that cannot be read, DataError for too short
-    a text.
+    tokens: the first `limit_tokens` targets count, in windows of `context`. Raises ConfigError for a
+    policy that cannot be read, DataError for too short a text.
     """
+    from dba_core.generation.inference import inference
+
     wanted = list(dict.fromkeys(KVCachePolicy.parse(text) for text in (REFERENCE, *policies)))
     rows: list[dict[str, Any]] = []
     with inference(model):
         for policy in wanted:
-            on_policy(policy.short)
+            reporter.note(f"{policy.short} ...")
             windows = _windows(model, tokens, policy, context=context, limit_tokens=limit_tokens)
             rows.append(_row(model, policy, windows, context=context))
     for row in rows:
         row["frontier"] = not any(_better(other, row) for other in rows)
         row["mark"] = "yes" if row["frontier"] else ""
-    return Report(
+    return measured(
         name="quality",
         title=f"Held-out loss of {name} under each KV policy",
         command=command,
         columns=_COLUMNS,
         rows=tuple(rows),
-        machine=describe_machine(model.device),
+        device=str(model.device),
+        draw=_draw,
         notes=(
             f"{rows[0]['tokens']:,} tokens in {rows[0]['windows']} windows of {context}, through the cache",
             "± is the standard error of the mean over windows; KL is from the fp32 cache",
@@ -95,6 +147,9 @@ def _windows(
     model: LanguageModel, tokens: Tokens, policy: KVCachePolicy, *, context: int, limit_tokens: int
 ) -> list[tuple[FidelityMetrics, float]]:
     """Of every window the figures against the fp32 cache and the mean nll of the fp32 cache."""
+    from dba_core.data.batches import held_out_windows
+    from dba_core.evaluation.metrics import FidelityAccumulator
+
     exact_policy = KVCachePolicy.parse(REFERENCE)
     windows: list[tuple[FidelityMetrics, float]] = []
     for x, y in held_out_windows(tokens, context, limit_tokens=limit_tokens, batch_size=1):
@@ -127,6 +182,11 @@ def _row(
     context: int,
 ) -> dict[str, Any]:
     """windows: the figures of each, and its mean nll with the fp32 cache."""
+    import torch
+
+    from dba_core.cache.bytes import cache_bytes
+    from dba_core.evaluation.metrics import exp_or_inf
+
     figures = [metrics for metrics, _ in windows]
     count = torch.tensor([each.tokens for each in figures], dtype=torch.float64)
     weights = count / count.sum()
@@ -154,6 +214,12 @@ def _row(
     }
 
 
+def _draw(path: Path, report: Report) -> None:
+    from dba_plugins.bench.quality_chart import quality_chart
+
+    quality_chart(path, report)
+
+
 def _std_error(values: Tensor) -> float:
     """Of the mean; NaN for a single window."""
     return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -176,3 +242,15 @@ _COLUMNS = (
     Column("perplexity_increase", "perplexity", "{:+.2%}"),
     Column("mark", "frontier"),
 )
+
+
+@hookimpl
+def dba_command() -> Command[QualityBench]:
+    return Command(
+        name="bench.quality",
+        contract=1,
+        summary=summary_of(__doc__),
+        request_class=QualityBench,
+        run=run,
+        draws=True,
+    )

@@ -1,5 +1,7 @@
-"""Two tasks with a known best loss that show what the long-sequence path carries to the tokens past its first
-chunk: full-resolution tokens of the window, and memory tokens.
+"""What the long-sequence path learns to recall.
+
+Two tasks with a known best loss show what that path carries to the tokens past its first chunk:
+full-resolution tokens of the window, and memory tokens.
 
     copy   the answer at position t is the token at t - 12: inside the window, often before the query's chunk
     mark   the answer is named by a few equal tokens somewhere in the past that only memory tokens cover
@@ -7,8 +9,6 @@ chunk: full-resolution tokens of the window, and memory tokens.
 Only positions that read memory tokens are scored, in training too, and the model has one layer, so a loss
 below ln(answers) came through that one attention. Each task is learned with exact attention, with the
 long-sequence path, and blind: with that path and the source of the answer withheld.
-
-    dba bench recall
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from dba_core.attention.long_sequence_path import plan_of
+from dba_core.command import Command, command_line, option, summary_of
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.training import TrainingConfig
 from dba_core.errors import ConfigError
-from dba_core.model.language_model import LanguageModel
-from dba_core.training.optimizer import build_optimizer
-from dba_core.training.schedule import learning_rate
-from dba_plugins.bench.machine import describe_machine
-from dba_plugins.bench.report import Column, Report
+from dba_core.hookspecs import hookimpl
+from dba_core.report import Column, Report, Reporter
+from dba_plugins.bench.measured import measured
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from dba_core.model.language_model import LanguageModel
 
 LENGTH = 96
 #: The path that both tasks are about: the first 32 queries of 96 read no memory token, the last 16 read 8.
@@ -53,7 +55,7 @@ HELD_OUT_SEQUENCES = 128
 HELD_OUT_SEED = 2**32
 
 #: (generator, number of sequences) -> tokens [B, T], answers [B, n] at the last n positions
-Draw = Callable[[torch.Generator, int], tuple[Tensor, Tensor]]
+Draw = Callable[["torch.Generator", int], "tuple[Tensor, Tensor]"]
 
 
 @attrs.frozen(kw_only=True)
@@ -92,6 +94,10 @@ class RecallLosses:
 
 def copy_task() -> RecallTask:
     """Random tokens; each answer is the token `COPY_DISTANCE` positions before."""
+    import torch
+
+    from dba_core.attention.long_sequence.plan import plan_of
+
     first = plan_of(LONG, LENGTH).exact_stop
 
     def draw(generator: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
@@ -110,6 +116,10 @@ def copy_task() -> RecallTask:
 
 def mark_task(mark_tokens: int = MARK_TOKENS) -> RecallTask:
     """`mark_tokens` times one of `MARKS` tokens, among random fillers; the last chunk asks which one."""
+    import torch
+
+    from dba_core.attention.long_sequence.plan import plan_of
+
     last = plan_of(LONG, LENGTH).chunks[-1]
     places = last.local_start - mark_tokens + 1
     if not 1 <= mark_tokens <= last.local_start:
@@ -137,6 +147,12 @@ def learn_recall(
     task: RecallTask, *, trained: str, seed: int = 0, training: TrainingConfig = TRAINING
 ) -> LanguageModel:
     """A new model after `training.steps` steps on fresh sequences; trained: one of `TRAINED`."""
+    import torch
+
+    from dba_core.model.language_model import LanguageModel
+    from dba_core.training.optimizer import build_optimizer
+    from dba_core.training.schedule import learning_rate
+
     if trained not in TRAINED:
         raise ConfigError(f"trained={trained!r} is not known; choose one of {', '.join(TRAINED)}")
     model = LanguageModel(_model_config(task, _path(task, trained)), seed=seed)
@@ -149,21 +165,23 @@ def learn_recall(
             group["lr"] = learning_rate(step, training)
         loss = _loss(model, *task.draw(generator, training.batch_size))
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return model
 
 
-@torch.no_grad()
 def recall_losses(model: LanguageModel, task: RecallTask, *, trained: str, seed: int = 0) -> RecallLosses:
     """Evaluate a model of `learn_recall` on sequences that it has not seen, with and without the path."""
+    import torch
+
     model.eval()
     held_out = task.draw(torch.Generator().manual_seed(HELD_OUT_SEED + seed), HELD_OUT_SEQUENCES)
-    exact = float(_loss(model, *held_out))
     path = LONG if trained == "exact" else _path(task, trained)
-    with model.long_sequence(path):
-        approximate = float(_loss(model, *held_out))
+    with torch.no_grad():
+        exact = float(_loss(model, *held_out))
+        with model.long_sequence(path):
+            approximate = float(_loss(model, *held_out))
     return RecallLosses(
         task=task.name, trained=trained, seed=seed, chance=task.chance, exact=exact, long=approximate
     )
@@ -202,6 +220,7 @@ def _model_config(task: RecallTask, path: LongSequenceConfig) -> ModelConfig:
 
 def _empty_memory(model: LanguageModel) -> None:
     """Every memory token of this model is zero from now on."""
+    import torch
 
     def zeros(module: nn.Module, inputs: object, summaries: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         return tuple(torch.zeros_like(summary) for summary in summaries)
@@ -213,14 +232,30 @@ def _empty_memory(model: LanguageModel) -> None:
 
 def _loss(model: LanguageModel, tokens: Tensor, answers: Tensor) -> Tensor:
     """Mean cross entropy at the last positions, those that have an answer."""
+    import torch.nn.functional as F
+
     logits = model(tokens)[:, -answers.shape[1] :]  # [B, n, V]
     return F.cross_entropy(logits.flatten(0, 1), answers.flatten())
 
 
-def recall_report(*, seeds: int, command: str) -> Report:
-    """Both tasks: median (lowest to highest) over the seeds, in nats."""
-    rows = []
+@attrs.frozen(kw_only=True)
+class RecallBench:
+    """How many models."""
+
+    seeds: int = option(5, help="Models of each kind.", least=1)
+
+
+def run(request: RecallBench, reporter: Reporter) -> Report:
+    """Train small models to recall what only the window, or only memory tokens, can tell. Takes minutes.
+
+    \b
+    Examples:
+      dba bench recall
+      dba bench recall --seeds 1
+    """
+    rows, seeds = [], request.seeds
     for task in (copy_task(), mark_task()):
+        reporter.note(f"{task.name} ...")
         found = measure_recall(task, seeds=range(seeds))
         for trained in TRAINED:
             mine = [row for row in found if row.trained == trained]
@@ -238,10 +273,10 @@ def recall_report(*, seeds: int, command: str) -> Report:
                     "long_text": _spread(long),
                 }
             )
-    return Report(
+    return measured(
         name="recall",
         title="What the long-sequence path learns to recall",
-        command=command,
+        command=command_line("bench.recall", request),
         columns=(
             Column("task", "task"),
             Column("chance", "chance", "{:.4f}"),
@@ -250,10 +285,20 @@ def recall_report(*, seeds: int, command: str) -> Report:
             Column("long_text", "evaluated long"),
         ),
         rows=tuple(rows),
-        machine=describe_machine(torch.device("cpu")),
         notes=(f"{TRAINING.steps} steps of {TRAINING.batch_size}, {seeds} seeds; nats per token",),
     )
 
 
 def _spread(losses: list[float]) -> str:
     return f"{statistics.median(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
+
+
+@hookimpl
+def dba_command() -> Command[RecallBench]:
+    return Command(
+        name="bench.recall",
+        contract=1,
+        summary=summary_of(__doc__),
+        request_class=RecallBench,
+        run=run,
+    )

@@ -68,10 +68,6 @@ class MachineCode:
         return dict(sorted(found.items()))
 
     @property
-    def opcodes(self) -> tuple[str, ...]:
-        return tuple(each.opcode for each in self.instructions)
-
-    @property
     def main_loop(self) -> tuple[Instruction, ...]:
         """The instructions of the main loop; none without a loop."""
         return max(_innermost(self.instructions), key=_weight, default=())

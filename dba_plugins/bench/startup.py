@@ -1,4 +1,6 @@
-"""`dba bench startup`: what a user waits for before anything is computed, each in a fresh process.
+"""Imports, and the first decoded token.
+
+What a user waits for before anything is computed, each in a fresh process.
 
 The compiled decode backend is timed with an empty folder of kernels and with a full one.
 """
@@ -12,10 +14,12 @@ import sys
 import tempfile
 import time
 
-import torch
+import attrs
 
-from dba_plugins.bench.machine import describe_machine
-from dba_plugins.bench.report import Column, Report
+from dba_core.command import Command, command_line, summary_of
+from dba_core.hookspecs import hookimpl
+from dba_core.report import Column, Report, Reporter
+from dba_plugins.bench.measured import measured, repeats
 
 _DECODE = """
 import time, torch
@@ -31,8 +35,21 @@ print(time.perf_counter() - begun, layer.selections["decode_backend"].name)
 _CACHE_VARIABLE = "DBA_CACHE_DIR"
 
 
-def measure_startup(*, repeats: int, command: str) -> Report:
-    """Seconds: median, lowest and highest of `repeats` processes."""
+@attrs.frozen(kw_only=True)
+class StartupBench:
+    """How often."""
+
+    repeats: int = repeats(5)
+
+
+def run(request: StartupBench, reporter: Reporter) -> Report:
+    """Time of imports, of `dba --help`, and of the first decoded token with and without compiled kernels.
+
+    \b
+    Examples:
+      dba bench startup
+    """
+    repeats = request.repeats
     rows = [
         _row("python -c pass", [_process("-c", "pass") for _ in range(repeats)]),
         _row("import dba_core", [_process("-c", "import dba_core") for _ in range(repeats)]),
@@ -48,17 +65,16 @@ def measure_startup(*, repeats: int, command: str) -> Report:
             warm.append(_first_decode(where)[0])
     rows.append(_row(f"first decoded token, {backend}, kernels compiled", cold))
     rows.append(_row(f"first decoded token, {backend}, kernels on the disk", warm))
-    return Report(
+    return measured(
         name="startup",
         title="Start-up",
-        command=command,
+        command=command_line("bench.startup", request),
         columns=(
             Column("name", "what"),
             Column("seconds", "seconds", "{:.3f}"),
             Column("spread", "lowest to highest"),
         ),
         rows=tuple(rows),
-        machine=describe_machine(torch.device("cpu")),
         notes=(
             f"medians of {repeats} fresh processes",
             "the first decoded token counts from the making of the cache on: choice of the backend, its "
@@ -89,3 +105,14 @@ def _first_decode(folder: str) -> tuple[float, str]:
     )
     seconds, backend = done.stdout.split()
     return float(seconds), backend
+
+
+@hookimpl
+def dba_command() -> Command[StartupBench]:
+    return Command(
+        name="bench.startup",
+        contract=1,
+        summary=summary_of(__doc__),
+        request_class=StartupBench,
+        run=run,
+    )

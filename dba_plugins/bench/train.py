@@ -1,39 +1,46 @@
-"""The time of one training step of each attention layout beside a plain GPT of the same shape.
+"""A training step beside a plain PyTorch GPT.
+
+The time of one step of each attention layout beside a plain GPT of the same shape.
 
 All models live in one process and take turns, one step each per round, so that whatever slows the machine
 slows all of them. A step is forward, backward, clipping and AdamW on the batch of the configuration; the
 library's models take it as the training loop does, the plain one in the usual six lines. The median over
 the rounds counts.
-
-    dba bench train
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
-import torch
-from torch import Tensor, nn
 
-from dba_core.config.attention import AttentionConfig
+from dba_core.command import Command, command_line, group, option, summary_of
+from dba_core.config.attention import MODES, AttentionConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.config.training import TrainingConfig
-from dba_core.model.language_model import LanguageModel
-from dba_core.training.distributed import World
-from dba_core.training.optimizer import build_optimizer
-from dba_core.training.step import TrainingStep, autocast
-from dba_plugins.bench.machine import describe_machine
-from dba_plugins.bench.plain_gpt import PlainGPT
-from dba_plugins.bench.report import Column, Report
-from dba_plugins.bench.timing import WARMUP_ROUNDS, Timing, interleaved
+from dba_core.errors import UsageError, unknown
+from dba_core.hookspecs import hookimpl
+from dba_core.report import Column, Report, Reporter
+from dba_core.runs.choosing import ConfigChoice
+from dba_plugins.bench.measured import measured, repeats
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from dba_core.model.language_model import LanguageModel
+    from dba_core.training.distributed import World
+    from dba_plugins.bench.plain_gpt import PlainGPT
+    from dba_plugins.bench.timing import Timing
 
 PLAIN = "plain GPT"
 #: Bytes, where the configuration leaves the vocabulary to the tokenizer.
 DEFAULT_VOCAB_SIZE = 256
 
-Step = Callable[[Tensor, Tensor], None]
+Step = Callable[["Tensor", "Tensor"], None]
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +61,11 @@ def measure_step_times(
     The mode that `config` has keeps its attention settings; the others take the mode's own widths. Weights
     and results are thrown away. `config.training.compile` compiles the library's models only.
     """
+    from dba_core.model.language_model import LanguageModel
+    from dba_core.training.distributed import World
+    from dba_plugins.bench.plain_gpt import PlainGPT
+    from dba_plugins.bench.timing import WARMUP_ROUNDS, interleaved
+
     device = _device(config.device)
     vocab_size = config.model.vocab_size or DEFAULT_VOCAB_SIZE
     base = config.model.resolved(vocab_size=vocab_size)
@@ -85,6 +97,8 @@ def measure_step_times(
 
 def _batches(config: RunConfig, *, vocab_size: int, rounds: int) -> list[Tensor]:
     """The random tokens of each round: [B, T + 1]."""
+    import torch
+
     generator = torch.Generator().manual_seed(config.seed)
     shape = (config.training.batch_size, config.model.context + 1)
     return [torch.randint(vocab_size, shape, generator=generator) for _ in range(rounds)]
@@ -95,6 +109,9 @@ def _on(step: Step, batches: Sequence[Tensor]) -> Callable[[int], None]:
 
 
 def _library_step(model: LanguageModel, config: RunConfig, world: World) -> Step:
+    from dba_core.training.optimizer import build_optimizer
+    from dba_core.training.step import TrainingStep
+
     step = TrainingStep(model, build_optimizer(model, config.training), config, world)
 
     def run(tokens: Tensor, targets: Tensor) -> None:
@@ -105,6 +122,11 @@ def _library_step(model: LanguageModel, config: RunConfig, world: World) -> Step
 
 
 def _plain_step(model: PlainGPT, config: RunConfig, device: torch.device) -> Step:
+    import torch
+
+    from dba_core.training.optimizer import build_optimizer
+    from dba_core.training.step import autocast
+
     optimizer = build_optimizer(model, config.training)
 
     def run(tokens: Tensor, targets: Tensor) -> None:
@@ -131,6 +153,10 @@ def _with_mode(model: ModelConfig, mode: str) -> ModelConfig:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
+    from dba_core.training.distributed import World
+
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     return World(0, 1, name).device
@@ -142,13 +168,36 @@ def default_config(device: str) -> RunConfig:
     return RunConfig(device=device, model=model, training=TrainingConfig(batch_size=12, lr=1e-3))
 
 
-def train_report(config: RunConfig, *, modes: Sequence[str], repeats: int, command: str) -> Report:
-    """`measure_step_times` as a report."""
-    rows = measure_step_times(config, modes=modes, repeats=repeats)
-    return Report(
+@attrs.frozen(kw_only=True)
+class TrainBench:
+    """Which configuration, which layouts of it."""
+
+    config: ConfigChoice = group(ConfigChoice)
+    mode: tuple[str, ...] = option((), help="Attention layouts.", without="all", offers="mode_list")
+    repeats: int = repeats(30)
+
+
+def run(request: TrainBench, reporter: Reporter) -> Report:
+    """Time of a training step. Without a configuration: that of the preset shakespeare-cpu, on bytes.
+
+    \b
+    Examples:
+      dba bench train
+      dba bench train --preset paper-decoupled --mode standard,decoupled --repeats 5
+    """
+    import torch
+
+    for mode in request.mode:
+        if mode not in MODES:
+            raise UsageError(unknown("attention layout", mode, MODES))
+    choice = request.config
+    given = [flag for flag in choice.given if flag != "--device"]
+    config = choice.load().config if given else default_config(choice.device or "cpu")
+    rows = measure_step_times(config, modes=request.mode or MODES, repeats=request.repeats)
+    return measured(
         name="train",
         title="A training step of each layout beside a plain GPT",
-        command=command,
+        command=command_line("bench.train", request),
         columns=(
             Column("threads", "threads"),
             Column("name", "model"),
@@ -157,7 +206,7 @@ def train_report(config: RunConfig, *, modes: Sequence[str], repeats: int, comma
             Column("spread", "quartiles"),
             Column("ratio", "of the plain GPT", "{:.2f}x"),
         ),
-        rows=tuple(
+        rows=[
             {
                 "threads": torch.get_num_threads(),
                 "name": row.name,
@@ -166,11 +215,30 @@ def train_report(config: RunConfig, *, modes: Sequence[str], repeats: int, comma
                 "ratio": row.ratio,
             }
             for row in rows
-        ),
-        machine=describe_machine(_device(config.device)),
+        ],
+        device=str(_device(config.device)),
         notes=(
             f"context {config.model.context}, batch {config.training.batch_size}, "
             f"{config.model.n_layers} layers of width {config.model.d_model}",
-            f"a step is forward, backward, clipping and AdamW; medians of {repeats}, in turn",
+            f"a step is forward, backward, clipping and AdamW; medians of {request.repeats}, in turn",
         ),
+        draw=_draw,
+    )
+
+
+def _draw(path: Path, report: Report) -> None:
+    from dba_plugins.bench.charts import bars
+
+    bars(path, report)
+
+
+@hookimpl
+def dba_command() -> Command[TrainBench]:
+    return Command(
+        name="bench.train",
+        contract=1,
+        summary=summary_of(__doc__),
+        request_class=TrainBench,
+        run=run,
+        draws=True,
     )

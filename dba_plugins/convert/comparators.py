@@ -4,7 +4,7 @@
     all q4             the source, its keys in the policy's value format
     split, RoPE kept   the converted model's channels and formats, but every pair still rotated
 
-The last one says what the lost rotation costs, apart from the formats. Called by `dba_plugins.convert.job`.
+The last one says what the lost rotation costs, apart from the formats.
 """
 
 from __future__ import annotations

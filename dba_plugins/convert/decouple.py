@@ -19,10 +19,19 @@ as queries undo it, which costs nothing:
   (sum e s^2)(sum s^-2), least at s = e^(-1/4), and no channel is an outlier in its block. Values are turned
   only (QuaRot: Ashkboos et al. 2024, arXiv:2404.00456). Queries and the output projection undo it.
 
-Called by `dba_plugins.convert.job`.
+Which pairs lose their rotation: per layer and KV head, those that lose the least by a rule of RULES.
+
+    kl     the measured change of the attention distribution (`calibration`), after the fit where there is one
+    norm   the mean length in queries times that in keys (MHA2MLA: Ji et al. 2025, arXiv:2502.14837)
+    low    the frequency itself: the slowest pairs first
+
+A small table and not a kind of plugin: a rule runs once, on one machine, and leaves nothing in the model but
+its choice, so nobody who loads the model needs it (docs/decisions/pair-selection.md).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import attrs
 import torch
@@ -30,7 +39,7 @@ from torch import Tensor
 
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
-from dba_core.errors import UsageError
+from dba_core.errors import UsageError, unknown
 from dba_core.model.block import attention_of_layer
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices
@@ -43,7 +52,7 @@ PLAIN = PluginChoices(gate=PluginChoice("none"), null_token=PluginChoice("none")
 @attrs.frozen(kw_only=True)
 class Recipe:
     """pairs: channel pairs of a head that become semantic. latent: width of one semantic key for all KV
-    heads; None keeps one per head. rule: of `selection`. spread, fit: see the module.
+    heads; None keeps one per head. rule: of RULES. spread, fit: see the module.
     """
 
     pairs: int
@@ -51,6 +60,53 @@ class Recipe:
     rule: str = "kl"
     spread: bool = True
     fit: bool = True
+
+
+#: layer, frequencies [P], fit -> what unrotating each pair costs [G,P]; only the order within a row matters.
+Rule = Callable[[LayerCalibration, Tensor, bool], Tensor]
+
+
+def _kl(layer: LayerCalibration, frequencies: Tensor, fit: bool) -> Tensor:
+    return layer.residual if fit else layer.damage
+
+
+def _norm(layer: LayerCalibration, frequencies: Tensor, fit: bool) -> Tensor:
+    return layer.q_norm * layer.k_norm
+
+
+def _low(layer: LayerCalibration, frequencies: Tensor, fit: bool) -> Tensor:
+    return frequencies.expand_as(layer.damage)
+
+
+RULES: dict[str, Rule] = {"kl": _kl, "norm": _norm, "low": _low}
+
+
+def select_pairs(
+    calibration: Calibration, frequencies: Tensor, *, pairs: int, rule: str, fit: bool = True
+) -> Tensor:
+    """The pairs that become semantic, ascending: int64 [layers, G, pairs].
+
+    fit: whether queries get the factors of `LayerCalibration.fit`. frequencies: radians per token of the
+    source's pairs [G or 1, P]. Raises UsageError for a rule that does not exist and for a number of pairs
+    that leaves nothing on one side.
+    """
+    if rule not in RULES:
+        raise UsageError(unknown("selection rule", rule, RULES))
+    n_pairs = frequencies.shape[-1]
+    if not 1 <= pairs < n_pairs:
+        raise UsageError(
+            f"{pairs} pairs cannot become semantic; allowed: 1 to {n_pairs - 1}, since a head has {n_pairs} "
+            "pairs and at least one stays rotated"
+        )
+    costs = [RULES[rule](layer, frequencies, fit) for layer in calibration.layers]
+    chosen = [cost.argsort(dim=-1, stable=True)[:, :pairs].sort(dim=-1).values for cost in costs]
+    return torch.stack(chosen)
+
+
+def pairs_of(source: LanguageModel, calibration: Calibration, recipe: Recipe) -> Tensor:
+    """What `select_pairs` chooses for the recipe."""
+    frequencies = source.attentions[0].rope.frequencies
+    return select_pairs(calibration, frequencies, pairs=recipe.pairs, rule=recipe.rule, fit=recipe.fit)
 
 
 def decouple(
@@ -114,11 +170,6 @@ def _fill(
     """Write one layer's weights; everything is computed in float64. pairs [G,n]."""
     shape = before.shape
     kv_heads, width, share = shape.n_kv_heads, shape.geo_head_dim, shape.n_heads // shape.n_kv_heads
-    assert after.q_sem is not None
-    assert after.k_sem is not None
-    assert after.k_geo is not None
-    assert after.sem_offset is not None
-    assert after.rope_frequencies is not None
     of_q, of_k = rotated_weights(before)
     q = of_q.double().view(kv_heads, share, width, -1)  # [G, H/G, D, d_model]
     k = of_k.double().view(kv_heads, width, -1)
@@ -136,27 +187,28 @@ def _fill(
         keys, queries = _key_maps(measured, semantic, pairs, recipe)
     # keys [M, n, Ds of M's heads], queries [G, n, Ds]: what k_sem and q_sem are multiplied by
     stacked = k_sem.reshape(len(keys), -1, k_sem.shape[-1])
-    after.k_sem.weight.copy_((keys @ stacked).flatten(0, 1))
-    after.sem_offset.copy_((keys @ mean.reshape(len(keys), -1, 1)).squeeze(-1))
-    sem_width = after.shape.sem_head_dim
-    after.q_sem.weight.copy_((queries[:, None] @ q_sem).flatten(0, 2) * (sem_width / width) ** 0.5)
+    sem_width, geo_width = after.shape.sem_head_dim, after.shape.geo_head_dim
+    after.load_state_dict(
+        {
+            "k_sem.weight": (keys @ stacked).flatten(0, 1),
+            "sem_offset": (keys @ mean.reshape(len(keys), -1, 1)).squeeze(-1),
+            "q_sem.weight": (queries[:, None] @ q_sem).flatten(0, 2) * (sem_width / width) ** 0.5,
+            "q_geo.weight": _rows(q, rotated).flatten(0, 2) * (geo_width / width) ** 0.5,
+            "k_geo.weight": torch.cat([k[g, rotated[g]] for g in range(kv_heads)]),
+            "rope_frequencies.frequencies": frequencies.gather(1, kept),
+            **_values(before, spread=recipe.spread),
+        }
+    )
 
-    geo_width = after.shape.geo_head_dim
-    after.q_geo.weight.copy_(_rows(q, rotated).flatten(0, 2) * (geo_width / width) ** 0.5)
-    after.k_geo.weight.copy_(torch.cat([k[g, rotated[g]] for g in range(kv_heads)]))
-    after.rope_frequencies.frequencies.copy_(frequencies.gather(1, kept))
-    _fill_values(before, after, spread=recipe.spread)
 
-
-def _fill_values(before: DecoupledAttention, after: DecoupledAttention, *, spread: bool) -> None:
+def _values(before: DecoupledAttention, *, spread: bool) -> dict[str, Tensor]:
     shape = before.shape
     v, out = before.v_proj.weight.double(), before.out_proj.weight.double()
     if spread:
         turn = spreading_matrix(shape.v_head_dim)
         v = (turn @ v.view(shape.n_kv_heads, shape.v_head_dim, -1)).flatten(0, 1)
         out = (out.view(len(out), shape.n_heads, -1) @ turn.mT).flatten(1)
-    after.v_proj.weight.copy_(v)
-    after.out_proj.weight.copy_(out)
+    return {"v_proj.weight": v, "out_proj.weight": out}
 
 
 def channels_of(pairs: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

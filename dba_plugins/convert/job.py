@@ -19,6 +19,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from dba_core.command import command_line
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
@@ -27,24 +29,32 @@ from dba_core.evaluation.cached_loss import TextLoss, text_loss
 from dba_core.free_memory import require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.model.pretrained import PretrainedModel, open_pretrained
+from dba_core.report import Report, Reporter
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.lock import one_writer
 from dba_core.runs.memory_need import least_parameters
 from dba_core.training.memory import peak_memory_bytes
 from dba_plugins.convert.calibration import Calibration, calibrate
 from dba_plugins.convert.comparators import Variant, as_it_is, variants
-from dba_plugins.convert.decouple import PLAIN, Recipe, decouple, decoupled_config
+from dba_plugins.convert.decouple import PLAIN, Recipe, decouple, decoupled_config, pairs_of
+from dba_plugins.convert.findings import ConversionFindings, SearchFindings, report_of, variant_findings
 from dba_plugins.convert.heal import Healing, heal
 from dba_plugins.convert.output import TOKENIZER_FILE, write_output
 from dba_plugins.convert.recipe_search import (
     RecipeSearch,
+    goal_of,
     most_comparisons,
+    recipe_of,
     recipes_of,
+    scope_of,
     search_recipe,
 )
-from dba_plugins.convert.report import ConversionReport, SearchReport, variant_reports
-from dba_plugins.convert.request import DEFAULT_CONTEXT, ConvertReporter, ConvertRequest
-from dba_plugins.convert.selection import select_pairs
+from dba_plugins.convert.request import (
+    CALIBRATION,
+    CALIBRATION_TOKENS,
+    DEFAULT_CONTEXT,
+    ConvertRequest,
+)
 from dba_plugins.convert.texts import CalibrationText, read_calibration, read_evaluation
 from dba_plugins.tune.reference import Reference
 
@@ -52,15 +62,19 @@ from dba_plugins.tune.reference import Reference
 SEARCH_TOKENS = 2048
 
 
-def convert(request: ConvertRequest, reporter: ConvertReporter | None = None) -> ConversionReport:
-    """Do it, and return the report that the folder holds as `conversion.json`.
+def convert(request: ConvertRequest, reporter: Reporter) -> Report:
+    """Do it, and return the report that the folder holds as `conversion.json` and `conversion.md`.
 
     Raises FolderInUseError where another process makes this output folder, UsageError for an output folder
     that exists and for a recipe that does not fit the model, SourceError as `open_pretrained`, DataError for
     a damaged model and for the texts, SearchError where nothing keeps the goal of a search.
     """
     with _wrong_input():
-        return _convert(request, ConvertReporter() if reporter is None else reporter)
+        report = _convert(request, reporter)
+    for warning in report.figures["warnings"]:
+        reporter.warning(warning)
+    reporter.note(f"Wrote {request.out}")
+    return report
 
 
 @contextlib.contextmanager
@@ -72,12 +86,13 @@ def _wrong_input() -> Iterator[None]:
         raise DataError(str(error)) from error
 
 
-def _convert(request: ConvertRequest, reporter: ConvertReporter) -> ConversionReport:
+def _convert(request: ConvertRequest, reporter: Reporter) -> Report:
     out = request.out
     _refuse_existing(out)
+    policy = request.policy  # a wrong one is refused before anything is read
     source = open_pretrained(request.model)
-    job = _Conversion(request, source, reporter)
-    _check_memory(source.config, copies=1 if request.recipe is None else 2, name=source.opened.name)
+    job = _Conversion(request, source, policy, reporter)
+    _check_memory(source.config, copies=1 if request.keep else 2, name=source.opened.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     with one_writer(out.parent / f".{out.name}.lock", folder=out):
         _refuse_existing(out)  # another process may have finished it meanwhile
@@ -115,17 +130,17 @@ def _remove_dead(out: Path) -> None:
 def _check_fit(request: ConvertRequest, source: PretrainedModel) -> None:
     """Say at once what does not fit, before anything is measured."""
     attention = source.config.attention
-    if request.recipe is None:
+    if request.keep:
         return
     if attention.shape.sem_head_dim or source.plugins != PLAIN:
         raise UsageError(
             f"{source.path} has a semantic path, a gate or a null token already, and only attention that is "
             "rotated throughout can be decoupled. Give --keep to make a run's folder of it as it is"
         )
-    if request.search is None:
-        decoupled_config(attention, request.recipe)
+    if goal_of(request) is None:
+        decoupled_config(attention, recipe_of(request))
     else:
-        recipes_of(attention, request.search.scope)
+        recipes_of(attention, scope_of(request))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -142,24 +157,24 @@ class _Decoupled:
 class _Conversion:
     """The phases, and the time that each took."""
 
-    def __init__(self, request: ConvertRequest, source: PretrainedModel, reporter: ConvertReporter) -> None:
+    def __init__(
+        self, request: ConvertRequest, source: PretrainedModel, policy: KVCachePolicy, reporter: Reporter
+    ) -> None:
         """Raises UsageError for a recipe that does not fit the model."""
         _check_fit(request, source)
         self.request, self.source, self.reporter = request, source, reporter
-        self.recipe, self.policy = request.recipe, request.policy
+        self.recipe, self.policy = None if request.keep else recipe_of(request), policy
         self.context = request.context or min(DEFAULT_CONTEXT, source.config.context)
         self.target_context = request.target_context or self.context
-        vocab = source.config.vocab_size
-        assert vocab is not None
-        self.vocab_size: int = vocab
+        self.vocab_size = source.opened.description.vocab_size
         self.seconds: dict[str, float] = {}
 
-    def run(self, folder: RunFolder) -> ConversionReport:
+    def run(self, folder: RunFolder) -> Report:
         """Fill `folder`."""
         for note in self.source.opened.notes:
             self.reporter.note(note)
         with self._phase("load"):
-            self.reporter.phase(f"Reading {self.source.opened.name} ...", 0)
+            self.reporter.phase(f"Reading {self.source.opened.name} ...")
             tokenizer = self._tokenizer(folder)
             evaluation = read_evaluation(
                 self.request.evaluate, tokenizer=tokenizer, vocab_size=self.vocab_size
@@ -168,16 +183,18 @@ class _Conversion:
             model = self.source.build()
             self.source = self.source.without_weights()
         if text is None or self.recipe is None:
-            report = self._report(model, None, self._measure(as_it_is(model, self.policy), evaluation))
-            self._write(folder, model, report, tokenizer)
-            return report
+            kept = self._found(model, None, self._measure(as_it_is(model, self.policy), evaluation))
+            return self._write(folder, model, kept, tokenizer)
         made = self._decouple(model, text, self.recipe)
-        found = variants(
-            model, made.model, made.chosen, policy=self.policy, comparators=self.request.comparators
+        compared = variants(
+            model,
+            made.model,
+            made.chosen,
+            policy=self.policy,
+            comparators=self.request.comparators is not False,
         )
-        report = self._report(model, made, self._measure(found, evaluation))
-        self._write(folder, made.model, report, tokenizer)
-        return report
+        found = self._found(model, made, self._measure(compared, evaluation))
+        return self._write(folder, made.model, found, tokenizer)
 
     def _tokenizer(self, folder: RunFolder) -> Tokenizer:
         """The source's, whose tokenizer.json the folder then holds, or what the user named instead; with the
@@ -213,9 +230,9 @@ class _Conversion:
         if self.recipe is None:
             return None
         return read_calibration(
-            self.request.calibrate,
+            self.request.calibrate or CALIBRATION,
             unlike=evaluation,
-            tokens=self.request.calibrate_tokens,
+            tokens=self.request.calibrate_tokens or CALIBRATION_TOKENS,
             tokenizer=tokenizer,
             vocab_size=self.vocab_size,
             context=self.context,
@@ -232,8 +249,8 @@ class _Conversion:
             chosen = found.result.require(found.goal, "recipe").candidate.key
             self.recipe, self.policy, recipe = chosen.recipe, chosen.policy, chosen.recipe
         with self._phase("convert"):
-            self.reporter.phase("Rearranging the weights ...", 0)
-            pairs = _pairs(model, measured, recipe)
+            self.reporter.phase("Rearranging the weights ...")
+            pairs = pairs_of(model, measured, recipe)
             converted = decouple(model, measured, pairs, recipe)
         return _Decoupled(
             model=converted,
@@ -246,8 +263,8 @@ class _Conversion:
     def _search(
         self, model: LanguageModel, measured: Calibration, text: CalibrationText
     ) -> RecipeSearch | None:
-        wanted = self.request.search
-        if wanted is None:
+        goal, scope = goal_of(self.request), scope_of(self.request)
+        if goal is None:
             return None
         if len(text.between) < 3:
             raise UsageError(
@@ -261,30 +278,29 @@ class _Conversion:
                 context=self.context,
                 limit_tokens=min(SEARCH_TOKENS, len(text.between) - 1),
             )
-            most = most_comparisons(self.source.config.attention, wanted.scope)
-            self.reporter.phase(f"Searching for {wanted.goal.text} ...", most * reference.windows)
+            most = most_comparisons(self.source.config.attention, scope)
+            self.reporter.phase(f"Searching for {goal.text} ...", most * reference.windows)
             return search_recipe(
                 model,
                 reference,
-                wanted.goal,
-                wanted.scope,
+                goal,
+                scope,
                 context=self.target_context,
-                convert=lambda recipe: decouple(model, measured, _pairs(model, measured, recipe), recipe),
+                convert=lambda recipe: decouple(model, measured, pairs_of(model, measured, recipe), recipe),
                 on_window=self.reporter.step,
             )
 
     def _heal(self, model: LanguageModel, converted: LanguageModel, text: CalibrationText) -> Healing | None:
-        if not self.request.heal_steps:
+        steps = self.request.heal_steps
+        if not steps:
             return None
         with self._phase("heal"):
-            self.reporter.phase(
-                "Healing: the source teaches the new projections ...", self.request.heal_steps
-            )
+            self.reporter.phase("Healing: the source teaches the new projections ...", steps)
             healing = heal(
                 teacher=model,
                 student=converted,
                 sequences=text.sequences,
-                steps=self.request.heal_steps,
+                steps=steps,
                 on_step=self.reporter.step,
             )
         self.reporter.note(healing.text)
@@ -322,29 +338,29 @@ class _Conversion:
                 )
         return losses
 
-    def _report(
+    def _found(
         self,
         model: LanguageModel,
         made: _Decoupled | None,
         rows: list[tuple[Variant, dict[str, TextLoss]]],
-    ) -> ConversionReport:
+    ) -> ConversionFindings:
         healing = None if made is None else made.healing
         pairs = [] if made is None else made.chosen.tolist()
-        return ConversionReport(
+        return ConversionFindings(
             source=self.source.opened.name,
             family=self.source.opened.family,
             files=self.source.opened.files,
             notes=self.source.opened.notes,
             parameters=model.n_parameters,
             recipe=self.recipe,
-            search=None if made is None or made.search is None else SearchReport.of(made.search),
+            search=None if made is None or made.search is None else SearchFindings.of(made.search),
             context=self.context,
             target_context=self.target_context,
             calibration=None if made is None else {**made.text.corpus.describe(), "left_out": []},
             calibration_tokens=0 if made is None else made.text.sequences.numel(),
             pairs=tuple(tuple(tuple(head) for head in layer) for layer in pairs),
             n_pairs=self.source.config.attention.shape.geo_head_dim // 2,
-            variants=variant_reports(rows, context=self.context, target_context=self.target_context),
+            variants=variant_findings(rows, context=self.context, target_context=self.target_context),
             healed_steps=healing.steps if healing is not None and healing.kept else 0,
             seconds=dict(self.seconds),
             peak_memory_bytes=peak_memory_bytes(torch.device("cpu")),
@@ -352,26 +368,26 @@ class _Conversion:
         )
 
     def _write(
-        self, folder: RunFolder, model: LanguageModel, report: ConversionReport, tokenizer: Tokenizer
-    ) -> None:
+        self, folder: RunFolder, model: LanguageModel, found: ConversionFindings, tokenizer: Tokenizer
+    ) -> Report:
+        command = command_line("convert", self.request)
+        report = report_of(found, command=command, out=self.request.out)
         write_output(
             folder,
             model,
             report,
+            name=found.source,
+            context=found.context,
             policy=self.policy,
             plugins=self.source.plugins,
             tokenizer=tokenizer,
             evaluate=self.request.evaluate[0],
             eval_tokens=self.request.eval_tokens,
         )
+        return report
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
-
-
-def _pairs(model: LanguageModel, measured: Calibration, recipe: Recipe) -> Tensor:
-    frequencies = model.attentions[0].rope.frequencies
-    return select_pairs(measured, frequencies, pairs=recipe.pairs, rule=recipe.rule, fit=recipe.fit)

@@ -1,7 +1,4 @@
-"""The folder that a conversion leaves: a run's, with the report of the conversion and its pictures.
-
-Called by `dba_plugins.convert.job`.
-"""
+"""The folder that a conversion leaves: a run's, with the report of the conversion and its pictures."""
 
 from __future__ import annotations
 
@@ -19,11 +16,10 @@ from dba_core.data.tokenizers import Tokenizer
 from dba_core.documents import write_json, write_whole
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoices
+from dba_core.report import Report
 from dba_core.runs.folder import RunFolder
 from dba_core.training.checkpoint_files import write_checkpoint
 from dba_core.training.fingerprint import settings_fingerprint
-from dba_plugins.convert.plots import Point, pair_map, pareto
-from dba_plugins.convert.report import ConversionReport, markdown
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -31,8 +27,10 @@ TOKENIZER_FILE = "tokenizer.json"
 def write_output(
     folder: RunFolder,
     model: LanguageModel,
-    report: ConversionReport,
+    report: Report,
     *,
+    name: str,
+    context: int,
     policy: KVCachePolicy,
     plugins: PluginChoices,
     tokenizer: Tokenizer,
@@ -42,13 +40,14 @@ def write_output(
     """Checkpoint, report, pictures, and last the configuration, with which the folder is a run.
 
     tokenizer: its special tokens are written too; a TOKENIZER_FILE in the folder goes before its name.
-    evaluate, eval_tokens: the text that `dba eval` takes, and how much of it.
+    name: of the run. context: the one that was measured, which `dba eval` takes. evaluate, eval_tokens: the
+    text that it takes, and how much of it.
     """
     own = folder.path / TOKENIZER_FILE
     config = RunConfig(
-        name=report.source,
+        name=name,
         device="cpu",
-        model=_for_runs(model.config, report.context),
+        model=_for_runs(model.config, context),
         data=DataConfig(source=evaluate, tokenizer=own.name if own.exists() else tokenizer.name),
         training=TrainingConfig(steps=0, batch_size=1),
         evaluation=EvaluationConfig(tokens=eval_tokens, fidelity_tokens=256),
@@ -59,13 +58,13 @@ def write_output(
         folder.checkpoint,
         step=0,
         tensors={"model": model.state_dict()},
-        state={"step": 0, "converted_from": report.source, "fingerprint": _fingerprint(model, config)},
+        state={"step": 0, "converted_from": name, "fingerprint": _fingerprint(model, config)},
         pointers=("best", "last"),
     )
     write_json(folder.path / SPECIAL_FILE, tokenizer.special.to_document())
-    write_json(folder.path / "conversion.json", report.to_dict())
-    write_whole(folder.path / "conversion.md", markdown(report))
-    _draw(folder, report)
+    write_json(folder.path / f"{report.name}.json", report.to_dict())
+    pictures = [f"{folder.plots.name}/{path.name}" for path in report.draw(folder.plots)]
+    write_whole(folder.path / f"{report.name}.md", report.markdown(pictures))
     write_json(folder.config_file, config.to_dict())
 
 
@@ -81,23 +80,3 @@ def _for_runs(config: ModelConfig, context: int) -> ModelConfig:
     return attrs.evolve(
         config, context=context, train_long_seq=attrs.evolve(config.train_long_seq, enabled=False)
     )
-
-
-def _draw(folder: RunFolder, report: ConversionReport) -> None:
-    points = [
-        Point(
-            name=variant.name,
-            bytes_per_token=variant.bytes_per_token,
-            increase=variant.mean_perplexity_increase,
-            own=variant.key.startswith("converted"),
-        )
-        for variant in report.variants
-    ]
-    pareto(folder.plots / "pareto.png", points, title=f"{report.source}: perplexity against cache size")
-    if report.recipe is not None:
-        pair_map(
-            folder.plots / "pairs.png",
-            report.pairs,
-            n_pairs=report.n_pairs,
-            title=f"{report.source}: pairs that became semantic ({report.recipe.rule})",
-        )

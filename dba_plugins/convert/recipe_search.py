@@ -4,8 +4,7 @@
 
 A tensor's format is measured on one recipe, alone, and taken in proportion to the pairs that the tensor holds
 under another. What is chosen was measured as a whole. Everything is compared with the source on a stretch of
-the calibration text that calibration did not read, so that the texts of the report stay unseen. Called by
-`dba_plugins.convert.job`.
+the calibration text that calibration did not read, so that the texts of the report stay unseen.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.model.language_model import LanguageModel
 from dba_plugins.convert.decouple import Recipe, decoupled_config
+from dba_plugins.convert.request import DEFAULT_PAIRS, ConvertRequest
 from dba_plugins.tune.policy_search import WINDOW, Single, Sizes, combinations, measure_singles
 from dba_plugins.tune.reference import Divergence, Reference
 from dba_plugins.tune.search import MOST_TRIES, Candidate, Goal, SearchResult, search
@@ -56,6 +56,34 @@ class RecipeSearch:
     measured_on: Recipe
     singles: tuple[Single, ...]
     result: SearchResult[Choice]
+
+
+def recipe_of(request: ConvertRequest) -> Recipe:
+    """What was asked for, or what is done without it."""
+    return Recipe(
+        pairs=request.pairs or DEFAULT_PAIRS,
+        latent=request.latent_width,
+        rule=request.select or "kl",
+        spread=request.spread is not False,
+        fit=request.fit is not False,
+    )
+
+
+def goal_of(request: ConvertRequest) -> Goal | None:
+    """None where nothing is searched for. Raises UsageError for one that cannot be."""
+    if request.budget_bytes is None and request.max_delta_nll is None:
+        return None
+    return Goal(budget_bytes=request.budget_bytes, max_delta_nll=request.max_delta_nll)
+
+
+def scope_of(request: ConvertRequest) -> Scope:
+    """What a search may choose: what was given stays."""
+    return Scope(
+        base=recipe_of(request),
+        pairs=request.pairs,
+        latent=None if request.latent is None else (request.latent_width,),
+        policy=None if request.kv_policy is None else request.policy,
+    )
 
 
 def recipes_of(source: AttentionConfig, scope: Scope) -> list[Recipe]:

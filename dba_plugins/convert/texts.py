@@ -1,7 +1,4 @@
-"""The texts of a conversion: one to calibrate on, others to evaluate on, all through the model's tokenizer.
-
-Called by `dba_plugins.convert.job`.
-"""
+"""The texts of a conversion: one to calibrate on, others to evaluate on, by the model's tokenizer."""
 
 from __future__ import annotations
 
@@ -14,10 +11,6 @@ from dba_core.config.data import DataConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit
 from dba_core.errors import DataError
-
-#: What is calibrated on, and evaluated on, when nothing else is given: texts that every CPython has.
-CALIBRATION = "docstrings"
-EVALUATION = ("pydoc",)
 
 
 @attrs.frozen(kw_only=True, eq=False)

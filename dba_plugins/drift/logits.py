@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dba_core.attention.long_sequence_path import plan_of
-from dba_core.attention.long_sequence_plan import LongSequencePlan
+from dba_core.attention.long_sequence.plan import LongSequencePlan, plan_of
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.data.tokenizers import Tokens
 from dba_core.evaluation.metrics import FidelityAccumulator

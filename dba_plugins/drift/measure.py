@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 import numpy as np
 
-from dba_core.attention.long_sequence_path import plan_of
+from dba_core.attention.long_sequence.plan import plan_of
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.data.corpus import Corpus
 from dba_core.evaluation.metrics import FidelityAccumulator

@@ -2,16 +2,26 @@
 
     k_mem[n] = (1/L) sum_l k[n, l],    v_mem[n] = (1/L) sum_l v[n, l]
 
-No parameters; the reference that the learned summarizers start from. Called by attention.long_sequence.
+No parameters; the reference that the learned summarizers start from.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dba_core.contracts import NoOptions, SummarizerPlugin, SummarizerRequest, Support
 from dba_core.hookspecs import hookimpl
-from dba_plugins.summarizers.pooling import block_mean, known_dtype
+from dba_plugins.summarizers.pooling import known_dtype
+
+
+def block_mean(blocks: Tensor) -> Tensor:
+    """[B, G, N, L, D] -> [B, G, N, D], summed in float32 (float64 for float64) and rounded once.
+
+    A sum and one division of the small result: `Tensor.mean` divides the whole expanded gradient in backward.
+    """
+    dtype = torch.float64 if blocks.dtype == torch.float64 else torch.float32
+    return (blocks.sum(dim=3, dtype=dtype) / blocks.shape[3]).to(blocks.dtype)
 
 
 class MeanSummarizer(nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dba_plugins.summarizers.pooling import block_mean
+from dba_plugins.summarizers.mean import block_mean
 
 
 class MeanPlusResidual(nn.Module):

@@ -18,7 +18,7 @@ from dba_core.distribution import NAME
 from dba_core.kinds import KINDS
 from dba_core.registry import Registry
 
-MARKER = re.compile(r"^<!-- plugin: (\w+) (\w+) -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- plugin: (\w+) ([\w.]+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

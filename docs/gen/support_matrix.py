@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from dba_core.config.kv_policy import TensorFormat, installed_formats
 from dba_core.contracts import AttentionShape, CachedTensor, DecodeRequest, Request, SummarizerRequest
 from dba_core.distribution import NAME
 from dba_core.kinds import KINDS, PluginKind
@@ -32,7 +33,7 @@ extra installed; `dba plugins why KIND` asks it for your configuration.
 
 
 def decode(*, formats: str = "q4_0", device: str = "cpu", dtype: str = "float32", width: int = 16) -> Request:
-    qblock = 32 if formats in {"q8_0", "q4_0", "nf4"} else 0
+    qblock = TensorFormat.parse(formats).qblock
     shape = AttentionShape(
         d_model=128, n_heads=8, n_kv_heads=2, sem_head_dim=8, geo_head_dim=width, v_head_dim=16
     )
@@ -58,7 +59,7 @@ def decode(*, formats: str = "q4_0", device: str = "cpu", dtype: str = "float32"
 def columns(kind: PluginKind) -> dict[str, Any]:
     """Column title -> the request that is asked."""
     if kind.request is DecodeRequest:
-        formats = {name: decode(formats=name) for name in ("fp32", "fp16", "bf16", "q8_0", "q4_0", "nf4")}
+        formats = {name: decode(formats=name) for name in installed_formats()}
         return formats | {
             "bfloat16 queries": decode(dtype="bfloat16"),
             "a head width of 512": decode(width=512),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dba_core.attention.long_sequence.plan import LongSequencePlan
 from dba_core.contracts import NullKV
 
 Summarize = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,6 +28,16 @@ class Setup(NamedTuple):
     kv_heads: int = 2
     null: bool = False
     mass: bool = True
+
+    def plan(self, length: int) -> LongSequencePlan:
+        """Of a sequence of `length` tokens."""
+        return LongSequencePlan(
+            length=length,
+            mem_block=self.block,
+            local_window=self.window,
+            q_chunk=self.chunk,
+            mass_correction=self.mass,
+        )
 
 
 class Inputs(NamedTuple):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tolerances import TOL
 
-from dba_core.attention import partial
-from dba_core.attention.partial import Partial, nothing, one_key, partial_attention
+from dba_core.attention.prefill import partial
+from dba_core.attention.prefill.partial import Partial, nothing, one_key, partial_attention
 
 pytestmark = pytest.mark.torch
 

@@ -7,9 +7,15 @@ import pytest
 import torch
 from tolerances import TOL
 
-from dba_core.attention.rope import RopeTable, apply_rope, rope_frequencies, shared_rope_table
+from dba_core.attention.rope import RopeTable, per_head, rope_frequencies, rotate_halves, shared_rope_table
 
 pytestmark = pytest.mark.torch
+
+
+def rotated(x: torch.Tensor, positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """x [B,H,T,D] at positions [T] or [B,T], by the table of these frequencies."""
+    table = RopeTable(frequencies).at(positions, int(positions.max()) + 1, x)
+    return rotate_halves(x, *(per_head(t, n_heads=x.shape[1]) for t in table))
 
 
 def turned(x: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
@@ -31,7 +37,7 @@ def test_rotation_per_kv_head_and_row(per_row: bool) -> None:
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     frequencies = torch.rand(2, 3, dtype=torch.float64)
     positions = torch.tensor([[3, 4, 5, 6, 7], [0, 9, 2, 100, 5]]) if per_row else torch.arange(3, 8)
-    out = apply_rope(x, positions, frequencies)
+    out = rotated(x, positions, frequencies)
     for b in range(2):
         at = (positions[b] if per_row else positions).numpy()
         for h in range(4):
@@ -44,7 +50,7 @@ def test_scores_depend_on_the_distance_alone() -> None:
     f = rope_frequencies(16, 10000.0)
 
     def score(i: int, j: int) -> float:
-        return float((apply_rope(q, torch.tensor([i]), f) * apply_rope(k, torch.tensor([j]), f)).sum())
+        return float((rotated(q, torch.tensor([i]), f) * rotated(k, torch.tensor([j]), f)).sum())
 
     assert score(7, 3) == pytest.approx(score(100_007, 100_003), abs=1e-9)
     assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
@@ -56,7 +62,7 @@ def test_float32_is_exact_far_out() -> None:
     positions = torch.tensor([131_071, 99_991])
     f = rope_frequencies(64, 10000.0)
     expected = turned(x[0, 0].double().numpy(), positions.numpy().astype(float), f.numpy())
-    np.testing.assert_allclose(apply_rope(x, positions, f)[0, 0].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(rotated(x, positions, f)[0, 0].numpy(), expected, atol=1e-6)
     table = RopeTable(f)
     cos, sin = table.at(positions, 131_072, x)
     angle = positions.double()[:, None] * f

@@ -6,7 +6,8 @@ import pytest
 import torch
 from long_sequence_oracle import Inputs, Setup, draw, draw_null, mean_of_blocks
 
-from dba_core.attention.long_sequence import long_sequence_attention
+from dba_core.attention.long_sequence.attention import long_sequence_attention
+from dba_core.attention.projections import Heads
 
 pytestmark = pytest.mark.torch
 
@@ -21,13 +22,10 @@ SETUPS = {
 
 def attend(inputs: Inputs, setup: Setup, null):
     return long_sequence_attention(
-        *inputs,
+        Heads(*inputs),
+        plan=setup.plan(inputs.v.shape[2]),
         summarizer=mean_of_blocks,
         null=null,
-        mem_block=setup.block,
-        local_window=setup.window,
-        q_chunk=setup.chunk,
-        mass_correction=setup.mass,
     )
 
 

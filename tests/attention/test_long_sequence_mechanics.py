@@ -18,9 +18,10 @@ from long_sequence_oracle import (
 from tolerances import TOL
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dba_core.attention.long_sequence import long_sequence_attention
-from dba_core.attention.long_sequence_masks import columns
-from dba_core.attention.long_sequence_plan import LongSequencePlan
+from dba_core.attention.long_sequence.attention import long_sequence_attention
+from dba_core.attention.long_sequence.plan import LongSequencePlan
+from dba_core.attention.packing import columns
+from dba_core.attention.projections import Heads
 
 pytestmark = pytest.mark.torch
 
@@ -29,13 +30,10 @@ SETUP = Setup(block=8, window=32, chunk=16)
 
 def attend(inputs: Inputs, *, setup: Setup = SETUP, null=None, summarizer=mean_of_blocks, **options):
     return long_sequence_attention(
-        *inputs,
+        Heads(*inputs),
+        plan=setup.plan(inputs.v.shape[2]),
         summarizer=summarizer,
         null=null,
-        mem_block=setup.block,
-        local_window=setup.window,
-        q_chunk=setup.chunk,
-        mass_correction=setup.mass,
         **options,
     )
 

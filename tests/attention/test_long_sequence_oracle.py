@@ -14,7 +14,8 @@ from long_sequence_oracle import (
 )
 from tolerances import TOL
 
-from dba_core.attention.long_sequence import long_sequence_attention
+from dba_core.attention.long_sequence.attention import long_sequence_attention
+from dba_core.attention.projections import Heads
 from dba_core.attention.reference import reference_attention
 
 pytestmark = pytest.mark.torch
@@ -37,13 +38,10 @@ CARRIERS = ("mask", "columns")
 
 def long_sequence(inputs: Inputs, setup: Setup, *, null=None, summarizer=mean_of_blocks, **options):
     return long_sequence_attention(
-        *inputs,
+        Heads(*inputs),
+        plan=setup.plan(inputs.v.shape[2]),
         summarizer=summarizer,
         null=null,
-        mem_block=setup.block,
-        local_window=setup.window,
-        q_chunk=setup.chunk,
-        mass_correction=setup.mass,
         **options,
     )
 

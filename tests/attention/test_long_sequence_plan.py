@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dba_core.attention.long_sequence_plan import LongSequencePlan
+from dba_core.attention.long_sequence.plan import LongSequencePlan
 from dba_core.errors import ConfigError
 
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from dba_core.errors import ConfigError
-from dba_plugins.bench import attention as attention_time
+from dba_core.report import SilentReporter
+from dba_plugins.bench import long as long_time
 from dba_plugins.bench import timing
-from dba_plugins.bench.attention import FP16, QUANTIZED, measure_long, measure_prefill
+from dba_plugins.bench.long import LongBench, measure_long
+from dba_plugins.bench.prefill import FP16, QUANTIZED, PrefillBench, measure_prefill
+from dba_plugins.bench.prefill import run as run_prefill
 from dba_plugins.bench.timing import interleaved
 
 pytestmark = pytest.mark.torch
@@ -54,7 +57,7 @@ def test_both_training_calls_are_right_and_reach_every_tensor(monkeypatch: pytes
     """What is compared must be attention of the same tensors, gradients included."""
     seen: dict[str, list[torch.Tensor]] = {}
     outs: dict[str, torch.Tensor] = {}
-    real = attention_time._training_call
+    real = long_time._training_call
 
     def look(attention, tensors, upstream):
         name = "exact" if len(tensors) == 3 else "long"
@@ -62,7 +65,7 @@ def test_both_training_calls_are_right_and_reach_every_tensor(monkeypatch: pytes
         outs[name] = attention(*tensors).detach()
         return real(attention, tensors, upstream)
 
-    monkeypatch.setattr(attention_time, "_training_call", look)
+    monkeypatch.setattr(long_time, "_training_call", look)
     rows = measure_long(tokens=700, repeats=2, widths=(2, 4, 6))
     assert [row.name for row in rows] == ["exact", "memory tokens, chunks of 128"]
     assert all(
@@ -75,9 +78,7 @@ def test_both_training_calls_are_right_and_reach_every_tensor(monkeypatch: pytes
 
 
 def test_the_report_has_a_row_per_candidate() -> None:
-    report = attention_time.prefill_report(
-        tokens=9, policies=attention_time.POLICIES, repeats=2, command="dba bench prefill"
-    )
+    report = run_prefill(PrefillBench(tokens=9, repeats=2), SilentReporter())
     assert [row["name"] for row in report.rows] == [
         f"{FP16},resid=0",
         f"{QUANTIZED},resid=0",
@@ -85,6 +86,6 @@ def test_the_report_has_a_row_per_candidate() -> None:
         f"{QUANTIZED},resid=1024",
     ]
     assert report.rows[0]["ratio"] == 1.0
-    long = attention_time.long_report(tokens=(40, 50), q_chunk=8, repeats=2, command="dba bench long")
+    long = long_time.run(LongBench(tokens=(40, 50), q_chunk=8, repeats=2), SilentReporter())
     assert [row["tokens"] for row in long.rows] == [40, 40, 50, 50]
     assert [row["speedup"] * row["ratio"] for row in long.rows] == pytest.approx([1.0] * 4)

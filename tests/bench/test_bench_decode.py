@@ -13,11 +13,11 @@ from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.errors import UnsupportedError
+from dba_core.report import Column, Report, SilentReporter, Table, machine_line
 from dba_plugins.bench import decode_data
 from dba_plugins.bench.baselines import baselines
-from dba_plugins.bench.decode import DecodeSettings, measure_decode
-from dba_plugins.bench.machine import describe_machine, machine_line
-from dba_plugins.bench.report import Column, Report
+from dba_plugins.bench.decode import DecodeBench, measure_decode
+from dba_plugins.bench.machine import describe_machine
 
 pytestmark = pytest.mark.torch
 
@@ -33,12 +33,13 @@ def _few_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(**more: object) -> Report:
-    settings = {"batches": (1, 2), "lengths": (7, 40), "repeats": 2, "flex": False, "policy": POLICY}
-    return measure_decode(DecodeSettings(shape=SHAPE, **{**settings, **more}), command="dba bench decode")
+    shape = {"heads": 4, "kv_heads": (2,), "sem_dim": 8, "geo_dim": 16, "v_dim": (12,)}
+    settings = {"batch": (1, 2), "length": (7, 40), "repeats": 2, "flex": False, "kv_policy": POLICY.short}
+    return measure_decode(DecodeBench(**{**shape, **settings, **more}), SilentReporter())
 
 
 def test_every_row_says_what_it_read_and_how_far_it_is_off() -> None:
-    report = measured(nulls=(False, True))
+    report = measured(null="both")
     names = {row["name"] for row in report.rows}
     assert {"streaming", "sdpa fp32", "sdpa fp32, V padded", "matmul fp32", "sdpa bf16"} <= names
     assert len(report.rows) == 2 * 2 * 2 * len(names)
@@ -54,7 +55,7 @@ def test_every_row_says_what_it_read_and_how_far_it_is_off() -> None:
 
 
 def test_ratios_are_those_of_the_medians_of_one_case() -> None:
-    rows = measured(batches=(1,), lengths=(40,)).rows
+    rows = measured(batch=(1,), length=(40,)).rows
     by_name = {row["name"]: row for row in rows}
     plain = [by_name[name]["ms"] for name in ("sdpa fp32", "sdpa fp32, V padded")]
     for row in rows:
@@ -67,19 +68,19 @@ def test_ratios_are_those_of_the_medians_of_one_case() -> None:
 
 
 def test_a_backend_that_cannot_is_noted_and_one_that_was_named_is_an_error() -> None:
-    wide = AttentionShape(d_model=8, n_heads=1, n_kv_heads=1, sem_head_dim=300, geo_head_dim=4, v_head_dim=4)
-    settings = DecodeSettings(shape=wide, batches=(1,), lengths=(3,), repeats=2, flex=False)
-    report = measure_decode(settings, command="x")
+    wide = {"heads": 1, "sem_dim": 300, "geo_dim": 4, "v_dim": (4,)}
+    settings = DecodeBench(**wide, batch=(1,), length=(3,), repeats=2, flex=False)
+    report = measure_decode(settings, SilentReporter())
     assert "cpu" not in {row["name"] for row in report.rows}
     assert any("width of k_sem" in note for note in report.notes)
-    named = DecodeSettings(shape=wide, batches=(1,), lengths=(3,), repeats=2, flex=False, backends=("cpu",))
+    named = DecodeBench(**wide, batch=(1,), length=(3,), repeats=2, flex=False, backend=("cpu",))
     with pytest.raises(UnsupportedError, match="width of k_sem"):
-        measure_decode(named, command="x")
+        measure_decode(named, SilentReporter())
 
 
 def test_threads_are_put_back() -> None:
     before = torch.get_num_threads()
-    rows = measured(batches=(1,), lengths=(7,), threads=(2, 1)).rows
+    rows = measured(batch=(1,), length=(7,), threads=(2, 1)).rows
     assert sorted({row["threads"] for row in rows}) == [1, 2]
     assert torch.get_num_threads() == before
 
@@ -99,13 +100,14 @@ def test_without_a_compiler_flex_is_left_out_with_the_reason(monkeypatch: pytest
 
 
 def test_the_report_as_a_page(tmp_path: Path) -> None:
-    machine = describe_machine(torch.device("cpu"))
+    machine = describe_machine("cpu")
+    rows = ({"a": 1.25, "b": None, "c": 3}, {"a": 2.0, "b": "p|q"})
     report = Report(
         name="x",
         title="A title",
         command="dba bench x",
-        columns=(Column("a", "A", "{:.1f}"), Column("b", "B")),
-        rows=({"a": 1.25, "b": None, "c": 3}, {"a": 2.0, "b": "p|q"}),
+        tables=(Table(columns=(Column("a", "A", "{:.1f}"), Column("b", "B")), rows=rows),),
+        figures={"rows": rows},
         machine=machine,
         notes=("said",),
     )
@@ -161,5 +163,5 @@ def test_saving_into_a_file_is_refused_before_anything_is_measured(
 ) -> None:
     (tmp_path / "file").write_text("precious", encoding="utf-8")
     assert main(["bench", "decode", "--save", str(tmp_path / "file")]) == 2
-    assert "is a file; give --save a folder" in capsys.readouterr().err
+    assert "is a file; reports are saved in a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text(encoding="utf-8") == "precious"

@@ -10,6 +10,7 @@ from dba_core.cache.bytes import bytes_per_token
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.errors import UnsupportedError
+from dba_core.report import SilentReporter
 from dba_plugins.bench import decode_gpu
 from dba_plugins.bench.decode_gpu import GpuDecodeSettings, measure_gpu_decode
 from dba_plugins.bench.timing import Timing
@@ -38,7 +39,10 @@ def measured(**changes: object):
     small = {"heads": 4, "kv_heads": (2, 4), "v_dims": (64,), "batches": (1, 2), "lengths": (40,)}
     settings = {**small, "backends": ("streaming",), "device": "cpu", **changes}
     return measure_gpu_decode(
-        GpuDecodeSettings(policy=POLICY, **settings), command="dba bench decode", timer=clock
+        GpuDecodeSettings(policy=POLICY, **settings),
+        SilentReporter(),
+        command="dba bench decode",
+        timer=clock,
     )
 
 

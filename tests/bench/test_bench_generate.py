@@ -7,18 +7,18 @@ import sys
 import pytest
 import torch
 
+from dba_core.report import SilentReporter
+
 pytestmark = pytest.mark.torch
 
 POLICIES = ("ksem=q4_0@8,kgeo=q8_0@8,v=q4_0@8,resid=4", "ksem=fp32,kgeo=fp32,v=fp32")
 
 
 def tiny(**changes):
-    from dba_plugins.bench.generate import GenerateSettings
+    from dba_plugins.bench.generate import GenerateBench
 
-    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "vocab_size": 61, "policies": POLICIES}
-    return GenerateSettings(
-        **{**sizes, "batches": (2,), "lengths": (9,), "new_tokens": 3, "repeats": 2, **changes}
-    )
+    sizes = {"d_model": 32, "layers": 2, "heads": 4, "d_ff": 48, "vocab_size": 61, "kv_policy": POLICIES}
+    return GenerateBench(**{**sizes, "batch": (2,), "length": (9,), "new_tokens": 3, "repeats": 2, **changes})
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -67,10 +67,10 @@ def test_models_of_different_sizes_are_not_compared():
 
 def test_the_report_has_a_row_per_shape_and_cache():
     pytest.importorskip("transformers")
-    from dba_plugins.bench.generate import measure_generate
+    from dba_plugins.bench.generate import run
 
     before = torch.get_num_threads()
-    report = measure_generate(tiny(lengths=(9, 5), threads=(1,)), command="dba bench generate")
+    report = run(tiny(length=(9, 5), threads=(1,)), SilentReporter())
     assert torch.get_num_threads() == before
     assert [(row["length"], row["kind"]) for row in report.rows] == [
         (length, kind) for length in (9, 5) for kind in ("backend", "backend", "baseline", "baseline")
@@ -115,21 +115,20 @@ def test_the_llama_decodes_after_its_filled_cache_and_goes_back_to_it(static):
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch):
     from dba_core.errors import UnsupportedError
-    from dba_plugins.bench.generate import measure_generate
+    from dba_plugins.bench.generate import run
 
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UnsupportedError, match=r"python -m pip install .*\[bench\]"):
-        measure_generate(tiny(), command="")
+        run(tiny(), SilentReporter())
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"batches": ()}, "no batch to measure; give at least one"),
-        ({"lengths": (9, 0)}, "length 0 cannot be measured; give 1 or more"),
-        ({"policies": ()}, "no policy to measure; give at least one"),
-        ({"new_tokens": 0}, "new tokens 0 cannot be measured; give 1 or more"),
-        ({"threads": (-1,)}, "threads -1 cannot be measured; give 1 or more"),
+        ({"batch": ()}, "no batch to measure; give at least one"),
+        ({"length": (9, 0)}, "length: 0 is out of range; allowed: numbers >= 1"),
+        ({"new_tokens": 0}, "new_tokens: 0 is out of range; allowed: numbers >= 1"),
+        ({"threads": (-1,)}, "threads: -1 is out of range; allowed: numbers from 1 to 1024"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(changes, text):

@@ -6,6 +6,8 @@ import math
 
 import pytest
 
+from dba_core.report import SilentReporter
+
 pytestmark = pytest.mark.torch
 
 CONTEXT, TOKENS = 24, 24 * 5 + 7
@@ -45,6 +47,7 @@ def report(model, text):
         limit_tokens=TOKENS,
         name="toy",
         command="dba bench quality toy",
+        reporter=SilentReporter(),
     )
 
 
@@ -86,6 +89,7 @@ def test_the_standard_error_is_that_of_the_mean_over_windows(model, text, report
             limit_tokens=min(CONTEXT, TOKENS - begin),
             name="toy",
             command="",
+            reporter=SilentReporter(),
         ).rows[1]
         deltas.append(alone["delta_nll"])
         assert math.isnan(alone["std_error"])
@@ -100,7 +104,14 @@ def test_bytes_per_token_are_those_of_the_cache_with_its_window(model, text, rep
         assert row["bytes_per_token"] == made.nbytes / CONTEXT
     windowed = f"{Q4.removesuffix(',resid=0')},resid=8"
     (_, row) = measure_quality(
-        model, text, policies=(windowed,), context=CONTEXT, limit_tokens=CONTEXT, name="toy", command=""
+        model,
+        text,
+        policies=(windowed,),
+        context=CONTEXT,
+        limit_tokens=CONTEXT,
+        name="toy",
+        command="",
+        reporter=SilentReporter(),
     ).rows
     made = model.new_cache(batch=1, capacity=CONTEXT, policy=windowed)
     assert row["bytes_per_token"] == made.nbytes / CONTEXT > report.rows[1]["bytes_per_token"]
@@ -137,7 +148,9 @@ def test_a_text_of_one_token_is_refused(model, text):
     from dba_plugins.bench.quality import measure_quality
 
     with pytest.raises(DataError, match="give at least 2"):
-        measure_quality(model, text[:1], context=8, limit_tokens=8, name="toy", command="")
+        measure_quality(
+            model, text[:1], context=8, limit_tokens=8, name="toy", command="", reporter=SilentReporter()
+        )
 
 
 def test_a_policy_that_cannot_be_read_is_refused(model, text):
@@ -153,6 +166,7 @@ def test_a_policy_that_cannot_be_read_is_refused(model, text):
             limit_tokens=8,
             name="t",
             command="",
+            reporter=SilentReporter(),
         )
 
 

@@ -7,13 +7,14 @@ import json
 import pytest
 
 from dba_cli.main import main
-from dba_plugins.bench.startup import measure_startup
+from dba_core.report import SilentReporter
+from dba_plugins.bench.startup import StartupBench, run
 
 pytestmark = pytest.mark.torch
 
 
 def test_startup_names_the_backend_that_ran() -> None:
-    report = measure_startup(repeats=2, command="dba bench startup")
+    report = run(StartupBench(repeats=2), SilentReporter())
     names = [row["name"] for row in report.rows]
     assert names[:2] == ["python -c pass", "import dba_core"]
     assert "kernels on the disk" in names[-1]

@@ -9,6 +9,7 @@ from test_cache_layer import MIXED, POLICIES, make, part, same, stores, tokens
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
 from dba_core.errors import CacheError
+from dba_plugins.decode.streaming import StreamingDecode, StreamingOptions
 
 pytestmark = pytest.mark.torch
 
@@ -144,14 +145,15 @@ def test_prefill_and_decode_hand_the_backend_s_writer_to_the_cache() -> None:
     config = AttentionConfig(
         d_model=24, n_heads=4, n_kv_heads=2, sem_head_dim=4, geo_head_dim=6, v_head_dim=5
     )
-    torch.manual_seed(0)
-    layer = DecoupledAttention(config).eval()
-    x = torch.randn(2, 9, 24)
+    x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0))
     writer = IndexWriter()
     outputs = []
     for each in (None, writer):
+        backend = StreamingDecode(StreamingOptions())
+        backend.writer = each
+        torch.manual_seed(0)
+        layer = DecoupledAttention(config, decode_backend=backend).eval()
         cache = layer.new_cache(batch=2, capacity=9, policy=MIXED)
-        layer.decode_backend(cache).writer = each
         outputs.append(torch.cat([layer(chunk, cache=cache) for chunk in x.split((6, 1, 2), dim=1)], dim=1))
     assert writer.calls == 3
     assert torch.equal(*outputs)

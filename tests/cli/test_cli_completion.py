@@ -83,7 +83,7 @@ def offered(words: str, incomplete: str) -> list[str]:
         ("run --out", "my", ["<dir>"]),
         ("plugins info", "cau", ["causal"]),
         ("plugins why", "ga", ["gate"]),
-        ("run --no-plugin", "conv", ["conv"]),
+        ("run --no-plugin", "conv", ["conv", "convert"]),
         ("config diff", "preset:paper-g", ["preset:paper-gqa"]),
         ("completion", "z", ["zsh"]),
         ("nothing", "x", []),

@@ -34,6 +34,7 @@ eval latest --steps 3                  | 2 | dba run --set training.steps=3
 eval latest --set seed=3               | 2 | an option of `dba run`
 eval latest --gate static              | 2 | dba run --plugin gate=static
 sample latest --preset default         | 2 | an option of `dba run`
+drift latest --out x                   | 2 | Write --save x
 drift latest --lr 3                    | 2 | dba run --set training.lr=3
 tune latest --budget 3                 | 2 | '--budget-bytes'
 bench decode --context 4096            | 2 | Write --length 4096

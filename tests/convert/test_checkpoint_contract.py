@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from fake_site import FakeSite, empty_site
 
 from dba_cli.main import main
+from dba_cli.scaffold.package import PluginPackage
 from dba_core.contracts import EXAMPLE, OpenedSource, SourceRequest, StoredWeight, Support, example_weights
 from dba_core.errors import CheckpointError, PluginError, SourceError
 from dba_core.model.pretrained import open_pretrained
@@ -35,6 +37,16 @@ class TestGguf(CheckpointSourceContract):
 
 class TestOrigin(CheckpointSourceContract):
     plugin = "origin"
+
+
+def test_a_new_source_keeps_it_as_written(tmp_path: Path) -> None:
+    package = PluginPackage(kind="checkpoint_source", name="mine")
+    spec = importlib.util.spec_from_loader(package.module, loader=None)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    exec(package.files()[f"{package.module}.py"], module.__dict__)
+    report = check_plugin("checkpoint_source", module.dba_checkpoint_source())
+    assert report.ok, report.violations
 
 
 class Changed(HuggingFaceSource):

@@ -20,9 +20,8 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.model.pretrained import open_pretrained
 from dba_plugins.convert.calibration import Calibration, calibrate
 from dba_plugins.convert.comparators import with_rotated_split
-from dba_plugins.convert.decouple import Recipe, decouple, spreading_matrix
+from dba_plugins.convert.decouple import RULES, Recipe, decouple, select_pairs, spreading_matrix
 from dba_plugins.convert.heal import heal
-from dba_plugins.convert.selection import RULES, select_pairs
 
 pytestmark = pytest.mark.torch
 

@@ -12,8 +12,7 @@ import torch
 from dba_core.errors import CheckpointError, UnsupportedError
 from dba_core.model.pretrained import open_pretrained
 from dba_plugins.convert.calibration import calibrate
-from dba_plugins.convert.decouple import Recipe, decouple
-from dba_plugins.convert.selection import select_pairs
+from dba_plugins.convert.decouple import Recipe, decouple, select_pairs
 
 pytestmark = pytest.mark.torch
 

@@ -155,8 +155,7 @@ def test_an_origin_checkpoint_becomes_a_run_as_it_is(tmp_path: Path, capsys) -> 
 def test_the_source_and_what_is_made_of_it_share_all_but_attention(tmp_path: Path) -> None:
     from dba_core.model.pretrained import open_pretrained
     from dba_plugins.convert.calibration import calibrate
-    from dba_plugins.convert.decouple import decouple
-    from dba_plugins.convert.selection import select_pairs
+    from dba_plugins.convert.decouple import decouple, select_pairs
 
     model = open_pretrained(write_folder(tmp_path / "model", WIDE, random_weights(WIDE))).build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -6,7 +6,9 @@ import pytest
 import torch
 from tolerances import TOL
 
-from dba_core.attention.long_sequence import long_sequence_attention
+from dba_core.attention.long_sequence.attention import long_sequence_attention
+from dba_core.attention.long_sequence.plan import LongSequencePlan
+from dba_core.attention.projections import Heads
 from dba_core.contracts import AttentionShape, SummarizerRequest
 from dba_core.errors import ConfigError, UnsupportedError
 from dba_core.registry import Registry
@@ -195,18 +197,12 @@ def test_the_scale_learns_at_step_0_and_the_weights_after(name: str, options: di
         torch.manual_seed(1)
         q_sem, q_geo = torch.randn(1, 4, 90, 3), torch.randn(1, 4, 90, 4)
         k_sem, k_geo, v = (torch.randn(1, 2, 90, width) for width in (3, 4, 5))
+        plan = LongSequencePlan(length=90, mem_block=L, local_window=20, q_chunk=15, mass_correction=True)
         out = long_sequence_attention(
-            q_sem,
-            q_geo,
-            k_sem,
-            k_geo,
-            v,
+            Heads(q_sem, q_geo, k_sem, k_geo, v),
+            plan=plan,
             summarizer=module,
             null=None,
-            mem_block=L,
-            local_window=20,
-            q_chunk=15,
-            mass_correction=True,
         )
         out.square().sum().backward()
 

@@ -89,7 +89,7 @@ def test_rich_gets_its_texts_through_the_rendering_module() -> None:
         for found in imports(path)
         if found.target.split(".")[0] == "rich" and not found.types_only
     }
-    assert importers == {RENDERING, "dba_cli.progress", "dba_cli.convert_progress"}
+    assert importers == {RENDERING, "dba_cli.progress"}
 
 
 def test_every_text_file_has_its_encoding_said() -> None:

@@ -24,8 +24,7 @@ from dba_core.evaluation.cached_loss import TextLoss
 from dba_core.runs.summary import Summary
 from dba_core.runs.summary_markdown import markdown
 from dba_plugins.convert.decouple import Recipe
-from dba_plugins.convert.report import ConversionReport, VariantReport
-from dba_plugins.convert.report import markdown as conversion_markdown
+from dba_plugins.convert.findings import ConversionFindings, VariantFindings, report_of
 
 pytestmark = pytest.mark.torch
 
@@ -112,7 +111,7 @@ def test_any_name_makes_a_report_that_encodes(summary: Summary, text: str) -> No
 @settings(max_examples=50)
 def test_any_tensor_name_makes_a_conversion_report_that_encodes(text: str) -> None:
     loss = TextLoss(nll=1.0, std_error=0.1, perplexity=2.7, tokens=9, window_nll=(1.0, 1.0))
-    variant = VariantReport(
+    variant = VariantFindings(
         key="own",
         name=text,
         policy="fp16",
@@ -123,7 +122,7 @@ def test_any_tensor_name_makes_a_conversion_report_that_encodes(text: str) -> No
         delta_nll={text: 0.0},
         delta_std_error={text: 0.0},
     )
-    report = ConversionReport(
+    report = ConversionFindings(
         source=text,
         family="llama",
         files=("config.json",),
@@ -143,10 +142,14 @@ def test_any_tensor_name_makes_a_conversion_report_that_encodes(text: str) -> No
         peak_memory_bytes=1,
         warnings=(f"the tensor {text} was left out",),
     )
-    written = conversion_markdown(report)
+
+    def page(found: ConversionFindings) -> str:
+        return report_of(found, command="dba convert m --out o", out=Path("o")).markdown()
+
+    written = page(report)
     written.encode("utf-8")
     assert not harmful(written.replace("\t", ""))
-    assert written.count("\n") == conversion_markdown(attrs.evolve(report, source="x")).count("\n")
+    assert written.count("\n") == page(attrs.evolve(report, source="x")).count("\n")
     assert sum(line.startswith("| ") for line in written.splitlines()) == 4
 
 

@@ -8,9 +8,10 @@ import attrs
 import pytest
 import torch
 
-from dba_core.attention.long_sequence_masks import ChunkMasks
-from dba_core.attention.long_sequence_path import plan_of
+from dba_core.attention.long_sequence.attention import ChunkMasks
+from dba_core.attention.long_sequence.plan import plan_of
 from dba_core.errors import ConfigError
+from dba_core.report import SilentReporter
 from dba_plugins.bench import recall as recall_tasks
 from dba_plugins.bench.recall import (
     COPY_DISTANCE,
@@ -155,7 +156,7 @@ def test_the_report_has_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(recall_tasks, "measure_recall", rows)
-    report = recall_tasks.recall_report(seeds=5, command="dba bench recall")
+    report = recall_tasks.run(recall_tasks.RecallBench(seeds=5), SilentReporter())
     assert [row["task"] for row in report.rows] == ["copy"] * 3 + ["mark of 4"] * 3
     assert report.rows[2]["exact_text"] == "4.0000 (2.0000 to 6.0000)"
     assert report.rows[2]["long"] == 4.5

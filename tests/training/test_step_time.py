@@ -13,6 +13,7 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
 from dba_plugins.bench import train as step_time
 from dba_plugins.bench.plain_gpt import PlainGPT
+from dba_plugins.bench.timing import WARMUP_ROUNDS
 from dba_plugins.bench.train import PLAIN, measure_step_times
 
 pytestmark = pytest.mark.torch
@@ -88,7 +89,7 @@ def test_models_take_turns_and_the_warmup_does_not_count(monkeypatch: pytest.Mon
     monkeypatch.setattr(step_time, "_plain_step", record("plain"))
     monkeypatch.setattr(step_time, "_library_step", record("library"))
     rows = measure_step_times(CONFIG, modes=("standard",), repeats=4)
-    assert turns == ["plain", "library"] * (step_time.WARMUP_ROUNDS + 4)
+    assert turns == ["plain", "library"] * (WARMUP_ROUNDS + 4)
     assert [row.timing.repeats for row in rows] == [4, 4]
 
 

@@ -1,0 +1,1 @@
+"""Prefill: tokens enter a cache in chunks and attend to it."""

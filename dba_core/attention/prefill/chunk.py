@@ -1,0 +1,295 @@
+"""Prefill: T tokens enter a cache and attend to it. The same numbers whatever the chunking.
+
+The query at position t reads positions (t - R, t] as the residual window of R tokens holds them and older
+ones as stored; with R = 0 it reads even itself as stored. In keys, with n the row's length before the chunk:
+
+    past, stored      p < n and p <= t - R        blocks of keys, each dequantized once for all queries
+    past, recent      p < n and p >  t - R        at most R - 1 keys, read before the chunk is appended
+    chunk, stored     p >= n and p <= t - R
+    chunk, recent     p >= n and t - R < p <= t
+
+The parts are merged by their log-sum-exp (prefill.partial). Only parts of constant size have a mask: no
+T x S matrix, no whole prefix in floating point, no loop over tokens. Rows may have different lengths: the
+chunk's own keys sit at the same place relative to every row's queries, and only blocks in which the lengths
+differ need a mask.
+
+Keys and values are read side by side, of one width (attention.packing). Each of the three tensors is stored
+in a format of its own; where a tensor is in a float format, "recent" and "stored" are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dba_core.attention.packing import Packing
+from dba_core.attention.prefill.partial import Partial, nothing, one_key, partial_attention
+from dba_core.attention.projections import Heads, share_heads
+from dba_core.cache.layer import LayerCache
+from dba_core.cache.store import TensorStore
+from dba_core.contracts import NullKV, TokenWriter
+
+KEY_BLOCK = 1024
+QUERY_BLOCK = 128
+
+
+@torch.no_grad()
+def prefill_attention(
+    heads: Heads,
+    cache: LayerCache,
+    *,
+    null: NullKV | None = None,
+    counts: Sequence[int] | None = None,
+    writer: TokenWriter | None = None,
+) -> Tensor:
+    """Append the chunk's keys and values to `cache` and attend: [B,H,T,Dv] in the queries' dtype.
+
+    counts: row b takes its first counts[b] tokens only (None: all T); outputs after them are zero. writer:
+    as in `LayerCache.append`, which also says what is raised.
+    """
+    v_width = heads.v.shape[-1]
+    packing = Packing.of(heads.k_sem, heads.k_geo, v=heads.v, dtype=_compute_dtype(heads.q_geo))
+    reader = KeptKeys(cache=cache, packing=packing)
+    past = _Past.of(cache, reader.window)
+    newest = reader.newest(past.n_recent) if past.n_recent else None
+    cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=writer)
+
+    real = _real_tokens(heads.q_geo, counts)
+    if real is not None:
+        heads = _without(heads, real)
+    q = packing.queries(heads.q_sem, heads.q_geo)  # [B, H, T, W]
+    state = nothing(q, width=packing.width) if null is None else one_key(q, *packing.null(null))
+    _add_past(state, q, past, reader)
+    _add_chunk(
+        state, q, past, _own_stored(heads, past, reader, ragged=real is not None), newest, heads, reader
+    )
+    out = state.out[..., :v_width].to(heads.v.dtype)
+    return out if real is None else torch.where(real[:, None, :, None], out, 0.0)
+
+
+@attrs.frozen(eq=False)
+class Keys:
+    """k and v [B,G,S,W]."""
+
+    k: Tensor
+    v: Tensor
+
+    def part(self, start: int, stop: int) -> Keys:
+        """Keys start..stop-1, as views."""
+        return Keys(self.k[:, :, start:stop], self.v[:, :, start:stop])
+
+    def joined(self, other: Keys) -> Keys:
+        """These keys, then the other's."""
+        return Keys(torch.cat([self.k, other.k], dim=2), torch.cat([self.v, other.v], dim=2))
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class KeptKeys:
+    """Reads one cache, packed."""
+
+    cache: LayerCache
+    packing: Packing
+
+    @property
+    def window(self) -> int:
+        """How many of the newest tokens a query reads as recent; 0 where that makes no difference."""
+        quantized = any(store.quantized and store.head_dim for store in self._stores)
+        return self.cache.residual_len if quantized else 0
+
+    def stored(self, start: int, stop: int) -> Keys:
+        """Positions start..stop-1 as stored; zeros past a row's length."""
+        return self._side_by_side(
+            *(store.stored(start, stop, dtype=self.packing.dtype) for store in self._stores)
+        )
+
+    def as_stored(self, heads: Heads) -> Keys:
+        """The tokens of `heads` as the cache stores them."""
+        return self._side_by_side(
+            *(store.as_stored(x, dtype=self.packing.dtype) for store, x in self._with_tokens(heads))
+        )
+
+    def as_recent(self, heads: Heads) -> Keys:
+        """The tokens of `heads` as the residual window holds them."""
+        return self._side_by_side(
+            *(store.as_recent(x, dtype=self.packing.dtype) for store, x in self._with_tokens(heads))
+        )
+
+    def newest(self, count: int) -> Keys:
+        """The newest `count` tokens of every row as the residual window holds them, the last one last.
+
+        A row with fewer than `count` has zeros in front. To be read before an append writes over them.
+        """
+        lengths = torch.tensor(self.cache.lengths, device=self.cache.lengths_device.device)
+        positions = lengths.unsqueeze(1) + torch.arange(-count, 0, device=lengths.device)  # [B, count]
+        return self._side_by_side(*(_newest(store, positions, self.packing.dtype) for store in self._stores))
+
+    @property
+    def _stores(self) -> tuple[TensorStore, TensorStore, TensorStore]:
+        return self.cache.k_sem, self.cache.k_geo, self.cache.v
+
+    def _with_tokens(self, heads: Heads) -> list[tuple[TensorStore, Tensor]]:
+        return list(zip(self._stores, (heads.k_sem, heads.k_geo, heads.v), strict=True))
+
+    def _side_by_side(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> Keys:
+        kv_heads = k_geo.shape[1]
+        k_sem, v = share_heads(k_sem, kv_heads), share_heads(v, kv_heads)
+        return Keys(*self.packing.tokens(k_sem, k_geo, v))
+
+
+def _newest(store: TensorStore, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tokens at positions [B,n] from the ring, or from a float format's storage: [B,G,n,D]."""
+    plane = store.codes if store.recent_ring is None else store.recent_ring
+    index = (positions % plane.shape[2])[:, None, :, None]  # [B, 1, n, 1]
+    values = plane.gather(2, index.expand(-1, store.n_heads, -1, store.head_dim)).to(dtype)
+    return values.masked_fill((positions < 0)[:, None, :, None], 0.0)
+
+
+@attrs.frozen(kw_only=True)
+class _Past:
+    """The rows' lengths before the chunk, and the window R."""
+
+    lengths: tuple[int, ...]
+    window: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, cache: LayerCache, window: int) -> _Past:
+        return cls(lengths=cache.lengths, window=window, device=cache.lengths_device.device)
+
+    @property
+    def equal(self) -> bool:
+        return min(self.lengths) == max(self.lengths)
+
+    @property
+    def n_recent(self) -> int:
+        """How many past tokens some query of the chunk may read as recent."""
+        return min(max(self.window - 1, 0), max(self.lengths))
+
+    def stored_for(self, query: int) -> int:
+        """Positions below this are past and read as stored, in every row, by this query and later ones."""
+        shortest = min(self.lengths)
+        return shortest if not self.window else max(0, min(shortest, shortest + query - self.window + 1))
+
+    def stored_until(self, query: int) -> int:
+        """Positions from here on are in no row past and read as stored by this query or earlier ones."""
+        longest = max(self.lengths)
+        return longest if not self.window else min(longest, longest + query - self.window + 1)
+
+    def column(self) -> Tensor:
+        """The lengths as [B,1,1,1] ([1,1,1,1] where all are equal)."""
+        rows = self.lengths[:1] if self.equal else self.lengths
+        return torch.tensor(rows, device=self.device)[:, None, None, None]
+
+
+def _add_past(state: Partial, q: Tensor, past: _Past, reader: KeptKeys) -> None:
+    """What is read as stored of the tokens before the chunk."""
+    q_len = q.shape[2]
+    far = past.stored_for(0)
+    for start, stop in _blocks(0, far, KEY_BLOCK):
+        keys = reader.stored(start, stop)
+        state.absorb(partial_attention(q, keys.k, keys.v))
+    head = min(q_len, max(past.window - 1, 0))  # the queries whose window reaches before the chunk
+    spans = [*_blocks(0, head, QUERY_BLOCK), *([(head, q_len)] if head < q_len else [])]
+    for start, stop in _blocks(far, max(past.lengths), KEY_BLOCK):
+        keys = reader.stored(start, stop)
+        for first, last in spans:
+            end = min(stop, past.stored_until(last - 1))
+            if end <= start:
+                continue
+            mask = None if end <= past.stored_for(first) else _past_mask(past, start, end, first, last)
+            seen = keys.part(0, end - start)
+            state.rows(first, last).absorb(partial_attention(q[:, :, first:last], seen.k, seen.v, mask=mask))
+
+
+def _past_mask(past: _Past, start: int, stop: int, first: int, last: int) -> Tensor:
+    """[B or 1, 1, queries or 1, keys]: position p is before the chunk, and no longer recent for the query."""
+    positions = torch.arange(start, stop, device=past.device)
+    lengths = past.column()
+    mask = positions < lengths  # [B, 1, 1, keys]
+    if past.window and first < past.window - 1:
+        queries = torch.arange(first, last, device=past.device).unsqueeze(-1)
+        mask = mask & (positions <= lengths + queries - past.window)
+    return mask
+
+
+def _own_stored(heads: Heads, past: _Past, reader: KeptKeys, *, ragged: bool) -> Keys:
+    """The chunk as stored: read back where all rows have it at the same place, else computed again."""
+    if past.equal and not ragged:
+        start = past.lengths[0]
+        return reader.stored(start, start + heads.v.shape[2])
+    return reader.as_stored(heads)
+
+
+def _add_chunk(
+    state: Partial,
+    q: Tensor,
+    past: _Past,
+    stored: Keys,
+    newest: Keys | None,
+    heads: Heads,
+    reader: KeptKeys,
+) -> None:
+    """What is read of the chunk, and of the past as recent. Positions are relative to the chunk's start."""
+    q_len, window = q.shape[2], past.window
+    if not window:
+        state.absorb(partial_attention(q, stored.k, stored.v, causal=True))
+        return
+    recent = reader.as_recent(heads)
+    if newest is not None:
+        recent = newest.joined(recent)  # positions -n_recent .. T-1
+    n_recent = past.n_recent
+    for first, last in _blocks(0, q_len, QUERY_BLOCK):
+        rows, queries = state.rows(first, last), q[:, :, first:last]
+        settled = max(0, first - window + 1)  # chunk positions below this are stored for all these queries
+        if settled:
+            keys = stored.part(0, settled)
+            rows.absorb(partial_attention(queries, keys.k, keys.v))
+        oldest = max(-n_recent, first - window + 1)
+        turning = range(settled, max(settled, last - window))
+        keys = stored.part(turning.start, turning.stop).joined(
+            recent.part(oldest + n_recent, last + n_recent)
+        )
+        mask = _chunk_mask(past, turning, range(oldest, last), range(first, last))
+        rows.absorb(partial_attention(queries, keys.k, keys.v, mask=mask))
+
+
+def _chunk_mask(past: _Past, stored: range, recent: range, queries: range) -> Tensor:
+    """[B or 1, 1, queries, stored + recent], positions relative to the chunk's start."""
+    t, p, r = (torch.arange(x.start, x.stop, device=past.device) for x in (queries, stored, recent))
+    t = t.unsqueeze(-1)
+    in_window = (r <= t) & (r > t - past.window)
+    mask = torch.cat([p <= t - past.window, in_window], dim=-1)[None, None]
+    if past.equal:
+        return mask
+    exists = r >= -past.column()  # [B, 1, 1, recent]: a short row has no position that far back
+    return mask & F.pad(exists, (len(stored), 0), value=True)
+
+
+def _real_tokens(q: Tensor, counts: Sequence[int] | None) -> Tensor | None:
+    """bool [B,T]: which tokens a row takes; None when every row takes all."""
+    if counts is None or min(counts) == q.shape[2]:
+        return None
+    taken = torch.tensor(list(counts), device=q.device).unsqueeze(1)
+    return torch.arange(q.shape[2], device=q.device) < taken
+
+
+def _without(heads: Heads, real: Tensor) -> Heads:
+    """Zeros in place of the tokens that are not taken: they may hold anything."""
+    drop = ~real[:, None, :, None]
+    return Heads(*(each.masked_fill(drop, 0.0) for each in heads))
+
+
+def _compute_dtype(q: Tensor) -> torch.dtype:
+    """Half precision only where there are kernels for it."""
+    if q.dtype in (torch.float32, torch.float64) or q.device.type == "cuda":
+        return q.dtype
+    return torch.float32
+
+
+def _blocks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
