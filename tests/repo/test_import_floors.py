@@ -45,35 +45,7 @@ STILL_IN_A_CIRCLE = {
     ("dba_core.data.tokenizers", "dba_core.data.extra_tokenizers"),
 }
 STILL_PRIVATE_TO_PLUGINS: set[tuple[str, str]] = set()
-STILL_PAST_THE_REGISTRY = {
-    ("dba_cli.commands.bench.common", "dba_plugins.bench.machine"),
-    ("dba_cli.commands.bench.common", "dba_plugins.bench.report"),
-    ("dba_cli.commands.bench.converted", "dba_plugins.bench.converted"),
-    ("dba_cli.commands.bench.decode", "dba_plugins.bench.charts"),
-    ("dba_cli.commands.bench.decode", "dba_plugins.bench.decode"),
-    ("dba_cli.commands.bench.decode", "dba_plugins.bench.decode_gpu"),
-    ("dba_cli.commands.bench.generate", "dba_plugins.bench.charts"),
-    ("dba_cli.commands.bench.generate", "dba_plugins.bench.generate"),
-    ("dba_cli.commands.bench.kernels", "dba_plugins.bench.kernels"),
-    ("dba_cli.commands.bench.long", "dba_plugins.bench.attention"),
-    ("dba_cli.commands.bench.long", "dba_plugins.bench.charts"),
-    ("dba_cli.commands.bench.plugins", "dba_plugins.bench.plugin_cost"),
-    ("dba_cli.commands.bench.prefill", "dba_plugins.bench.attention"),
-    ("dba_cli.commands.bench.prefill", "dba_plugins.bench.charts"),
-    ("dba_cli.commands.bench.quality", "dba_plugins.bench.quality"),
-    ("dba_cli.commands.bench.quality", "dba_plugins.bench.quality_chart"),
-    ("dba_cli.commands.bench.recall", "dba_plugins.bench.recall"),
-    ("dba_cli.commands.bench.startup", "dba_plugins.bench.startup"),
-    ("dba_cli.commands.bench.train", "dba_plugins.bench.charts"),
-    ("dba_cli.commands.bench.train", "dba_plugins.bench.train"),
-    ("dba_cli.commands.convert", "dba_plugins.convert.decouple"),
-    ("dba_cli.commands.convert", "dba_plugins.convert.job"),
-    ("dba_cli.commands.convert", "dba_plugins.convert.recipe_search"),
-    ("dba_cli.commands.convert", "dba_plugins.convert.report"),
-    ("dba_cli.commands.convert", "dba_plugins.convert.request"),
-    ("dba_cli.commands.convert", "dba_plugins.tune.search"),
-    ("dba_cli.convert_progress", "dba_plugins.convert.request"),
-}
+STILL_PAST_THE_REGISTRY: set[tuple[str, str]] = set()
 
 Edges = dict[str, set[str]]
 
