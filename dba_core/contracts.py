@@ -198,6 +198,7 @@ class KVTensor(Protocol):
     codes [B,G,capacity,C]: dtype and C are the format's. scales [B,n_blocks,capacity]: None for float
     formats. recent_ring [B,G,R,D] fp16: position p is in slot p % R; None without a residual window. qblock:
     values per scale, 0 for float formats. max_input: the largest |x| that is stored.
+    The planes are made once: a kernel may keep their addresses for as long as the cache lives.
     """
 
     @property

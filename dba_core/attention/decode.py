@@ -1,26 +1,42 @@
-"""Which decode backend serves a cache, chosen once for each cache and kept while it lives.
+"""Which decode backend serves a cache, chosen once for each cache and kept while it lives; how it is called.
 
 A backend is chosen by what the cache is (formats, residual window, batch, capacity, device), whether there is
 a null token, and the queries' dtype: the `DecodeRequest`. What was chosen stays as long as its cache, and for
 the `KEPT` last requests, so that the next cache that asks for the same has it: a process that makes caches of
-ever new sizes keeps no more than that. Called by attention.module, once per decoded token.
+ever new sizes keeps no more than that.
+
+What a backend returns is looked at where it enters (`ServedCache.decode`): its form in every call, its values
+in the first one over a cache, and in every one after `check_every_call`. A form cannot tell everything: out
+[B,Dv,H] passes as [B,H,Dv] where H = Dv. `dba plugins check` compares numbers.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
+from dba_core.attention.entrance import finite, form_problem, kind_of, may_wait, wrong
 from dba_core.attention.parts import built_backend
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.contracts import AttentionShape, CachedTensor, DecodeBackend, DecodeRequest
+from dba_core.contracts import (
+    AttentionShape,
+    CachedTensor,
+    DecodeBackend,
+    DecodeOutput,
+    DecodeRequest,
+    KVLayer,
+    NullKV,
+    TokenWriter,
+)
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
+from dba_core.registry.contain import Blame, shown
 
 #: Requests whose backend stays although no cache needs it any more.
 KEPT = 16
@@ -84,6 +100,68 @@ def _specs(shape: AttentionShape, policy: KVCachePolicy) -> tuple[CachedTensor, 
     return k_sem, k_geo, v
 
 
+class ServedCache:
+    """The backend of one cache for queries of one dtype, and the writer of what is appended to it.
+
+    Every call takes the cache, which is not held: what was made for it ends with it.
+    """
+
+    def __init__(self, backend: DecodeBackend, selection: Selection | None) -> None:
+        """selection: how the backend was chosen; None: it was given."""
+        self.backend, self.selection = backend, selection
+        #: stores the tokens that come to the cache; None leaves it to the cache
+        self.writer: TokenWriter | None = self if backend.writer is not None else None
+        self._seen = False
+
+    def who(self) -> str:
+        """The backend as errors call it."""
+        if self.selection is None:
+            return f"decode_backend {type(self.backend).__name__}, given as an object,"
+        return self.selection.who
+
+    def decode(
+        self, q_sem: Tensor, q_geo: Tensor, cache: KVLayer, *, null: NullKV | None, every_call: bool
+    ) -> Tensor:
+        """The backend's out [B,H,Dv]. Raises PluginError for another form, and for a NaN from finite queries.
+
+        every_call: look at the values in this call too, which waits for the device; never inside a captured
+        CUDA graph.
+        """
+        with Blame(self.who):
+            done: object = self.backend.decode(q_sem, q_geo, cache, null=null)
+        if not isinstance(done, DecodeOutput):
+            raise wrong(self.who(), f"returned {kind_of(done)}", "a DecodeOutput")
+        batch, heads, _ = q_geo.shape
+        wanted = (batch, heads, cache.v.head_dim)
+        problem = form_problem(done.out, wanted, device=q_geo.device, dtype=q_geo.dtype)
+        if problem is not None:
+            turned = isinstance(done.out, Tensor) and tuple(done.out.shape) == (batch, wanted[2], heads)
+            note = ", which is [B,Dv,H]: heads and values are transposed" if turned else ""
+            raise wrong(self.who(), f"returned out {problem[0]}{note}", f"{problem[1]} [B,H,Dv]")
+        if done.lse is not None:
+            problem = form_problem(done.lse, (batch, heads), device=q_geo.device, dtype=torch.float32)
+            if problem is not None:
+                raise wrong(self.who(), f"returned lse {problem[0]}", f"{problem[1]} [B,H]")
+        if (every_call or not self._seen) and may_wait(q_geo):
+            if not finite(done.out) and finite(q_sem) and finite(q_geo):
+                raise wrong(
+                    self.who(), "returned out with a NaN or an infinity from finite queries", "finite numbers"
+                )
+            self._seen = True
+        return done.out
+
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+        """As `TokenWriter.write`; exceptions get the backend's name, and the answer is looked at."""
+        writer = self.backend.writer
+        if writer is None:
+            return False
+        with Blame(self.who, "failed when it wrote to the cache"):
+            written: object = writer.write(cache, k_sem, k_geo, v)
+        if not isinstance(written, bool):
+            raise wrong(self.who(), f"answered {shown(written)} when it wrote to the cache", "True or False")
+        return written
+
+
 class DecodeBackends:
     """The backends of one attention layer. One given as an instance serves every cache, nothing is chosen."""
 
@@ -95,9 +173,9 @@ class DecodeBackends:
         has_null: bool,
         registry: Registry | None,
     ) -> None:
-        choice = PluginChoice(given) if isinstance(given, str) else given
-        self._choice = choice if isinstance(choice, PluginChoice) else None
-        self._fixed = None if isinstance(choice, PluginChoice) else choice
+        #: look at the values that backends return in every call, not in the first one over a cache alone
+        self.every_call = False
+        self._given = PluginChoice(given) if isinstance(given, str) else given
         self._shape = shape
         self._has_null = has_null
         self._registry = registry
@@ -111,19 +189,27 @@ class DecodeBackends:
         vars(self).update(state)
         self._forget()
 
-    @property
-    def chosen(self) -> bool:
-        """Whether the registry chooses, rather than the caller having given an instance."""
-        return self._choice is not None
+    def serving(self, cache: LayerCache, dtype: torch.dtype) -> ServedCache:
+        """What serves this cache for queries of this dtype. Raises UnsupportedError where nothing does."""
+        by_dtype = self._served.get(cache)
+        if by_dtype is None:
+            by_dtype = self._served[cache] = {}
+        found = by_dtype.get(dtype)
+        if found is None:
+            found = by_dtype[dtype] = self._serve(cache, dtype)
+        return found
 
     def selection(self, cache: LayerCache, dtype: torch.dtype) -> Selection:
         """What the registry chose for this cache and why. Raises UnsupportedError for an instance."""
-        return self._select(cache, dtype)[0]
+        selection = self.serving(cache, dtype).selection
+        return self._refuse() if selection is None else selection
 
     def selection_without_cache(
         self, policy: KVCachePolicy, *, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> Selection:
         """The same for a cache of one sequence that is not made."""
+        if not isinstance(self._given, PluginChoice):
+            self._refuse()
         request = _request(
             self._shape,
             _specs(self._shape, policy),
@@ -134,33 +220,20 @@ class DecodeBackends:
             device=device,
             dtype=dtype,
         )
-        return self._for_request(self._named(), request)[0]
+        return self._for_request(self._given, request)[0]
 
-    def backend(self, cache: LayerCache, dtype: torch.dtype) -> DecodeBackend:
-        """The backend that decodes over this cache."""
-        return self._fixed if self._fixed is not None else self._select(cache, dtype)[1]
+    def _serve(self, cache: LayerCache, dtype: torch.dtype) -> ServedCache:
+        if not isinstance(self._given, PluginChoice):
+            return ServedCache(self._given, None)
+        request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
+        selection, backend = self._for_request(self._given, request)
+        return ServedCache(backend, selection)
 
-    def who(self, cache: LayerCache, dtype: torch.dtype) -> str:
-        """The backend of this cache as errors call it."""
-        if self._choice is None:
-            return f"decode_backend {type(self._fixed).__name__}, given as an object,"
-        return self._select(cache, dtype)[0].who
-
-    def _select(self, cache: LayerCache, dtype: torch.dtype) -> _Chosen:
-        choice = self._named()
-        served = self._served.setdefault(cache, {})
-        if dtype not in served:
-            request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
-            served[dtype] = self._for_request(choice, request)
-        return served[dtype]
-
-    def _named(self) -> PluginChoice:
-        if self._choice is None:
-            raise UnsupportedError(
-                "the decode backend was given as an instance, so the registry chose nothing; give its name "
-                "to have it selected and explained"
-            )
-        return self._choice
+    def _refuse(self) -> NoReturn:
+        raise UnsupportedError(
+            "the decode backend was given as an instance, so the registry chose nothing; give its name "
+            "to have it selected and explained"
+        )
 
     def _for_request(self, choice: PluginChoice, request: DecodeRequest) -> _Chosen:
         chosen = self._newest.pop(request, None)
@@ -174,5 +247,5 @@ class DecodeBackends:
         return chosen
 
     def _forget(self) -> None:
-        self._served: WeakKeyDictionary[LayerCache, dict[torch.dtype, _Chosen]] = WeakKeyDictionary()
+        self._served: WeakKeyDictionary[LayerCache, dict[torch.dtype, ServedCache]] = WeakKeyDictionary()
         self._newest: OrderedDict[DecodeRequest, _Chosen] = OrderedDict()

@@ -1,35 +1,21 @@
 """Where what a plugin returns enters the attention: it is looked at there, and what it raises gets its name.
 
 Form (type, shape, dtype, device) is looked at in every call, in compiled code too. Values (finite, a gate in
-[0,1]) are looked at when a part, or a backend over a cache, is called for the first time, and in every call
-after `check_every_call`: that waits for the device. Nothing is looked at inside a captured CUDA graph, nor
-values in compiled code. Called by attention.module.
-
-A form cannot tell everything: out [B,Dv,H] passes as [B,H,Dv] where H = Dv. `dba plugins check` compares
-numbers.
+[0,1]) are looked at when a part is called for the first time, and in every call after `check_every_call`:
+that waits for the device. Nothing is looked at inside a captured CUDA graph, nor values in compiled code.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from dba_core.attention.inputs import autocast_enabled
-from dba_core.contracts import (
-    AttentionShape,
-    DecodeBackend,
-    DecodeOutput,
-    Kind,
-    KVLayer,
-    NullKV,
-    Summarizer,
-    TokenWriter,
-)
+from dba_core.contracts import AttentionShape, Kind, NullKV, Summarizer
 from dba_core.errors import PluginError
 from dba_core.registry import Selection
 from dba_core.registry.contain import Blame, shown
@@ -53,7 +39,7 @@ class PartEntrance:
         self._check_form(part, "gate", gate, wanted, device=x.device)
         if self._looks(part, x) and gate.numel():
             low, high = torch.stack(torch.aminmax(gate.detach())).tolist()
-            if not (low >= -_ROUNDING and high <= 1 + _ROUNDING) and _finite(x):
+            if not (low >= -_ROUNDING and high <= 1 + _ROUNDING) and finite(x):
                 raise self._wrong(part, f"returned a gate with values from {low:.4g} to {high:.4g}", "0 to 1")
             self._seen = part
         return cast("Tensor", gate)
@@ -83,7 +69,7 @@ class PartEntrance:
         """k_sem [B,G,N,L,Ds], v [B,G,N,L,Dv] -> [B,G,N,Ds], [B,G,N,Dv]."""
         made = self._call(part, k_sem, v)
         if not isinstance(made, tuple) or len(made) != 2:
-            raise self._wrong(part, f"returned {_kind_of(made)}", "a tuple of two tensors")
+            raise self._wrong(part, f"returned {kind_of(made)}", "a tuple of two tensors")
         named = {"memory keys": made[0], "memory values": made[1]}
         dtype = None if autocast_enabled(v.device) else v.dtype
         for (name, tensor), x in zip(named.items(), (k_sem, v), strict=True):
@@ -103,7 +89,7 @@ class PartEntrance:
         """Whether the values are looked at in this call. Compiled code does not depend on what was seen."""
         if torch.compiler.is_compiling() or (self._seen is part and not self.every_call):
             return False
-        return _may_wait(like)
+        return may_wait(like)
 
     def _check_form(
         self,
@@ -120,8 +106,8 @@ class PartEntrance:
             raise self._wrong(part, f"returned {name} {problem[0]}", problem[1])
 
     def _check_finite(self, part: nn.Module, named: Mapping[str, Tensor], *, given: Sequence[Tensor]) -> None:
-        bad = [name for name, tensor in named.items() if not _finite(tensor)]
-        if bad and all(map(_finite, given)):
+        bad = [name for name, tensor in named.items() if not finite(tensor)]
+        if bad and all(map(finite, given)):
             raise self._wrong(
                 part, f"returned {' and '.join(bad)} with a NaN or an infinity", "finite numbers"
             )
@@ -136,82 +122,12 @@ class PartEntrance:
         return wrong(self._who(part), what, allowed)
 
 
-class DecodeEntrance:
-    """The decode backends of one layer."""
-
-    def __init__(self) -> None:
-        self.every_call = False
-        self._seen: WeakSet[KVLayer] = WeakSet()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy has other caches."""
-        return {"every_call": self.every_call}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.every_call = state["every_call"]
-        self._seen = WeakSet()
-
-    def decode(
-        self,
-        backend: DecodeBackend,
-        q_sem: Tensor,
-        q_geo: Tensor,
-        cache: KVLayer,
-        *,
-        null: NullKV | None,
-        who: Callable[[], str],
-    ) -> Tensor:
-        """The backend's out [B,H,Dv]. Raises PluginError for another form, and for a NaN from finite queries.
-        who: the backend as errors call it.
-        """
-        with Blame(who):
-            done: object = backend.decode(q_sem, q_geo, cache, null=null)
-        if not isinstance(done, DecodeOutput):
-            raise wrong(who(), f"returned {_kind_of(done)}", "a DecodeOutput")
-        batch, heads, _ = q_geo.shape
-        wanted = (batch, heads, cache.v.head_dim)
-        problem = form_problem(done.out, wanted, device=q_geo.device, dtype=q_geo.dtype)
-        if problem is not None:
-            turned = (
-                tuple(done.out.shape) == (batch, wanted[2], heads) if isinstance(done.out, Tensor) else False
-            )
-            note = ", which is [B,Dv,H]: heads and values are transposed" if turned else ""
-            raise wrong(who(), f"returned out {problem[0]}{note}", f"{problem[1]} [B,H,Dv]")
-        if done.lse is not None:
-            problem = form_problem(done.lse, (batch, heads), device=q_geo.device, dtype=torch.float32)
-            if problem is not None:
-                raise wrong(who(), f"returned lse {problem[0]}", f"{problem[1]} [B,H]")
-        looks = self.every_call or cache not in self._seen
-        if looks and not cache.capturing and _may_wait(q_geo):
-            if not _finite(done.out) and _finite(q_sem) and _finite(q_geo):
-                raise wrong(
-                    who(), "returned out with a NaN or an infinity from finite queries", "finite numbers"
-                )
-            self._seen.add(cache)
-        return done.out
-
-
-class NamedWriter:
-    """A backend's writer whose exceptions get the backend's name, and whose answer is looked at."""
-
-    def __init__(self, writer: TokenWriter, who: Callable[[], str]) -> None:
-        self._writer, self._who = writer, who
-
-    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
-        """As `TokenWriter.write`."""
-        with Blame(self._who, "failed when it wrote to the cache"):
-            written: object = self._writer.write(cache, k_sem, k_geo, v)
-        if not isinstance(written, bool):
-            raise wrong(self._who(), f"answered {shown(written)} when it wrote to the cache", "True or False")
-        return written
-
-
 def form_problem(
     tensor: object, shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[str, str] | None:
     """(what it is, what is allowed) where it is no tensor of this form. dtype None: any floating-point."""
     if not isinstance(tensor, Tensor):
-        return f"that is {_kind_of(tensor)}", f"a tensor of shape {list(shape)}"
+        return f"that is {kind_of(tensor)}", f"a tensor of shape {list(shape)}"
     if tensor.shape != shape:
         return f"of shape {list(tensor.shape)}", f"{list(shape)}"
     if tensor.dtype != dtype and (dtype is not None or not tensor.is_floating_point()):
@@ -229,16 +145,16 @@ def wrong(who: str, what: str, allowed: str) -> PluginError:
     )
 
 
-def _kind_of(value: object) -> str:
+def kind_of(value: object) -> str:
     return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
-def _may_wait(like: Tensor) -> bool:
+def may_wait(like: Tensor) -> bool:
     """Whether values can be read now: there are some, and they are not only being recorded."""
     if like.device.type == "meta":
         return False
     return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _finite(x: Tensor) -> bool:
+def finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x).all())

@@ -10,14 +10,13 @@ without the rest of the library.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dba_core.attention.decode import DecodeBackends
-from dba_core.attention.entrance import DecodeEntrance, NamedWriter, PartEntrance
+from dba_core.attention.decode import DecodeBackends, ServedCache
+from dba_core.attention.entrance import PartEntrance
 from dba_core.attention.fused import fused_attention
 from dba_core.attention.inputs import check_inputs, uncompiled, weight_of, without_autocast
 from dba_core.attention.long_sequence.attention import long_sequence_attention
@@ -100,7 +99,6 @@ class DecoupledAttention(HeadProjections):
         self._summarizer_entrance = PartEntrance(
             "summarizer", self.summarizer, self.selections.get("summarizer")
         )
-        self._decode_entrance = DecodeEntrance()
         self._at_evaluation: LongSequencePath | None = None
         self._exact_in_training = False
 
@@ -180,11 +178,12 @@ class DecoupledAttention(HeadProjections):
 
     def decode_backend(self, cache: LayerCache, dtype: torch.dtype | None = None) -> DecodeBackend:
         """The decode backend that serves this cache for queries of this dtype (the weights' by default)."""
-        dtype = self.weight.dtype if dtype is None else dtype
-        backend = self._backends.backend(cache, dtype)
-        if self._backends.chosen:
-            self._note("decode_backend", self._backends.selection(cache, dtype))
-        return backend
+        return self._serving(cache, self.weight.dtype if dtype is None else dtype).backend
+
+    def _serving(self, cache: LayerCache, dtype: torch.dtype) -> ServedCache:
+        served = self._backends.serving(cache, dtype)
+        self._note("decode_backend", served.selection)
+        return served
 
     @contextlib.contextmanager
     def long_sequence_at_evaluation(
@@ -222,12 +221,12 @@ class DecoupledAttention(HeadProjections):
         """Look at the values that plugins return in every call, not in the first one alone (`--strict`).
         Returns whether that was so before.
         """
-        before = self._decode_entrance.every_call
+        before = self._backends.every_call
         for entrance in (
             self._gate_entrance,
             self._null_entrance,
             self._summarizer_entrance,
-            self._decode_entrance,
+            self._backends,
         ):
             entrance.every_call = wanted
         return before
@@ -291,28 +290,21 @@ class DecoupledAttention(HeadProjections):
         if q_len == 0:
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
         heads = self._heads(x, *self._angles_after(cache, q_len, x))
-        backend = self.decode_backend(cache, heads.q_geo.dtype)
-        who = functools.partial(self._backends.who, cache, heads.q_geo.dtype)
-        writer = None if backend.writer is None else NamedWriter(backend.writer, who)
+        served = self._serving(cache, heads.q_geo.dtype)
         with without_autocast(x.device):
             if q_len > 1:
                 return prefill_attention(
-                    heads, cache, null=self._null(), counts=counts, writer=writer
+                    heads, cache, null=self._null(), counts=counts, writer=served.writer
                 ).transpose(1, 2)
-            cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=writer)
-            return self._decode(heads, cache, counts, backend, who).unsqueeze(1)
+            cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=served.writer)
+            return self._decode(heads, cache, counts, served).unsqueeze(1)
 
     def _decode(
-        self,
-        heads: Heads,
-        cache: LayerCache,
-        counts: Sequence[int] | None,
-        backend: DecodeBackend,
-        who: Callable[[], str],
+        self, heads: Heads, cache: LayerCache, counts: Sequence[int] | None, served: ServedCache
     ) -> Tensor:
         """One token per row, which the cache holds: [B, H, Dv]."""
         q_sem, q_geo = heads.q_sem[:, :, 0], heads.q_geo[:, :, 0]
-        out = self._decode_entrance.decode(backend, q_sem, q_geo, cache, null=self._null(), who=who)
+        out = served.decode(q_sem, q_geo, cache, null=self._null(), every_call=self._backends.every_call)
         if counts is None or all(counts):
             return out
         took = torch.tensor(list(counts), device=out.device, dtype=torch.bool)

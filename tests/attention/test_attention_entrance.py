@@ -10,7 +10,6 @@ import pytest
 import torch
 from broken_plugins.decode_backends import Dense, DensePlugin
 
-from dba_core.attention.entrance import NamedWriter
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
@@ -276,9 +275,10 @@ def test_nor_does_a_writer(raised: type[BaseException]) -> None:
         def write(self, cache, k_sem, k_geo, v) -> bool:
             raise raised(0)
 
-    named = NamedWriter(Leaving(), lambda: "decode_backend 'odd' of acme 1.2")
+    backend = Dense()
+    backend.writer = Leaving()
     with pytest.raises(PluginError, match=r"^decode_backend 'odd' of acme 1\.2 failed when it wrote"):
-        named.write(None, None, None, None)
+        decoded(layer("decode_backend", lambda: backend))
 
 
 def later(good: int):

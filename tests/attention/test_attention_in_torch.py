@@ -49,7 +49,7 @@ def test_copies_of_a_layer_with_a_backend_given_as_an_instance_run_the_same_code
     x = torch.randn(2, 8, 24)
     for other in (copy.deepcopy(given), pickle.loads(pickle.dumps(given))):
         assert torch.equal(cached(other, x), cached(given, x))
-        assert other._backends._fixed._code is made._code
+        assert other._backends._given._code is made._code
 
 
 def test_meta_weights_give_shapes_and_no_cache() -> None:

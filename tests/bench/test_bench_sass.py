@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from dba_plugins.bench.sass import MachineCode, read_machine_code
-from dba_plugins.decode.triton.static import compile_kernel
+from dba_plugins.decode.triton.offline import compile_kernel
 
 pytestmark = [
     pytest.mark.torch,

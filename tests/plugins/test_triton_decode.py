@@ -24,7 +24,8 @@ from dba_core.registry.choice import PluginChoice
 from dba_plugins.bench.kernels import kernel_row
 from dba_plugins.bench.sass import read_machine_code
 from dba_plugins.decode.triton import kernel
-from dba_plugins.decode.triton.inspect import Case, compile_case, compiled_kernels
+from dba_plugins.decode.triton.attend import NullParts
+from dba_plugins.decode.triton.offline import Case, compile_case, compiled_kernels
 
 pytestmark = [
     pytest.mark.torch,
@@ -139,11 +140,13 @@ def test_one_compilation_serves_every_length_capacity_and_number_of_splits() -> 
     backend = make_backend(GPUTarget("cuda", 90, 32))
     attend = kernel.attend_kernel
     bind = create_function_from_signature(attend.signature, attend.params, backend)
-    constants = Case().spec.constants(block=32)
-    constants |= {"NULL_HEADS": (8, 8, 8), "HAS_NULL": False, "SPLIT": True}
+    constants = {"LAYOUT": Case().spec.layout(block=32), "NULL_HEADS": NullParts(k_sem=8, k_geo=8, v=8)}
+    constants |= dict.fromkeys(("HAS_NULL", "HAS_LSE"), False) | {"SPLIT": True}
+    planes = [torch.zeros(64)] * 3
     keys = set()
     for size in (1, 16, 17, 131072, 2**30):
         given = {name: torch.zeros(64) for name in attend.arg_names if name.endswith("_ptr")}
+        given |= dict.fromkeys(("k_sem", "k_geo", "v"), kernel.Planes(*planes)) | {"null": NullParts(*planes)}
         given |= dict.fromkeys(kernel.RUNTIME, size) | constants
         _, specialization, _ = bind(**given)
         keys.add(str(specialization))

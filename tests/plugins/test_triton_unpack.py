@@ -8,7 +8,7 @@ import pytest
 from ptx_model import halves, run
 
 from dba_core.cache.formats.nf4 import NF4_LEVELS
-from dba_plugins.decode.triton.unpack import NF4_CODE, Q4_CODE, Q8_CODE
+from dba_plugins.decode.triton.tile import NF4_CODE, Q4_CODE, Q8_CODE
 
 pytestmark = [
     pytest.mark.torch,

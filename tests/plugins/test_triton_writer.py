@@ -17,7 +17,7 @@ from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_plugins.bench.sass import read_machine_code
 from dba_plugins.decode.triton import writer
-from dba_plugins.decode.triton.static import compile_kernel
+from dba_plugins.decode.triton.offline import compile_kernel
 
 pytestmark = [
     pytest.mark.torch,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+import triton_reference as reference
 from decode_cases import expected, request
 from triton_decode_cases import (
     MANY,
@@ -32,8 +33,7 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import NullKV
 from dba_core.registry import Registry
 from dba_core.registry.choice import PluginChoice
-from dba_plugins.decode.triton import reference
-from dba_plugins.decode.triton.launch import Step, attend, merge
+from dba_plugins.decode.triton.backend import Step, attend, merge
 
 # numpy, which interprets, warns where 2^(m - m') underflows and where poison is converted
 pytestmark = [

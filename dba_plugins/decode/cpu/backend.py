@@ -1,27 +1,47 @@
-"""The decode backend `cpu`: one call of the compiled kernel per token and layer.
+"""The decode backend `cpu` and its writer: one call of a compiled kernel per token and layer.
 
-What a call costs beside the kernel is one array of arguments, filled anew each time because tensors may move;
-nothing of a cache is kept. Built by the plugin.
+What does not change while a cache lives (addresses of its planes, sizes) is packed once for each cache; a
+call copies that array and adds what is its own, so that several may run at once. A kernel runs on torch's
+threads:
+
+    GNU OpenMP   `GOMP_parallel` of the library that torch computes with: the team that has just done a matrix
+                 product, still awake, so that nothing is started and nothing competes with it
+    elsewhere    a pool of Python threads, which ctypes lets run at the same time; also in a forked child,
+                 where the team of the parent does not exist
+
+As many as `torch.get_num_threads()` says, the calling one included. A compiled function is called once on
+every thread and shares its work through a counter of its own. A call returns, or raises KeyboardInterrupt,
+only when all threads are done.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from dba_core.contracts import DecodeOutput, KVLayer, NullKV, TokenWriter
 from dba_plugins.decode.cpu.compiler import compiled, machine
-from dba_plugins.decode.cpu.kernel import ENTRIES, build_module
+from dba_plugins.decode.cpu.encode import CHUNK, N_ARGS, WRITER_ENTRIES, TensorArg, WriteArg, build_writer
+from dba_plugins.decode.cpu.kernel import ENTRIES, Arg, build_module
 from dba_plugins.decode.cpu.spec import KernelSpec
-from dba_plugins.decode.cpu.threads import on_threads
 from dba_plugins.decode.cpu.tile import STATE, TILE
-from dba_plugins.decode.cpu.work import Arg
 
 #: Tokens of a partition, and the fewest that are worth a partition of their own.
 PARTITION, LEAST = 2048, 256
-_ARRAY = ctypes.c_int64 * len(Arg)
+_DECODE_ARRAY = ctypes.c_int64 * len(Arg)
+_WRITE_ARRAY = ctypes.c_int64 * N_ARGS
+_process = os.getpid()
 
 
 class CpuDecode:
@@ -42,11 +62,13 @@ class CpuDecode:
         self._code = code
         self._run = code.functions["decode_work"]
         self._merge = code.functions["decode_merge"]
+        self._units, self._heads, self._width = spec.units, spec.heads, spec.v.width
+        self._state_size = spec.share * (STATE + spec.v.width)
+        self._fixed: WeakKeyDictionary[KVLayer, ctypes.Array[ctypes.c_int64]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type[CpuDecode], tuple[KernelSpec, TokenWriter | None]]:
         return type(self), (self.spec, self.writer)
 
-    @torch.no_grad()
     def decode(
         self,
         q_sem: Tensor,
@@ -57,50 +79,112 @@ class CpuDecode:
         needs_lse: bool = False,
     ) -> DecodeOutput:
         """q_sem [B,H,Ds], q_geo [B,H,Dg], scaled, float32 -> out [B,H,Dv] and, when asked for, lse [B,H]."""
-        spec, batch = self.spec, cache.batch
-        threads = torch.get_num_threads()
-        size = _partition(cache.length, batch * spec.units, threads)
-        parts = max(1, -(-cache.length // size))
-        items = batch * spec.units * parts
-        scratch = _new(items * spec.share * (STATE + spec.v.width))
-        out = _new(batch, spec.heads, spec.v.width)
-        lse = _new(batch, spec.heads) if needs_lse else None
-        kept = [q_sem.contiguous(), q_geo.contiguous(), scratch]
-        stores = cache.k_sem, cache.k_geo, cache.v
-        given = _ARRAY(
-            0,
-            items,
-            batch,
-            parts,
-            size,
-            cache.lengths_device.data_ptr(),
-            cache.residual_len,
-            max(1, cache.ring_size),
-            cache.capacity,
-            kept[0].data_ptr(),
-            kept[1].data_ptr(),
-            *(store.codes.data_ptr() for store in stores),
-            *(0 if store.scales is None else store.scales.data_ptr() for store in stores),
-            *(0 if store.recent_ring is None else store.recent_ring.data_ptr() for store in stores),
-        )
+        fixed = self._fixed.get(cache)
+        if fixed is None:
+            fixed = self._fixed[cache] = _decode_arguments(cache)
+        given = _DECODE_ARRAY.from_buffer_copy(fixed)
+        batch, length, threads = fixed[Arg.BATCH], cache.length, torch.get_num_threads()
+        rows = batch * self._units
+        size = _partition(length, rows, threads)
+        parts = max(1, -(-length // size))
+        items = rows * parts
+        q_sem, q_geo = q_sem.contiguous(), q_geo.contiguous()
+        # float32 on the CPU, as the queries are
+        scratch = q_geo.new_empty(items * self._state_size, requires_grad=False)
+        out = q_geo.new_empty((batch, self._heads, self._width), requires_grad=False)
+        given[Arg.ITEMS], given[Arg.PARTS], given[Arg.PART_TOKENS] = items, parts, size
+        given[Arg.Q_SEM], given[Arg.Q_GEO] = q_sem.data_ptr(), q_geo.data_ptr()
         given[Arg.SCRATCH], given[Arg.OUT] = scratch.data_ptr(), out.data_ptr()
+        lse = q_geo.new_empty((batch, self._heads), requires_grad=False) if needs_lse else None
         if lse is not None:
             given[Arg.LSE] = lse.data_ptr()
-        if null is not None:
-            nulls = [part.float().contiguous() for part in (null.k_sem, null.k_geo, null.v)]
-            kept += nulls
-            for number, part in enumerate(nulls):
-                given[Arg.NULL_SEM + number] = part.data_ptr()
-                given[Arg.NULL_HEADS + number] = len(part)
+        nulls = () if null is None else (null.k_sem, null.k_geo, null.v)
+        held = [part.float().contiguous() for part in nulls]  # until the kernel has run
+        for number, part in enumerate(held):
+            given[Arg.NULL_SEM + number] = part.data_ptr()
+            given[Arg.NULL_HEADS + number] = len(part)
         address = ctypes.addressof(given)
         on_threads(self._run, address, min(threads, items))
         self._merge(address)
         return DecodeOutput(out=out, lse=lse)
 
 
-def _new(*shape: int) -> Tensor:
-    """What the kernel writes: its dtype and device, whatever the defaults of torch are."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
+class CpuWriter:
+    """See `contracts.TokenWriter`: one pass over the tokens instead of some forty torch operations.
+
+    Serves float32 tokens; others are left to the cache, which stores them itself. Copied and pickled as its
+    spec, like the backend.
+    """
+
+    def __init__(self, spec: KernelSpec) -> None:
+        self.spec = spec
+        code = compiled(f"writer {spec!r}", lambda: build_writer(spec), WRITER_ENTRIES)
+        self._code = code
+        self._check, self._write = code.functions["write_check"], code.functions["write_tokens"]
+        self._fixed: WeakKeyDictionary[KVLayer, ctypes.Array[ctypes.c_int64]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[CpuWriter], tuple[KernelSpec]]:
+        return type(self), (self.spec,)
+
+    def write(self, cache: KVLayer, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> bool:
+        """k_sem [B,G,T,Ds], k_geo [B,G,T,Dg], v [B,G,T,Dv] -> whether they were stored."""
+        fixed = self._fixed.get(cache)
+        if fixed is None:
+            fixed = self._fixed[cache] = _write_arguments(cache)
+        given = _WRITE_ARRAY.from_buffer_copy(fixed)
+        held, at = [], int(WriteArg.TENSORS)
+        for x in (k_sem, k_geo, v):
+            if x.dtype != torch.float32:
+                return False
+            strides = x.stride()
+            if strides[3] != 1:
+                x = x.contiguous()
+                strides = x.stride()
+            held.append(x)  # until the kernel has run
+            given[at] = x.data_ptr()
+            given[at + 1], given[at + 2], given[at + 3] = strides[0], strides[1], strides[2]
+            at += len(TensorArg)
+        batch, _, tokens, _ = v.shape
+        items = batch * -(-tokens // CHUNK)
+        given[WriteArg.ITEMS], given[WriteArg.TOKENS] = items, tokens
+        address = ctypes.addressof(given)
+        threads = min(torch.get_num_threads(), items)
+        on_threads(self._check, address, threads)
+        if given[WriteArg.BAD]:
+            return False
+        given[WriteArg.COUNTER] = 0
+        on_threads(self._write, address, threads)
+        return True
+
+
+def _decode_arguments(cache: KVLayer) -> ctypes.Array[ctypes.c_int64]:
+    """What every call over this cache is given; its planes stay where they are while it lives."""
+    given = _DECODE_ARRAY()
+    given[Arg.BATCH], given[Arg.CAPACITY] = cache.batch, cache.capacity
+    given[Arg.LENGTHS], given[Arg.RESIDUAL] = cache.lengths_device.data_ptr(), cache.residual_len
+    given[Arg.RING_SIZE] = max(1, cache.ring_size)
+    for number, store in enumerate((cache.k_sem, cache.k_geo, cache.v)):
+        given[Arg.CODES + number] = _address(store.codes)
+        given[Arg.SCALES + number] = _address(store.scales)
+        given[Arg.RING + number] = _address(store.recent_ring)
+    return given
+
+
+def _write_arguments(cache: KVLayer) -> ctypes.Array[ctypes.c_int64]:
+    """The same for the writer."""
+    given = _WRITE_ARRAY()
+    given[WriteArg.LENGTHS], given[WriteArg.CAPACITY] = cache.lengths_device.data_ptr(), cache.capacity
+    given[WriteArg.RING_SIZE] = max(1, cache.ring_size)
+    for number, store in enumerate((cache.k_sem, cache.k_geo, cache.v)):
+        first = WriteArg.TENSORS + number * len(TensorArg)
+        given[first + TensorArg.CODES] = _address(store.codes)
+        given[first + TensorArg.SCALES] = _address(store.scales)
+        given[first + TensorArg.RING] = _address(store.recent_ring)
+    return given
+
+
+def _address(plane: Tensor | None) -> int:
+    return 0 if plane is None else plane.data_ptr()
 
 
 def _partition(length: int, rows: int, threads: int) -> int:
@@ -110,3 +194,61 @@ def _partition(length: int, rows: int, threads: int) -> int:
         size //= 2
     assert size % TILE == 0
     return size
+
+
+def on_threads(entry: Any, arguments: int, count: int) -> None:
+    """Call the ctypes function `entry` with the address `arguments` on `count` threads."""
+    if count <= 1:
+        entry(arguments)
+        return
+    team = _gnu_openmp() if os.getpid() == _process else None
+    if team is not None:
+        team(entry, arguments, count, 0)
+        return
+    _on_pool(entry, arguments, count)
+
+
+def _on_pool(entry: Any, arguments: int, count: int) -> None:
+    pool = _pool(os.getpid(), count - 1)
+    others = [pool.submit(entry, arguments) for _ in range(count - 1)]
+    try:
+        entry(arguments)
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _gnu_openmp() -> Callable[[Any, int, int, int], None] | None:
+    """GOMP_parallel(function, data, threads, flags) of torch's OpenMP library, None where it has another."""
+    folder = Path(torch.__file__).parent / "lib"
+    found = sorted(folder.glob("libgomp*.so*"))
+    if "OpenMP" not in torch.__config__.parallel_info() or len(found) != 1:
+        return None
+    function = ctypes.CDLL(str(found[0])).GOMP_parallel
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return function
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_pools_lock = threading.Lock()
+
+
+def _pool(process: int, size: int) -> ThreadPoolExecutor:
+    """The pool of this process; a forked child makes its own."""
+    with _pools_lock:
+        if (process, size) not in _pools:
+            _pools[process, size] = ThreadPoolExecutor(size, thread_name_prefix="dba-decode")
+        return _pools[process, size]
+
+
+def _after_fork() -> None:
+    global _pools_lock
+    _pools_lock = threading.Lock()
+    _pools.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)

@@ -21,11 +21,10 @@ from dba_core.cache.blocks import MIN_SCALE
 from dba_core.cache.formats.info import FP16_MAX, format_info
 from dba_core.cache.formats.nf4 import NF4_LEVELS
 from dba_plugins.decode.cpu.emit import F32, HALF, I8, I16, I32, I64, VI, Emitter, as_float32
-from dba_plugins.decode.cpu.layout import LANES
-from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec
-from dba_plugins.decode.cpu.work import ENTRY_TYPE, Arguments
+from dba_plugins.decode.cpu.kernel import ENTRY_TYPE, Arguments
+from dba_plugins.decode.cpu.spec import LANES, KernelSpec, TensorSpec
 
-ENTRIES = ("write_check", "write_tokens")
+WRITER_ENTRIES = ("write_check", "write_tokens")
 #: Tokens of one piece of work.
 CHUNK = 32
 _LEVELS = {"q8_0": 127.0, "q4_0": 7.0, "nf4": 1.0}

@@ -1,4 +1,4 @@
-"""The plugin `cpu`: what the compiled backend supports, and why not. Chosen by `auto` on the CPU, first."""
+"""The plugin `cpu`: what the compiled backend supports, and why not."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ class CpuPlugin:
 
     def build(self, request: DecodeRequest, options: NoOptions) -> DecodeBackend:
         # these need llvmlite, which `supports` has found
-        from dba_plugins.decode.cpu.backend import CpuDecode
-        from dba_plugins.decode.cpu.writer import CpuWriter
+        from dba_plugins.decode.cpu.backend import CpuDecode, CpuWriter
 
         spec = KernelSpec.of(request)
         return CpuDecode(spec, writer=CpuWriter(spec))

@@ -1,23 +1,36 @@
 """One tile: at most TILE tokens of one unit in a row, absorbed into the running softmax of its query heads.
 
-    s[r,t]  = q_sem[r] . k_sem[t] + q_geo[r] . k_geo[t]
-    m'      = max(m, max_t s[r,t])                p[t] = e^(s[r,t] - m')
-    l, acc  = l e^(m - m') + sum_t p[t],  acc e^(m - m') + sum_t p[t] v[t]
+    s[r,t]  = sum_segments scale[t] (q[r] . codes[t] - offset sum q[r])           over k_sem and k_geo
+    m'      = max(m, max_t s[r,t])                p[t] = e^(s[r,t] - m')          w[block,t] = p[t] scale
+    l, acc  = l e^(m - m') + sum_t p[t],  acc e^(m - m') + sum_t w[block,t] codes[t] - offset sum_t w[block,t]
 
 A tensor with scale blocks is summed up block by block: the scale multiplies the score of a whole block (keys)
 or the probability (values), and the 8 of q4_0 becomes one constant per block. The function is emitted twice,
 for tokens as stored and for tokens of the residual window.
+
+Scores come eight at a time. A group is eight (token, head) pairs, each with a vector of partial sums; a tree
+of pairwise additions turns the eight vectors into one vector of eight dot products. So the values of a token
+are converted once for all heads, and nothing is added up across lanes one by one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import attrs
 from llvmlite import ir
 
-from dba_plugins.decode.cpu.convert import Converter
-from dba_plugins.decode.cpu.emit import F32, I8, I16, I64, VF, VI, Emitter
-from dba_plugins.decode.cpu.layout import LANES, HeadLayout, Segment, head_layout
-from dba_plugins.decode.cpu.spec import GROUP, KernelSpec, TensorSpec
+from dba_plugins.decode.cpu.emit import F32, I8, I16, I64, LOWEST, VF, VI, Converter, Emitter
+from dba_plugins.decode.cpu.spec import (
+    GROUP,
+    LANES,
+    HeadLayout,
+    KernelSpec,
+    Piece,
+    Segment,
+    TensorSpec,
+    head_layout,
+)
 
 TILE = 64
 #: One head's state in memory: m, l, then acc.
@@ -27,6 +40,8 @@ _P8, _P16, _PF = I8.as_pointer(), I16.as_pointer(), F32.as_pointer()
 #: For each tensor: its row of the tile's first token, its scales there, its head.
 _TENSOR_ARGS = [_P8, _P16, I64]
 ARGS = [*_TENSOR_ARGS * 3, I64, I64, _PF, _PF, _PF]
+#: Accumulators that fit in registers beside what is converted.
+_ACCUMULATORS = 8
 
 
 @attrs.define(eq=False)
@@ -85,10 +100,6 @@ def emit_tile(
     module: ir.Module, function: ir.Function, spec: KernelSpec, *, recent: bool, has_permute: bool
 ) -> None:
     """The body of one of the two functions."""
-    from dba_plugins.decode.cpu.scores import emit_scores
-    from dba_plugins.decode.cpu.softmax import emit_softmax
-    from dba_plugins.decode.cpu.values import emit_values
-
     tile = _tile(Emitter(module, function), spec, recent=recent, has_permute=has_permute)
     segments = [(source, segment) for source in (tile.k_sem, tile.k_geo) for segment in _scaled(source)]
     for number, (source, segment) in enumerate(segments):
@@ -180,3 +191,209 @@ def _looked_up(tile: Tile, source: Source, token: ir.Value, start: int, count: i
 
 def _scale(tile: Tile, source: Source, block: ir.Value, token: ir.Value) -> ir.Value:
     return tile.e.bf16_scalar(tile.e.at(source.scales, tile.e.b.mul(block, tile.capacity), token))
+
+
+@attrs.frozen(eq=False)
+class _Stretch:
+    """One segment of k_sem or k_geo. number: of its scales, None without; constant: offset * sum of q, by
+    lane.
+    """
+
+    source: Source
+    query: ir.Value
+    segment: Segment
+    number: int | None
+    constant: ir.Value | None
+
+
+def emit_scores(tile: Tile, heads: range) -> None:
+    """Fill tile.scores for these heads of the unit; the lanes past the tile's tokens hold LOWEST."""
+    e, b = tile.e, tile.e.b
+    per_group = LANES // len(heads)
+    parts = list(_parts(tile, heads, per_group))
+    last = b.sub(tile.count, e.i64(1))
+    whole = b.mul(b.sdiv(tile.count, e.i64(per_group)), e.i64(per_group))
+    with e.loop(e.i64(0), whole, per_group) as first:
+        tokens = [b.add(first, e.i64(i)) for i in range(per_group)]
+        _store(tile, heads, first, _group(tile, parts, heads, tokens, first))
+    with e.when(b.icmp_signed("<", whole, tile.count)):
+        tokens = [e.smaller(b.add(whole, e.i64(i)), last) for i in range(per_group)]
+        _store(tile, heads, whole, _group(tile, parts, heads, tokens, whole))
+    _mask(tile, heads)
+
+
+def _parts(tile: Tile, heads: range, per_group: int) -> Iterator[_Stretch]:
+    number = 0
+    for source, query in ((tile.k_sem, tile.q_sem), (tile.k_geo, tile.q_geo)):
+        for segment in source.layout.segments:
+            scaled = source.layout.scaled
+            constant = None
+            if scaled and source.convert.offset:
+                constant = _query_constant(tile, source, query, segment, heads, per_group)
+            yield _Stretch(source, query, segment, number if scaled else None, constant)
+            number += scaled
+
+
+def _query_constant(
+    tile: Tile, source: Source, query: ir.Value, segment: Segment, heads: range, per_group: int
+) -> ir.Value:
+    """offset * sum of the query over the segment, in the lanes of each head."""
+    e, b = tile.e, tile.e.b
+    vectors = []
+    for head in heads:
+        total: ir.Value = e.vf(0.0)
+        for piece in segment.pieces:
+            at = e.at(query, head * source.spec.width + piece.start)
+            total = b.fadd(total, e.load_vector(at, piece.count))
+        vectors.append(total)
+    sums = e.transposed_sums(_padded(e.vf(0.0), vectors * per_group))
+    return b.fmul(sums, e.vf(source.convert.offset))
+
+
+def _group(
+    tile: Tile, parts: Sequence[_Stretch], heads: range, tokens: Sequence[ir.Value], first: ir.Value
+) -> ir.Value:
+    """Scores of (token, head), heads fastest, in one vector."""
+    e, b = tile.e, tile.e.b
+    total: ir.Value = e.vf(0.0)
+    for part in parts:
+        sums = [e.vf(0.0) for _ in range(len(tokens) * len(heads))]
+        rows = [part.source.convert.row(part.source.row(e, token)) for token in tokens]
+        for piece in part.segment.pieces:
+            queries = [
+                e.load_vector(e.at(part.query, head * part.source.spec.width + piece.start), piece.count)
+                for head in heads
+            ]
+            for t, row in enumerate(rows):
+                values = row.piece(piece)
+                if part.source.layout.by_lane:
+                    scales = lane_scales(tile, part.source, tokens[t], piece.start, piece.count)
+                    values = b.fmul(b.fsub(values, e.vf(part.source.convert.offset)), scales)
+                for h, query in enumerate(queries):
+                    at = t * len(heads) + h
+                    sums[at] = e.fma(values, query, sums[at])
+        dots = e.transposed_sums(_padded(e.vf(0.0), sums))
+        if part.constant is not None:
+            dots = b.fsub(dots, part.constant)
+        if part.number is None:
+            total = b.fadd(total, dots)
+        else:
+            total = e.fma(dots, _token_scales(tile, part.number, first, len(tokens), len(heads)), total)
+    return total
+
+
+def _token_scales(tile: Tile, number: int, first: ir.Value, n_tokens: int, n_heads: int) -> ir.Value:
+    """The scale of each lane's token; a group may reach past the tile's end, where scales are zero."""
+    e = tile.e
+    loaded = e.load_vector(e.at(tile.k_scales, first, number * TILE))
+    lanes = [min(lane // n_heads, n_tokens - 1) for lane in range(LANES)]
+    return loaded if n_heads == 1 else e.shuffle(loaded, lanes)
+
+
+def _store(tile: Tile, heads: range, first: ir.Value, scores: ir.Value) -> None:
+    e, n_heads = tile.e, len(heads)
+    per_group = LANES // n_heads
+    for h in range(n_heads):
+        lanes = [token * n_heads + h for token in range(per_group)]
+        picked = scores if n_heads == 1 else e.shuffle(scores, lanes + [0] * (LANES - per_group))
+        e.store_vector(picked, e.at(tile.scores, first, h * TILE), per_group)
+
+
+def _mask(tile: Tile, heads: range) -> None:
+    """LOWEST from the tile's last token to the end of its last vector."""
+    e = tile.e
+    end = e.b.and_(e.b.add(tile.count, e.i64(LANES - 1)), e.i64(-LANES))
+    with e.loop(tile.count, end) as token:
+        for h in range(len(heads)):
+            e.b.store(e.f32(LOWEST), e.at(tile.scores, token, h * TILE))
+
+
+def _padded(zero: ir.Value, vectors: list[ir.Value]) -> list[ir.Value]:
+    return vectors + [zero] * (LANES - len(vectors))
+
+
+def emit_softmax(tile: Tile, heads: range) -> None:
+    """Turn tile.scores into tile.weights, scaled for the values that they weigh; m and l of the state are
+    those after it, `keep` is what acc is yet to be multiplied by.
+    """
+    e, b = tile.e, tile.e.b
+    for h, head in enumerate(heads):
+        scores = e.at(tile.scores, h * TILE)
+        state = e.at(tile.state, head * tile.state_width)
+        best = e.local(e.vf(LOWEST))
+        with e.loop(e.i64(0), tile.count, LANES) as token:
+            b.store(e.maximum(b.load(best), e.load_vector(e.at(scores, token))), best)
+        before = b.load(state)
+        m = e.maximum(before, e.lanes_max(b.load(best)))
+        keep = e.exp_scalar(b.fsub(before, m))
+        spread = e.splat(m)
+        total = e.local(e.vf(0.0))
+        n_segments = max(1, len(tile.v.layout.segments) if tile.v.layout.scaled else 1)
+        weights = e.at(tile.weights, h * n_segments * TILE)
+        with e.loop(e.i64(0), tile.count, LANES) as token:
+            p = e.exp(b.fsub(e.load_vector(e.at(scores, token)), spread))
+            b.store(b.fadd(b.load(total), p), total)
+            for number in range(n_segments):
+                weight = p
+                if tile.v.layout.scaled:
+                    weight = b.fmul(p, e.load_vector(e.at(tile.v_scales, token, number * TILE)))
+                e.store_vector(weight, e.at(weights, token, number * TILE))
+        mass = e.at(state, 1)
+        b.store(m, state)
+        b.store(b.fadd(b.fmul(b.load(mass), keep), e.lanes_sum(b.load(total))), mass)
+        b.store(keep, e.at(tile.keep, h))
+
+
+def emit_values(tile: Tile, heads: range) -> None:
+    """Add the tile's values into the acc of each head's state: the accumulators of a few pieces of all heads
+    stay in registers over the tile's tokens.
+    """
+    layout = tile.v.layout
+    numbered = [
+        (piece, number if layout.scaled else 0)
+        for number, segment in enumerate(layout.segments)
+        for piece in segment.pieces
+    ]
+    numbered.sort(key=lambda item: (item[0].offset, item[0].high))
+    at_once = max(1, _ACCUMULATORS // len(heads))
+    for first in range(0, len(numbered), at_once):
+        _pass(tile, heads, numbered[first : first + at_once])
+
+
+def _pass(tile: Tile, heads: range, pieces: Sequence[tuple[Piece, int]]) -> None:
+    e, b = tile.e, tile.e.b
+    n_segments = len(tile.v.layout.segments) if tile.v.layout.scaled else 1
+    slots = [[e.local(e.vf(0.0)) for _ in pieces] for _ in heads]
+    with e.loop(e.i64(0), tile.count) as token:
+        row = tile.v.convert.row(tile.v.row(e, token))
+        weights = {
+            (h, number): e.splat(b.load(e.at(tile.weights, token, (h * n_segments + number) * TILE)))
+            for h in range(len(heads))
+            for number in sorted({number for _, number in pieces})
+        }
+        for p, (piece, number) in enumerate(pieces):
+            values = row.piece(piece)
+            if tile.v.layout.by_lane:
+                scales = lane_scales(tile, tile.v, token, piece.start, piece.count)
+                values = b.fmul(b.fsub(values, e.vf(tile.v.convert.offset)), scales)
+            for h in range(len(heads)):
+                slot = slots[h][p]
+                b.store(e.fma(values, weights[h, number], b.load(slot)), slot)
+    for h, head in enumerate(heads):
+        keep = e.splat(b.load(e.at(tile.keep, h)))
+        for p, (piece, number) in enumerate(pieces):
+            added = b.load(slots[h][p])
+            if tile.v.layout.scaled and tile.v.convert.offset:
+                added = b.fsub(added, _offset(tile, h * n_segments + number))
+            acc = e.at(tile.state, head * tile.state_width + STATE + piece.start)
+            kept = b.fmul(e.load_vector(acc, piece.count), keep)
+            e.store_vector(b.fadd(kept, added), acc, piece.count)
+
+
+def _offset(tile: Tile, row: int) -> ir.Value:
+    """offset * sum_t w[block,t], in every lane. Weights past the tile's tokens are zero."""
+    e, b = tile.e, tile.e.b
+    total = e.local(e.vf(0.0))
+    with e.loop(e.i64(0), tile.count, LANES) as token:
+        b.store(b.fadd(b.load(total), e.load_vector(e.at(tile.weights, token, row * TILE))), total)
+    return e.splat(b.fmul(e.lanes_sum(b.load(total)), e.f32(tile.v.convert.offset)))

@@ -1,36 +1,54 @@
-"""The kernel of both passes: one program per split, KV head (and at most 16 of its query heads) and row.
+"""The kernels of both passes. `attend_kernel`: one program per split, KV head (and at most 16 of its query
+heads) and row.
 
 Splits 0..S-2 share the row's whole blocks, the last one has the rest: the block that is not full and the
-residual window. With one split the output is written; else the state (acc, m, mass) of each, which `merge`
-brings together. What a row holds is read from the lengths on the device; no argument that Triton specializes
-on depends on a length, the capacity or the number of splits. Called by `launch`.
+residual window. With one split the output is written; else the state (acc, m, mass) of each, which
+`merge_kernel` brings together with the null token as one more partition:
+
+    M = max(max_p m_p, s_null)        weight_p = 2^(m_p - M)        m and s_null in units of log 2
+    out = (sum_p acc_p weight_p + v_null 2^(s_null - M)) / (sum_p mass_p weight_p + 2^(s_null - M))
+
+What a row holds is read from the lengths on the device; no argument that Triton specializes on depends on a
+length, the capacity or the number of splits.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from dba_plugins.decode.triton.attend import (
+    LN_2,
+    LOG2_E,
+    LOWEST,
+    Reading,
+    empty_state,
     largest_query,
     load_queries,
-    power_of_two,
-    recent_block,
-    stored_block,
-)
-from dba_plugins.decode.triton.state import (
-    LOG2_E,
-    empty_state,
     load_state,
     null_state,
+    power_of_two,
+    recent_block,
     store_output,
     store_state,
+    stored_block,
 )
+from dba_plugins.decode.triton.tile import HeadPlanes
 
 #: Tokens of the residual window that are read at a time.
 RECENT = tl.constexpr(16)
 #: Arguments that Triton must not specialize on, so that one compilation serves every size.
 RUNTIME = ("capacity", "ring_size", "residual", "begin", "end")
+
+
+class Planes(NamedTuple):
+    """Of one cached tensor: codes [B,G,capacity,C], scales [B,n_blocks,capacity], ring [B,G,ring_size,D]."""
+
+    codes: Any
+    scales: Any
+    ring: Any
 
 
 @triton.jit
@@ -40,25 +58,21 @@ def plane(ptr, b, head, tokens, WIDTH: tl.constexpr, HEADS: tl.constexpr):
 
 
 @triton.jit
-def store_of(
-    codes_ptr, scales_ptr, ring_ptr, b, unit, capacity, ring_size, T: tl.constexpr, UNITS: tl.constexpr
-):
-    """(codes of the unit's head, scales of the row, head, ring of the head) of a tensor."""
-    PACKED: tl.constexpr = T[0] == "q4_0" or T[0] == "nf4"
-    ROW: tl.constexpr = (T[2] + 1) // 2 if PACKED else T[2]
-    BLOCKS: tl.constexpr = (T[1] * T[2] + T[3] - 1) // T[3] if T[3] > 0 else 0
-    head = unit * T[1] // UNITS
-    scales = scales_ptr + b * BLOCKS * capacity.to(tl.int64)
-    ring = plane(ring_ptr, b, head, ring_size, T[2], T[1])
-    return plane(codes_ptr, b, head, capacity, ROW, T[1]), scales, head, ring
+def head_planes(planes, b, unit, capacity, ring_size, TENSOR: tl.constexpr, UNITS: tl.constexpr):
+    """The unit's head of a tensor (`Planes`), as `HeadPlanes`."""
+    head = unit * TENSOR.heads // UNITS
+    scales = planes.scales + b * TENSOR.blocks * capacity.to(tl.int64)
+    ring = plane(planes.ring, b, head, ring_size, TENSOR.width, TENSOR.heads)
+    return HeadPlanes(plane(planes.codes, b, head, capacity, TENSOR.row, TENSOR.heads), scales, ring, head)
 
 
 @triton.jit
-def heads_of(pid, H: tl.constexpr, UNITS: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr):
+def heads_of(pid, LAYOUT: tl.constexpr):
     """unit, and its query heads [R] with which of them there are."""
-    unit = pid // CHUNKS
-    row = pid % CHUNKS * ROWS + tl.arange(0, ROWS)
-    return unit, unit * (H // UNITS) + row, row < H // UNITS
+    SHARE: tl.constexpr = LAYOUT.heads // LAYOUT.units
+    unit = pid // LAYOUT.chunks
+    row = pid % LAYOUT.chunks * LAYOUT.rows + tl.arange(0, LAYOUT.rows)
+    return unit, unit * SHARE + row, row < SHARE
 
 
 @triton.jit
@@ -70,70 +84,57 @@ def again(x, GPU: tl.constexpr):
 
 
 @triton.jit
-def rest_of_row(
-    m, mass, acc, norm, c, q_sem, q_geo, sem, geo, val, full, stored, length, capacity, ring_size,
-    K_SEM: tl.constexpr, K_GEO: tl.constexpr, V: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_RING: tl.constexpr, GPU: tl.constexpr,
-):  # fmt: skip
+def rest_of_row(state, reading, full, stored, LAYOUT: tl.constexpr):
     """The state after the block that is not full (tokens full..stored-1) and the residual window."""
     if full < stored:
-        m, mass, acc, norm = stored_block(
-            m, mass, acc, norm, c, q_sem, q_geo, sem, geo, val, full, tl.arange(0, BLOCK), stored, capacity,
-            K_SEM, K_GEO, V, TERMS, GPU, True,
-        )  # fmt: skip
-    if HAS_RING:
-        for start in tl.range(stored, length, RECENT, num_stages=1):
-            m, mass, acc, norm = recent_block(
-                m, mass, acc, norm, c, q_sem, q_geo, sem, geo, val, start, tl.arange(0, RECENT), length,
-                capacity, ring_size, K_SEM, K_GEO, V, TERMS, GPU,
-            )  # fmt: skip
-    return m, mass, acc, norm
+        state = stored_block(state, reading, full, tl.arange(0, LAYOUT.block), stored, LAYOUT, True)
+    if LAYOUT.has_ring:
+        for start in tl.range(stored, reading.length, RECENT, num_stages=1):
+            state = recent_block(state, reading, start, tl.arange(0, RECENT), LAYOUT)
+    return state
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 def attend_kernel(
     q_sem_ptr, q_geo_ptr,  # [B,H,Ds], [B,H,Dg]
-    sem_codes_ptr, sem_scales_ptr, sem_ring_ptr,
-    geo_codes_ptr, geo_scales_ptr, geo_ring_ptr,
-    v_codes_ptr, v_scales_ptr, v_ring_ptr,
+    k_sem, k_geo, v,  # Planes of each cached tensor
     lengths_ptr,  # [B] int32
-    null_sem_ptr, null_geo_ptr, null_v_ptr,  # [heads,D] float32
+    null,  # NullParts: [heads,D] float32 each
     state_ptr,  # [B,H,S,Dv+2] float32: acc, m, mass
     out_ptr, lse_ptr,  # [B,H,Dv], [B,H] float32
     capacity, ring_size, residual, begin, end,  # begin..end-1: the stored tokens that this launch is about
-    K_SEM: tl.constexpr, K_GEO: tl.constexpr, V: tl.constexpr,
-    TILES: tl.constexpr, TERMS: tl.constexpr, NULL_HEADS: tl.constexpr,  # of k_sem, k_geo, v
-    H: tl.constexpr, UNITS: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_RING: tl.constexpr, HAS_NULL: tl.constexpr, HAS_LSE: tl.constexpr,
+    LAYOUT: tl.constexpr,  # a spec.KernelLayout
+    NULL_HEADS: tl.constexpr, HAS_NULL: tl.constexpr, HAS_LSE: tl.constexpr,
     SPLIT: tl.constexpr,  # the states are written, not the output
-    GPU: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (splits, UNITS * CHUNKS, B)."""
+    """See the module. Grid: (splits, units * chunks, B)."""
+    H: tl.constexpr = LAYOUT.heads
+    UNITS: tl.constexpr = LAYOUT.units
+    BLOCK: tl.constexpr = LAYOUT.block
+    DV: tl.constexpr = LAYOUT.v.width
     split, splits, b = tl.program_id(0), tl.num_programs(0), tl.program_id(2).to(tl.int64)
-    unit, head, known = heads_of(tl.program_id(1), H, UNITS, CHUNKS, ROWS)
-    q_sem_row, q_geo_row = q_sem_ptr + b * H * K_SEM[2], q_geo_ptr + b * H * K_GEO[2]
-    most = largest_query(q_geo_row, head, known, K_GEO)
-    if K_SEM[2] > 0:
-        most = tl.maximum(most, largest_query(q_sem_row, head, known, K_SEM))
+    unit, head, known = heads_of(tl.program_id(1), LAYOUT)
+    q_sem_row, q_geo_row = q_sem_ptr + b * H * LAYOUT.k_sem.width, q_geo_ptr + b * H * LAYOUT.k_geo.width
+    most = largest_query(q_geo_row, head, known, LAYOUT.k_geo)
+    if LAYOUT.k_sem.width > 0:
+        most = tl.maximum(most, largest_query(q_sem_row, head, known, LAYOUT.k_sem))
     up, down = power_of_two(most)
     c = up * LOG2_E
-    q_sem = load_queries(q_sem_row, head, known, down, K_SEM, TILES[0], TERMS[0])
-    q_geo = load_queries(q_geo_row, head, known, down, K_GEO, TILES[1], TERMS[1])
-    sem = store_of(sem_codes_ptr, sem_scales_ptr, sem_ring_ptr, b, unit, capacity, ring_size, K_SEM, UNITS)
-    geo = store_of(geo_codes_ptr, geo_scales_ptr, geo_ring_ptr, b, unit, capacity, ring_size, K_GEO, UNITS)
-    val = store_of(v_codes_ptr, v_scales_ptr, v_ring_ptr, b, unit, capacity, ring_size, V, UNITS)
-    m, mass, acc, norm = empty_state(ROWS, V, TILES[2])
+    q_sem = load_queries(q_sem_row, head, known, down, LAYOUT.k_sem)
+    q_geo = load_queries(q_geo_row, head, known, down, LAYOUT.k_geo)
+    sem = head_planes(k_sem, b, unit, capacity, ring_size, LAYOUT.k_sem, UNITS)
+    geo = head_planes(k_geo, b, unit, capacity, ring_size, LAYOUT.k_geo, UNITS)
+    val = head_planes(v, b, unit, capacity, ring_size, LAYOUT.v, UNITS)
+    state = empty_state(LAYOUT.rows, LAYOUT.v)
     if HAS_NULL:
         if begin == 0:
-            m, mass, acc, norm = null_state(
-                q_sem_row, q_geo_row, null_sem_ptr, null_geo_ptr, null_v_ptr, head, known, down,
-                K_SEM, K_GEO, V, TILES[2], NULL_HEADS, H,
-            )  # fmt: skip
+            state = null_state(q_sem_row, q_geo_row, null, head, known, down, LAYOUT, NULL_HEADS)
     if begin > 0:
-        m, mass, acc, norm = load_state(state_ptr + (b * H + head) * (V[2] + 2), c, known, V, TILES[2])
+        state = load_state(state_ptr + (b * H + head) * (DV + 2), c, known, LAYOUT.v)
     length = tl.minimum(tl.load(lengths_ptr + b), capacity)
+    reading = Reading(c, q_sem, q_geo, sem, geo, val, length, capacity, ring_size)
     stored = length
-    if HAS_RING:
+    if LAYOUT.has_ring:
         stored = tl.maximum(length - residual, 0)
     full = stored // BLOCK * BLOCK
     lo, hi = tl.minimum(begin, full), tl.minimum(end, full)
@@ -141,22 +142,79 @@ def attend_kernel(
         size = tl.cdiv(full // BLOCK, tl.maximum(splits - 1, 1)) * BLOCK
         lo, hi = tl.minimum(split * size, full), tl.minimum(split * size + size, full)
     for start in tl.range(lo, hi, BLOCK, num_stages=1):
-        m, mass, acc, norm = stored_block(
-            m, mass, acc, norm, c, q_sem, q_geo, sem, geo, val, start, tl.arange(0, BLOCK), length, capacity,
-            K_SEM, K_GEO, V, TERMS, GPU, False,
-        )  # fmt: skip
+        state = stored_block(state, reading, start, tl.arange(0, BLOCK), length, LAYOUT, False)
     if (split == splits - 1) & (end >= capacity):
-        m, mass, acc, norm = rest_of_row(
-            m, mass, acc, norm, c, q_sem, q_geo, sem, geo, val, full, stored, length, capacity, ring_size,
-            K_SEM, K_GEO, V, TERMS, BLOCK, HAS_RING, GPU,
-        )  # fmt: skip
+        state = rest_of_row(state, reading, full, stored, LAYOUT)
 
     # computed anew, so that no register holds it during the loops
-    unit, head, known = heads_of(again(tl.program_id(1), GPU), H, UNITS, CHUNKS, ROWS)
-    at = again(tl.program_id(2), GPU).to(tl.int64) * H + head
+    unit, head, known = heads_of(again(tl.program_id(1), LAYOUT.gpu), LAYOUT)
+    at = again(tl.program_id(2), LAYOUT.gpu).to(tl.int64) * H + head
     if SPLIT:
-        store_state(state_ptr + (at * splits + split) * (V[2] + 2), m, mass, acc, norm, c, known, V)
+        store_state(state_ptr + (at * splits + split) * (DV + 2), state, c, known, LAYOUT.v)
     elif end < capacity:
-        store_state(state_ptr + at * (V[2] + 2), m, mass, acc, norm, c, known, V)
+        store_state(state_ptr + at * (DV + 2), state, c, known, LAYOUT.v)
     else:
-        store_output(out_ptr + at * V[2], lse_ptr + at, m, mass, acc, norm, c, known, V, HAS_LSE)
+        store_output(out_ptr + at * DV, lse_ptr + at, state, c, known, LAYOUT.v, HAS_LSE)
+
+
+@triton.jit(do_not_specialize=("splits",))
+def merge_kernel(
+    state_ptr,  # [B,H,S,Dv+2] float32
+    q_sem_ptr,
+    q_geo_ptr,
+    null,  # NullParts
+    out_ptr,
+    lse_ptr,
+    splits,
+    LAYOUT: tl.constexpr,
+    NULL_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,  # splits that are read at a time
+    HAS_NULL: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+):
+    """The states of all splits, and the null token, to the output. One program per query head and row."""
+    H: tl.constexpr = LAYOUT.heads
+    DS: tl.constexpr = LAYOUT.k_sem.width
+    DG: tl.constexpr = LAYOUT.k_geo.width
+    DV: tl.constexpr = LAYOUT.v.width
+    h, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    WIDTH: tl.constexpr = triton.next_power_of_2(DV)
+    value = tl.arange(0, WIDTH)
+    state = state_ptr + (b * H + h) * splits * (DV + 2)
+    m = LOWEST
+    mass = 0.0
+    acc = tl.zeros([WIDTH], tl.float32)
+    if HAS_NULL:
+        s = _dot(q_geo_ptr + (b * H + h) * DG, null.k_geo + h * NULL_HEADS.k_geo // H * DG, DG)
+        if DS > 0:
+            s += _dot(q_sem_ptr + (b * H + h) * DS, null.k_sem + h * NULL_HEADS.k_sem // H * DS, DS)
+        m = s * LOG2_E
+        mass = 1.0
+        acc = tl.load(null.v + h * NULL_HEADS.v // H * DV + value, mask=value < DV, other=0.0)
+    for start in range(0, splits, BLOCK):
+        split = start + tl.arange(0, BLOCK)
+        there = split < splits
+        at = state + split * (DV + 2)
+        m_split = tl.load(at + DV, mask=there, other=LOWEST)
+        mass_split = tl.load(at + DV + 1, mask=there, other=0.0)
+        part = tl.load(at[:, None] + value[None, :], mask=there[:, None] & (value < DV)[None, :], other=0.0)
+        m_new = tl.maximum(m, tl.max(m_split, axis=0))
+        weight = tl.where(mass_split > 0, tl.exp2(m_split - m_new), 0.0)
+        keep = tl.exp2(m - m_new)
+        mass = mass * keep + tl.sum(mass_split * weight, axis=0)
+        acc = acc * keep + tl.sum(part * weight[:, None], axis=0)
+        m = m_new
+    seen = mass > 0
+    total = tl.where(seen, mass, 1.0)
+    out = (acc / total).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + (b * H + h) * DV + value, out, mask=value < DV)
+    if HAS_LSE:
+        tl.store(lse_ptr + b * H + h, tl.where(seen, (m + tl.log2(total)) * LN_2, float("-inf")))
+
+
+@triton.jit
+def _dot(x_ptr, y_ptr, D: tl.constexpr):
+    """x . y of D values, float32."""
+    value = tl.arange(0, triton.next_power_of_2(D))
+    x = tl.load(x_ptr + value, mask=value < D, other=0.0).to(tl.float32)
+    return tl.sum(x * tl.load(y_ptr + value, mask=value < D, other=0.0), axis=0)

@@ -13,9 +13,8 @@ from dba_core.contracts import (
     Support,
 )
 from dba_core.hookspecs import hookimpl
-from dba_plugins.decode.triton.settings import OnePassOptions
 from dba_plugins.decode.triton.spec import KernelSpec
-from dba_plugins.decode.triton.support import reasons
+from dba_plugins.decode.triton.support import OnePassOptions, reasons
 
 #: Programs that keep a multiprocessor busy without splitting rows; tokens that are not worth a split.
 BUSY, SHORT = 8, 512
@@ -40,7 +39,7 @@ class OnePassPlugin:
 
     def compiled_kernels(self) -> Iterator[CompiledKernel]:
         """For `dba bench kernels`; compiles as it goes, a few seconds each."""
-        from dba_plugins.decode.triton.inspect import compiled_kernels
+        from dba_plugins.decode.triton.offline import compiled_kernels
 
         return compiled_kernels(split=False)
 

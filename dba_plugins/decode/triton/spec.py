@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import attrs
 
@@ -17,6 +17,58 @@ MAX_WIDTH = 256
 LEAST_PIECE, MOST_PIECE = 16, 64
 #: Query heads of one program: what a tensor core's instruction takes at least, and the most.
 LEAST_ROWS, MOST_ROWS = 8, 16
+
+
+class TensorLayout(NamedTuple):
+    """One cached tensor as a compile-time constant of the kernels.
+
+    piece: codes (bytes, for nibbles) of a piece. planes: scales of a head and token that are loaded. dtype:
+    in which tiles are multiplied. tiles: of a head. terms: numbers of that dtype that a query, or a weight,
+    is the sum of. See `TensorSpec`.
+    """
+
+    format: str
+    heads: int
+    width: int
+    qblock: int
+    piece: int
+    planes: int
+    dtype: str
+    tiles: int
+    terms: int
+
+    @property
+    def packed(self) -> bool:
+        """Two codes to a byte."""
+        return self.format in ("q4_0", "nf4")
+
+    @property
+    def row(self) -> int:
+        """Elements of the codes of a head and token."""
+        return (self.width + 1) // 2 if self.packed else self.width
+
+    @property
+    def blocks(self) -> int:
+        """Scale planes of a row."""
+        return -(-self.heads * self.width // self.qblock) if self.qblock else 0
+
+
+class KernelLayout(NamedTuple):
+    """What the attend kernel is compiled for. rows: columns of a program's scores. See `KernelSpec`.
+
+    gpu: off in the interpreter, which multiplies bf16 wrongly and runs no assembly.
+    """
+
+    k_sem: TensorLayout
+    k_geo: TensorLayout
+    v: TensorLayout
+    heads: int
+    units: int
+    chunks: int
+    rows: int
+    block: int
+    has_ring: bool
+    gpu: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -91,10 +143,19 @@ class TensorSpec:
             return "fp32"
         return "bf16" if self.format == "bf16" else "fp16"
 
-    @property
-    def constant(self) -> tuple[str | int, ...]:
-        """See `tile`."""
-        return (self.format, self.heads, self.width, self.qblock, self.piece, self.planes, self.dtype)
+    def layout(self, *, terms: int) -> TensorLayout:
+        """For the kernels."""
+        return TensorLayout(
+            format=self.format,
+            heads=self.heads,
+            width=self.width,
+            qblock=self.qblock,
+            piece=self.piece,
+            planes=self.planes,
+            dtype=self.dtype,
+            tiles=self.tiles,
+            terms=terms,
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -182,23 +243,20 @@ class KernelSpec:
             return None
         return 128 if width <= 160 else 168
 
-    def constants(self, *, block: int, has_lse: bool = False, gpu: bool = True) -> dict[str, Any]:
-        """The compile-time arguments of `kernel.attend_kernel` but for SPLIT."""
-        return {
-            "K_SEM": self.k_sem.constant,
-            "K_GEO": self.k_geo.constant,
-            "V": self.v.constant,
-            "TILES": tuple(tensor.tiles for tensor in self.tensors),
-            "TERMS": (*(self._query_terms(key) for key in (self.k_sem, self.k_geo)), self._weight_terms),
-            "H": self.heads,
-            "UNITS": self.units,
-            "CHUNKS": self.chunks,
-            "ROWS": self.rows,
-            "BLOCK": block,
-            "HAS_RING": self.window,
-            "HAS_LSE": has_lse,
-            "GPU": gpu,
-        }
+    def layout(self, *, block: int, gpu: bool = True) -> KernelLayout:
+        """For `kernel.attend_kernel`."""
+        return KernelLayout(
+            k_sem=self.k_sem.layout(terms=self._query_terms(self.k_sem)),
+            k_geo=self.k_geo.layout(terms=self._query_terms(self.k_geo)),
+            v=self.v.layout(terms=self._weight_terms),
+            heads=self.heads,
+            units=self.units,
+            chunks=self.chunks,
+            rows=self.rows,
+            block=block,
+            has_ring=self.window,
+            gpu=gpu,
+        )
 
     def _query_terms(self, key: TensorSpec) -> int:
         """How many numbers of the tiles' dtype a query is the sum of, so that it loses nothing."""

@@ -1,4 +1,7 @@
-"""What the Triton backends support, and why not, before anything is compiled. Imports no triton, no torch."""
+"""The options of the Triton backends, and what they support and why not, before anything is compiled.
+
+Imports no triton, no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,50 @@ import os
 from collections.abc import Iterator
 from importlib import metadata
 
+import attrs
+
 from dba_core.contracts import DecodeRequest, Reason
 from dba_core.distribution import install_command
-from dba_plugins.decode.triton.settings import version_of
+from dba_core.serialization.validators import among, at_least
 from dba_plugins.decode.triton.spec import FORMATS, MAX_WIDTH, KernelSpec
 
 DTYPES = ("float16", "bfloat16", "float32")
 LEAST_CAPABILITY = (8, 0)
 LEAST_VERSION = (3, 6)
 _ELSE = "Choose decode_backend=streaming, or auto."
+
+
+@attrs.frozen(kw_only=True)
+class TritonOptions:
+    """block: tokens that a program reads at a time. warps: of a program. 0: as suits the widths."""
+
+    block: int = attrs.field(default=0, validator=among(0, 16, 32, 64, 128))
+    warps: int = attrs.field(default=0, validator=among(0, 1, 2, 4, 8))
+
+
+@attrs.frozen(kw_only=True)
+class OnePassOptions(TritonOptions):
+    """tokens_per_launch: a longer cache is read by several launches, one after the other; 0: by one."""
+
+    tokens_per_launch: int = attrs.field(default=0, validator=at_least(0))
+
+
+@attrs.frozen(kw_only=True)
+class TwoPassOptions(TritonOptions):
+    """programs: how many a multiprocessor is to get. least_blocks: the fewest that are worth a program.
+
+    Together they give the number of splits of a row. splits: that number itself; 0 leaves it to them.
+    """
+
+    programs: int = attrs.field(default=16, validator=at_least(1))
+    least_blocks: int = attrs.field(default=4, validator=at_least(1))
+    splits: int = attrs.field(default=0, validator=at_least(0))
+
+
+def version_of(text: str) -> tuple[int, int]:
+    """Major and minor number."""
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
 
 
 def reasons(request: DecodeRequest) -> Iterator[Reason]:

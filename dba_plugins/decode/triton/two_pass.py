@@ -12,9 +12,8 @@ from dba_core.contracts import (
     Support,
 )
 from dba_core.hookspecs import hookimpl
-from dba_plugins.decode.triton.settings import TwoPassOptions
 from dba_plugins.decode.triton.spec import KernelSpec
-from dba_plugins.decode.triton.support import reasons
+from dba_plugins.decode.triton.support import TwoPassOptions, reasons
 
 
 class TwoPassPlugin:
@@ -35,7 +34,7 @@ class TwoPassPlugin:
 
     def compiled_kernels(self) -> Iterator[CompiledKernel]:
         """For `dba bench kernels`; compiles as it goes, a few seconds each."""
-        from dba_plugins.decode.triton.inspect import compiled_kernels
+        from dba_plugins.decode.triton.offline import compiled_kernels
 
         return compiled_kernels(split=True)
 

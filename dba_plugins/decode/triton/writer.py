@@ -4,7 +4,7 @@
 
 One program per token and KV head. It reads every block that touches its head, so that blocks may straddle
 heads, and stores the scales of the blocks that begin in its head. Positions come from the lengths on the
-device: nothing waits for it, and a CUDA graph can hold the launch. Called by the Triton decode backends.
+device: nothing waits for it, and a CUDA graph can hold the launch.
 """
 
 from __future__ import annotations

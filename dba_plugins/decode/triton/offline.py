@@ -1,21 +1,30 @@
-"""The attend kernel compiled for GPUs that are not there, case by case, for `dba bench kernels --static`.
+"""Decode kernels compiled for GPUs that are not there, case by case, and their machine code as text.
 
-The cases with limits are those of q4_0/q8_0/q4_0 in blocks of 32, widths 32 and 64, values 64 and 128 wide.
-Called by the plugins; needs triton.
+`compile_kernel(kernel, types, constants, capability=90)` gives what `cuobjdump` of the triton package prints
+for the cubin; `compiled_kernels` does so for the attend kernel, for `dba bench kernels`. The cases with
+limits are those of q4_0/q8_0/q4_0 in blocks of 32, widths 32 and 64, values 64 and 128 wide. Needs triton,
+neither a GPU nor a driver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from dba_core.contracts import CompiledKernel
-from dba_plugins.decode.triton.kernel import attend_kernel
+from dba_plugins.decode.triton.attend import NullParts
+from dba_plugins.decode.triton.kernel import Planes, attend_kernel
 from dba_plugins.decode.triton.spec import BLOCK_FORMATS, LEAST_ROWS, KernelSpec, TensorSpec
-from dba_plugins.decode.triton.static import Listing, compile_kernel
 
+WARP = 32
 _POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "q8_0": "*i8", "q4_0": "*u8", "nf4": "*u8"}
 _QUERIES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 _STUDIED = ("q4_0", "q8_0", "q4_0")
@@ -106,21 +115,17 @@ def compile_case(
 ) -> Listing:
     """changes: of the kernel's constants."""
     spec, tiling = case.spec, case.spec.tiling()
-    types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(
-        ("null_sem_ptr", "null_geo_ptr", "null_v_ptr", "state_ptr", "lse_ptr"), "*fp32"
-    )
-    types |= dict.fromkeys(("q_sem_ptr", "q_geo_ptr", "out_ptr"), _QUERIES[case.query]) | {
-        "lengths_ptr": "*i32"
-    }
-    for name, tensor in zip(("sem", "geo", "v"), spec.tensors, strict=True):
-        types |= {
-            f"{name}_codes_ptr": _POINTERS[tensor.format],
-            f"{name}_scales_ptr": "*bf16",
-            f"{name}_ring_ptr": "*fp16",
-        }
-    constants = spec.constants(block=tiling.block) | {
-        "NULL_HEADS": (8, 8, 8),
+    types: dict[str, Any] = dict.fromkeys(kernel.arg_names, "i32")
+    types |= {"lengths_ptr": "*i32", "state_ptr": "*fp32", "lse_ptr": "*fp32"}
+    types |= {"null": NullParts(k_sem="*fp32", k_geo="*fp32", v="*fp32")}
+    types |= dict.fromkeys(("q_sem_ptr", "q_geo_ptr", "out_ptr"), _QUERIES[case.query])
+    for name, tensor in zip(("k_sem", "k_geo", "v"), spec.tensors, strict=True):
+        types[name] = Planes(codes=_POINTERS[tensor.format], scales="*bf16", ring="*fp16")
+    constants = {
+        "LAYOUT": spec.layout(block=tiling.block),
+        "NULL_HEADS": NullParts(k_sem=8, k_geo=8, v=8),
         "HAS_NULL": case.null and not split,
+        "HAS_LSE": False,
         "SPLIT": split,
     }
     return compile_kernel(
@@ -137,8 +142,8 @@ def compile_case(
 def _facts(case: Case, capability: int, listing: Listing, *, split: bool) -> CompiledKernel:
     spec, tiling = case.spec, case.spec.tiling()
     columns = spec.rows // LEAST_ROWS  # of a tensor-core instruction: 16 x 8 x 16
-    sem, geo, v = spec.constants(block=tiling.block)["TERMS"]
-    products = spec.k_sem.width * sem + spec.k_geo.width * geo + spec.v.width * v
+    layout = spec.layout(block=tiling.block)
+    products = sum(tensor.width * tensor.terms for tensor in (layout.k_sem, layout.k_geo, layout.v))
     registers, per_token = case.limits
     return CompiledKernel(
         kernel="triton_2pass" if split else "triton_1pass",
@@ -154,3 +159,77 @@ def _facts(case: Case, capability: int, listing: Listing, *, split: bool) -> Com
         most_registers=registers,
         most_per_token=per_token,
     )
+
+
+@attrs.frozen(kw_only=True)
+class Listing:
+    """A kernel's PTX, SASS and resource usage as text; shared memory in bytes per block."""
+
+    ptx: str
+    sass: str
+    usage: str
+    shared_bytes: int
+
+
+def compile_kernel(
+    kernel: Any,
+    types: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    *,
+    capability: int = 90,
+    num_warps: int = 4,
+    num_stages: int = 2,
+    maxnreg: int | None = None,
+) -> Listing:
+    """Compile one variant for compute capability `capability` (80, 90, 100).
+
+    types: of every argument that is not in `constants`, in Triton's spelling ("*fp16", "i32"); of a named
+    tuple, a named tuple of them. Pointers count as aligned to 16 bytes, as the cache's planes are; whole
+    numbers as nothing in particular, as arguments that are not specialized.
+    """
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    aligned = {
+        path: [["tt.divisibility", 16]]
+        for position, name in enumerate(kernel.arg_names)
+        for path, kind in _leaves((position,), signature[name])
+        if kind.startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=aligned)
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, WARP),
+        options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg},
+    )
+    cubin = compiled.asm["cubin"]
+    return Listing(
+        ptx=compiled.asm["ptx"],
+        sass=_cuobjdump("-sass", cubin),
+        usage=_cuobjdump("-res-usage", cubin),
+        shared_bytes=compiled.metadata.shared,
+    )
+
+
+def _leaves(path: tuple[int, ...], kind: str | tuple[str, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """The types of an argument, or of the parts of a tuple, with their places."""
+    if isinstance(kind, str):
+        yield path, kind
+        return
+    for number, part in enumerate(kind):
+        yield (*path, number), part
+
+
+def _cuobjdump(what: str, cubin: bytes) -> str:
+    """What the tool prints about a cubin. Raises CalledProcessError where it cannot read it."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [str(tool), what, file.name],
+            check=True,
+            encoding="utf-8",
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    return done.stdout
