@@ -62,7 +62,7 @@ class LongSequencePlan:
         sizes = (self.length, self.mem_block, self.local_window, self.q_chunk)
         for (name, lowest), size in zip(least.items(), sizes, strict=True):
             if size < lowest:
-                raise ConfigError(f"must be at least {lowest}, got {size}", path=name)
+                raise ConfigError(f"{size} is too small; allowed: at least {lowest}", path=name)
 
     @property
     def exact_stop(self) -> int:
