@@ -170,7 +170,7 @@ def policy_fidelity(
             x, y = x.to(model.device), y.to(model.device)
             batch, length = x.shape
             cache = model.new_cache(batch=batch, capacity=length, policy=chosen, rollback=0)
-            wide = KVCachePolicy.uniform("fp32")
+            KVCachePolicy.uniform("fp32")
             exact = model.new_cache(
                 batch=batch, capacity=length, policy=KVCachePolicy.uniform("fp32"), rollback=0
             )
