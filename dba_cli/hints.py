@@ -57,7 +57,7 @@ _FLAGS = {
     "root=": "--out",
     "which=": "--checkpoint",
     "device='cpu' or 'auto'": "--device cpu or auto",
-    "run_job()": "dba run",
+    "Make one with run_job()": "Make one with: dba run",
 }
 _PYTHON = re.compile("|".join(rf"(?<![\w.]){re.escape(words)}(?!\w)" for words in _FLAGS))
 _RESUMING = re.compile(r"resume_job\(('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\)")

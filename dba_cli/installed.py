@@ -20,7 +20,7 @@ import click
 
 from dba_cli.lazy import LazyGroup, Listed
 from dba_core.command import summary_of
-from dba_core.distribution import NAME, canonical
+from dba_core.distribution import NAME, is_ours
 from dba_core.registry.contain import Failure
 from dba_core.registry.discovery import PluginInfo, discover
 from dba_core.registry.docstring import docstring_of
@@ -34,7 +34,7 @@ class PluginEntry:
 
     @property
     def origin(self) -> str:
-        return "" if is_ours(self.info) else self.info.distribution
+        return "" if is_ours(self.info.distribution) else self.info.distribution
 
     @property
     def summary(self) -> str:
@@ -80,10 +80,6 @@ class GroupEntry:
         return LazyGroup(self.name, own=tree(self.commands), help=inspect.cleandoc(self._text))
 
 
-def is_ours(info: PluginInfo) -> bool:
-    return canonical(info.distribution) == NAME
-
-
 def all_commands(taken: Iterable[str]) -> dict[str, Listed]:
     """Ours and everybody's. taken: names that are neither."""
     return _all_commands(tuple(taken), tuple(sys.path))
@@ -92,8 +88,8 @@ def all_commands(taken: Iterable[str]) -> dict[str, Listed]:
 @functools.cache
 def _all_commands(taken: tuple[str, ...], _path: tuple[str, ...]) -> dict[str, Listed]:
     found = [info for info in discover(distributions()).plugins if info.kind == "command"]
-    ours = {info.name: PluginEntry(info) for info in found if is_ours(info)}
-    others = [info for info in found if not is_ours(info)]
+    ours = {info.name: PluginEntry(info) for info in found if is_ours(info.distribution)}
+    others = [info for info in found if not is_ours(info.distribution)]
     return tree({**ours, **_qualified(others, ours=ours, taken=taken)})
 
 

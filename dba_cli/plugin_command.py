@@ -17,8 +17,8 @@ import attrs
 import click
 
 from dba_cli import completing
-from dba_cli.installed import is_ours
 from dba_core.command import Command, Field, Option, fields_of, make_request
+from dba_core.distribution import is_ours
 from dba_core.errors import DBAError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _report(loaded: LoadedPlugin, request: Any, reporter: Reporter) -> Report:
     from dba_core.report import Report
 
     command = cast("Command[Any]", loaded.plugin)
-    if is_ours(loaded.info):
+    if is_ours(loaded.info.distribution):
         return command.run(request, reporter)
     outcome: object = contain(lambda: command.run(request, reporter))
     if isinstance(outcome, Report):

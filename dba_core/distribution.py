@@ -25,6 +25,11 @@ def canonical(distribution: str) -> str:
     return NAME if name == FORMER_NAME else name
 
 
+def is_ours(distribution: str) -> bool:
+    """Whether this library is meant."""
+    return canonical(distribution) == NAME
+
+
 def installed_version() -> str:
     """The version of this library, from its metadata."""
     return importlib.metadata.version(NAME)

@@ -17,7 +17,7 @@ from string import Template
 import attrs
 
 from dba_core.contracts import Kind
-from dba_core.distribution import NAME, canonical, installed_version
+from dba_core.distribution import NAME, installed_version, is_ours
 from dba_core.errors import UsageError
 from dba_core.kinds import KINDS
 
@@ -40,7 +40,7 @@ class PluginPackage:
                 "'_' between them, beginning with a letter, and neither 'auto' nor a Python keyword. "
                 "Choose one like my-pooling"
             )
-        if canonical(self.distribution) == NAME or self.module in _OUR_PACKAGES:
+        if is_ours(self.distribution) or self.module in _OUR_PACKAGES:
             raise UsageError(
                 f"{self.name!r} would make the package {self.distribution} with the module {self.module}, "
                 "one of which is DBA's own; choose another name"

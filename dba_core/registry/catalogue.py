@@ -14,7 +14,7 @@ from importlib.metadata import Distribution
 import attrs
 
 from dba_core.contracts import Kind
-from dba_core.distribution import NAME, canonical
+from dba_core.distribution import canonical, is_ours
 from dba_core.errors import PluginError, unknown
 from dba_core.kinds import KINDS
 from dba_core.registry.discovery import Discovery, PluginInfo, discover
@@ -51,7 +51,7 @@ class Access:
         for entry in self.blocked:
             if _fits(entry, info):
                 return f"blocked by {BLOCK_OPTION} {entry}"
-        if info.kind == "kv_format" and canonical(info.distribution) == NAME:
+        if info.kind == "kv_format" and is_ours(info.distribution):
             return None  # no cache without one: allow lists were written when these were no plugins
         if self.allowed is not None and not any(_fits(entry, info) for entry in self.allowed):
             return f"not in the allow list {ALLOW_VARIABLE}={','.join(self.allowed)}"

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from dba_core.contracts import Kind, Request, Support
-from dba_core.distribution import NAME, canonical
+from dba_core.distribution import canonical, is_ours
 from dba_core.errors import DBAError, DeprecatedContractWarning, PluginError, UnsupportedError, unknown
 from dba_core.kinds import KINDS, with_auto
 from dba_core.registry.catalogue import Access, Catalogue, Key, key_of
@@ -311,7 +311,7 @@ def _read_orders(orders: Iterable[tuple[str, str]]) -> _Orders:
 
 def _rank(order: tuple[str, str]) -> tuple[bool, str, str]:
     distribution, reference = order
-    return canonical(distribution) != NAME, canonical(distribution), reference
+    return not is_ours(distribution), canonical(distribution), reference
 
 
 def _checked(mapping: Any) -> _Mapping | str:

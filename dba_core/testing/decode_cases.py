@@ -16,7 +16,7 @@ from torch import Tensor
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy, installed_formats
 from dba_core.contracts import AttentionShape, CachedTensor, DecodeRequest, FormatFacts, NullKV
-from dba_core.distribution import NAME, canonical
+from dba_core.distribution import is_ours
 from dba_core.registry import Registry
 from dba_core.testing.subject import Subject, torch_dtype
 
@@ -202,7 +202,7 @@ class Filled:
 
 def own_formats() -> dict[str, FormatFacts]:
     """The cache formats that come with the library; what is wrong with another is no backend's fault."""
-    own = {i.name for i in Registry.default().list("kv_format") if canonical(i.distribution) == NAME}
+    own = {i.name for i in Registry.default().list("kv_format") if is_ours(i.distribution)}
     return {name: facts for name, facts in installed_formats().items() if name in own}
 
 

@@ -98,7 +98,7 @@ def test_a_template_that_fails_is_a_data_error(template: str, hint: str, plain: 
 
 
 def test_a_model_without_a_template(plain: Tokenizer) -> None:
-    with pytest.raises(DataError, match=r"has no chat template.*give plain prompts, without --chat"):
+    with pytest.raises(DataError, match=r"has no chat template.*give plain prompts, without chat=True"):
         render_chat(plain, chat_of("Hello"))
     special = attrs.evolve(SpecialTokens(), chat_template="")
     assert render_chat(with_special(plain, special), chat_of("Hello")) == ""
