@@ -28,7 +28,7 @@ def test_a_text_gets_what_the_tokenizer_adds() -> None:
 def test_what_the_model_has_not_cannot_be_asked_for() -> None:
     with pytest.raises(UsageError, match="bos=: this model names no bos token"):
         SpecialTokens(eos=(1,)).chosen(bos=True)
-    with pytest.raises(UsageError, match="--eos: this model names no eos token"):
+    with pytest.raises(UsageError, match="eos=: this model names no eos token"):
         SpecialTokens(bos=1).chosen(eos=True)
 
 
