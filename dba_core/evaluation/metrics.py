@@ -8,24 +8,27 @@ Everything is accumulated in float64 and kept per position. So is measured what 
 same tokens are decoded one by one with a cache of that policy and with an fp32 cache. Both go through the
 model's decode path (T = 1), never through the training forward pass, so the figures hold for what generation
 really does; an fp32 policy gives exactly zero.
+
+torch is imported where it computes: whoever reads a recorded figure needs the records alone.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.data.batches import held_out_windows
 from dba_core.data.tokenizers import Tokens
 from dba_core.errors import DataError
-from dba_core.generation.inference import inference
-from dba_core.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dba_core.model.language_model import LanguageModel
 
 _CHUNK = 1 << 22  # logits that are widened to float64 at once
 
@@ -73,9 +76,7 @@ class FidelityAccumulator:
         """
         _check_shapes(reference_logits, logits, targets, positions)
         batch, length, vocab = logits.shape
-        if positions is None:
-            positions = torch.arange(length)
-        where = positions.cpu().numpy()
+        where = np.arange(length) if positions is None else positions.cpu().numpy()
         self._grow(int(where.max(initial=-1)) + 1)
         step = max(1, _CHUNK // max(1, batch * vocab))
         for start in range(0, length, step):
@@ -162,7 +163,13 @@ def policy_fidelity(
     """Compare over the first `n_tokens` targets (fewer where `tokens` has fewer), in windows of `context`,
     `batch_size` windows at a time; each window starts with an empty cache.
     """
+    import torch
+
+    from dba_core.data.batches import held_out_windows
+    from dba_core.generation.inference import inference
+
     chosen = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
+    wide = KVCachePolicy.uniform("fp32")
     accumulator = FidelityAccumulator()
     backend = reference_backend = ""
     with inference(model):
@@ -170,10 +177,7 @@ def policy_fidelity(
             x, y = x.to(model.device), y.to(model.device)
             batch, length = x.shape
             cache = model.new_cache(batch=batch, capacity=length, policy=chosen, rollback=0)
-            KVCachePolicy.uniform("fp32")
-            exact = model.new_cache(
-                batch=batch, capacity=length, policy=KVCachePolicy.uniform("fp32"), rollback=0
-            )
+            exact = model.new_cache(batch=batch, capacity=length, policy=wide, rollback=0)
             backend, reference_backend = model.decode_backends(cache), model.decode_backends(exact)
             for t in range(length):
                 token = x[:, t : t + 1]
@@ -194,6 +198,8 @@ def exp_or_inf(value: float) -> float:
 
 def _figures(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> Curve:
     """Sums over the batch: [B, T, V] twice, [B, T] -> [6, T] in the order of the accumulator's rows."""
+    import torch
+
     reference_logits, logits = reference_logits.double(), logits.double()
     log_p, log_q = reference_logits.log_softmax(-1), logits.log_softmax(-1)  # [B, T, V]
     index = targets.long()[..., None]

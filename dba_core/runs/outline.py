@@ -6,18 +6,20 @@ Sizes are bytes. `summary.json` begins with the same fields, and `pages` shows b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from dba_core.config.loading import LoadedConfig
 from dba_core.config.model import ModelConfig
 from dba_core.free_memory import free_bytes
-from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, Selection
 from dba_core.report import as_plain
 from dba_core.runs.estimate import Cost, KvMemory, MemoryNeed, kv_memory, model_cost, training_need
-from dba_core.runs.prepare import PlacedSelection, Prepared, prepare, resolve_device
+
+if TYPE_CHECKING:
+    from dba_core.model.language_model import LanguageModel
+    from dba_core.runs.prepare import PlacedSelection, Prepared
 
 #: What becomes of the null token in decoding.
 INACTIVE, UNFUSED, FUSED = "Inactive", "Active (Unfused)", "Active (Fused)"
@@ -258,6 +260,8 @@ def dry_run(
     Raises what the run would raise before it trains, but for memory: what would not fit is described.
     """
     registry = Registry.default() if registry is None else registry
+    from dba_core.runs.prepare import prepare, resolve_device
+
     config = attrs.evolve(loaded.config, device=resolve_device(loaded.config.device))
     prepared = prepare(
         config,

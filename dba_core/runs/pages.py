@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from dba_core.evaluation.metrics import FidelityMetrics
 from dba_core.free_memory import gib
@@ -11,9 +12,11 @@ from dba_core.markdown import fenced, inline, table
 from dba_core.registry.choice import in_words
 from dba_core.report import Table
 from dba_core.runs.estimate import KvMemory, human_bytes, times_smaller
-from dba_core.runs.evaluate import RunEvaluation
 from dba_core.runs.outline import DryRun, Outline, PluginFacts
 from dba_core.runs.summary import LossFacts, Summary
+
+if TYPE_CHECKING:
+    from dba_core.runs.evaluate import RunEvaluation
 
 Row = tuple[str, str]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -12,9 +12,10 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.data.chat import Reading
 from dba_core.data.tokenizers import Tokenizer
 from dba_core.errors import ConfigError, unknown
-from dba_core.generation.loop import generate
-from dba_core.model.language_model import LanguageModel
-from dba_core.runs.prepare import Prepared
+
+if TYPE_CHECKING:
+    from dba_core.model.language_model import LanguageModel
+    from dba_core.runs.prepare import Prepared
 
 #: Tokens of the held-out text that stand in for a prompt.
 _PROMPT_TOKENS = 64
@@ -74,6 +75,8 @@ def continue_prompts(
     """Continue every prompt (tokens). on_text(row, text) is called with each piece of text as it is made.
     stop_tokens: None is the end-of-text tokens that the tokenizer knows.
     """
+    from dba_core.generation.loop import generate
+
     streams = [tokenizer.stream(context=prompt) for prompt in prompts]
     pieces: list[list[str]] = [[] for _ in prompts]
 

@@ -10,22 +10,23 @@ import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
 
 from dba_core.distribution import installed_version
-from dba_core.evaluation.held_out import HeldOut
 from dba_core.evaluation.metrics import FidelityMetrics, PolicyFidelity
-from dba_core.evaluation.throughput import Throughput
 from dba_core.free_memory import peak_memory_bytes
 from dba_core.report import as_plain
-from dba_core.runs.folder import RunFolder
 from dba_core.runs.outline import Outline, outline_of
-from dba_core.runs.prepare import Prepared
 from dba_core.runs.sample import SampleFacts
-from dba_core.training.loop import TrainingResult
+
+if TYPE_CHECKING:
+    from dba_core.evaluation.held_out import HeldOut
+    from dba_core.evaluation.throughput import Throughput
+    from dba_core.runs.folder import RunFolder
+    from dba_core.runs.prepare import Prepared
+    from dba_core.training.loop import TrainingResult
 
 #: Raised when a field of summary.json changes its meaning or goes away.
 SCHEMA = 1
@@ -206,6 +207,8 @@ def far_from_exact(losses: LossFacts) -> Iterator[str]:
 
 
 def _environment(prepared: Prepared) -> Environment:
+    import torch
+
     device = prepared.model.device
     cuda = device.type == "cuda"
     return Environment(

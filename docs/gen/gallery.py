@@ -1,7 +1,7 @@
 """Writes the head of a plugin's page from its source: summary, formula, options, contract, how to choose it.
 
 A page says `<!-- plugin: summarizer mean -->` on a line of its own. The sources are parsed, not imported:
-they need torch, and these pages are built without it. Called by mkdocs (`hooks`).
+they need torch, and these pages are built without it. A hook of mkdocs.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def plugin_page(kind: str, name: str) -> str:
     ]
     if len(modules) != 1:
         raise PluginError(f"the page of {kind} {name}: {NAME} ships {len(modules)} plugins of this name")
-    tree = parse(modules[0])
+    tree = parse(modules[0].partition(":")[0])
     return "\n\n".join(
         [
             f"Module `{modules[0]}`. Choose it with `{KINDS[kind].chosen_by(name)}`.",
             as_markdown(ast.get_docstring(tree) or ""),
-            options_text(tree),
+            request_text(tree) if kind == "command" else options_text(tree),
         ]
     )
 
@@ -77,18 +77,52 @@ def options_text(tree: ast.Module) -> str:
     return f"{table}\n\n{ast.get_docstring(found) or ''}"
 
 
+def request_text(tree: ast.Module) -> str:
+    """The fields of a command's request, which are its options, each with its help."""
+    names = [
+        word.value.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for word in node.keywords
+        if word.arg == "request_class" and isinstance(word.value, ast.Name)
+    ]
+    if len(names) != 1:
+        raise PluginError(f"a command's module has {len(names)} times `request_class=NAME`; one is needed")
+    rows = [
+        f"| `{field.target.id}` | `{ast.unparse(field.annotation)}` | {help_of(field.value)} |"
+        for field in options_class(tree, names[0]).body
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(field.value, ast.Call)
+    ]
+    return "\n".join(["| field of the request | type | what |", "| --- | --- | --- |", *rows])
+
+
+def help_of(made: ast.Call) -> str:
+    """The `help=` of an option where it is written out; a group of options says none."""
+    texts = [word.value for word in made.keywords if word.arg == "help"]
+    written = [text.value for text in texts if isinstance(text, ast.Constant)]
+    return str(written[0]).replace("|", "\\|") if written else ""
+
+
 def options_name(tree: ast.Module) -> str:
     """What `options_class = ...` names in the plugin's class."""
     names = [
         statement.value.id
         for statement in ast.walk(tree)
-        if isinstance(statement, ast.Assign)
+        if isinstance(statement, (ast.Assign, ast.AnnAssign))
         and isinstance(statement.value, ast.Name)
-        and any(isinstance(target, ast.Name) and target.id == "options_class" for target in statement.targets)
+        and any(
+            isinstance(target, ast.Name) and target.id == "options_class" for target in targets(statement)
+        )
     ]
     if len(names) != 1:
         raise PluginError(f"a plugin module has {len(names)} lines `options_class = NAME`; one is needed")
     return names[0]
+
+
+def targets(statement: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return statement.targets if isinstance(statement, ast.Assign) else [statement.target]
 
 
 def options_class(tree: ast.Module, name: str) -> ast.ClassDef:

@@ -152,8 +152,9 @@ def plugin_table() -> str:
     return table(("kind", "name", "module", "what it is"), rows)
 
 
-def first_line(module: str) -> str:
-    spec = importlib.util.find_spec(module)
+def first_line(reference: str) -> str:
+    """Of the docstring of a module, given as an entry point does: `module` or `module:NAME`."""
+    spec = importlib.util.find_spec(reference.partition(":")[0])
     assert spec is not None
     assert spec.origin is not None
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""

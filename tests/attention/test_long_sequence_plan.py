@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from dba_core.attention.long_sequence.plan import LongSequencePlan
 from dba_core.errors import ConfigError
 
+pytestmark = pytest.mark.torch
+
 
 def plan(length: int, block: int, window: int, chunk: int) -> LongSequencePlan:
     return LongSequencePlan(length=length, mem_block=block, local_window=window, q_chunk=chunk)

@@ -7,6 +7,8 @@ import pytest
 from dba_core.data.tokenizers import ByteTokenizer
 from dba_core.generation.sampling import StopWatch
 
+pytestmark = pytest.mark.torch
+
 
 class Pieces:
     """A text stream over a table of pieces; nothing is ever held back."""

@@ -23,6 +23,8 @@ from dba_plugins.drift.findings import (
 )
 from dba_plugins.drift.request import NAMES, Threshold, parse_threshold
 
+pytestmark = pytest.mark.torch
+
 ZERO = DriftFigures(delta_nll=0.0, ppl_ratio=1.0, max_abs_logit=0.0, kl=0.0, exact_nll=2.0, tokens=40)
 
 

@@ -10,6 +10,8 @@ import pytest
 from dba_core.config.training import TrainingConfig
 from dba_core.training.step import learning_rate
 
+pytestmark = pytest.mark.torch
+
 
 def rates(**fields: float) -> list[float]:
     config = TrainingConfig(**{"lr": 1.0, "min_lr_ratio": 0.1, **fields})
