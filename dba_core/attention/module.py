@@ -23,7 +23,7 @@ from dba_core.attention.long_sequence.attention import long_sequence_attention
 from dba_core.attention.long_sequence.evaluation import OwnSummarizer, evaluation_path
 from dba_core.attention.long_sequence.plan import LongSequencePath
 from dba_core.attention.parts import build_part, build_summarizer, sizes_in_words
-from dba_core.attention.prefill.chunk import prefill_attention
+from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import HeadProjections, Heads, Projection, matrix
 from dba_core.attention.taking_part import taking_part
 from dba_core.cache.checks import whole_numbers

@@ -35,7 +35,11 @@ class TensorStore:
         self.label = label
         self.capacity = capacity
         self._lengths = lengths
-        self._facts = facts = format_facts(spec.format)
+        facts = format_facts(spec.format)
+        #: a block format: codes with scales
+        self.quantized = facts.quantized
+        #: the largest |x| that `append` takes
+        self.max_input = facts.max_input
         self._who, self.codec = self._chosen_codec(device)
         self.codes = torch.zeros(
             batch,
@@ -56,6 +60,7 @@ class TensorStore:
                 self.recent_ring = torch.zeros(
                     batch, spec.n_heads, lengths.ring_size, spec.head_dim, dtype=torch.float16, device=device
                 )
+                self.max_input = min(facts.max_input, FP16_MAX)
 
     def __repr__(self) -> str:
         spec, (batch, _, capacity, _) = self.spec, self.codes.shape
@@ -80,17 +85,6 @@ class TensorStore:
     @property
     def qblock(self) -> int:
         return self.spec.qblock
-
-    @property
-    def quantized(self) -> bool:
-        """A block format: codes with scales."""
-        return self._facts.quantized
-
-    @property
-    def max_input(self) -> float:
-        """The largest |x| that `append` takes."""
-        limit = self._facts.max_input
-        return limit if self.recent_ring is None else min(limit, FP16_MAX)
 
     @property
     def nbytes(self) -> int:
