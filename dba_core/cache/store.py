@@ -11,7 +11,9 @@ absent path) has planes without elements.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +23,9 @@ from dba_core.config.kv_policy import format_facts
 from dba_core.contracts import FP16_MAX, CachedTensor, Encoded, KVCodec, KVFormatRequest
 from dba_core.errors import CacheError, PluginError
 from dba_core.registry import Registry
-from dba_core.registry.contain import Blame
+from dba_core.registry.contain import blame
+
+_T = TypeVar("_T")
 
 
 class TensorStore:
@@ -183,8 +187,7 @@ class TensorStore:
         """
         if self.codec is None:
             return Encoded(taken, None)
-        with Blame(lambda: self._who):
-            encoded = self.codec.encode(taken)
+        encoded = self._named(self.codec.encode, taken)
         self._check_form("codes", encoded.codes, self.codes, taken)
         if self.scales is not None:
             self._check_form("scales", encoded.scales, self.scales, taken)
@@ -204,12 +207,22 @@ class TensorStore:
         """Values [B,G,n,D] of planes."""
         if self.codec is None:
             return codes
-        with Blame(lambda: self._who):
-            values = self.codec.decode(codes, scales)
+        values = self._named(self.codec.decode, codes, scales)
         wanted = (*codes.shape[:3], self.head_dim)
         if values.shape != wanted:
             raise PluginError(f"{self._who} decoded to shape {list(values.shape)} instead of {list(wanted)}")
         return values
+
+    def _named(self, method: Callable[..., _T], *planes: Tensor | None) -> _T:
+        """What the codec's method returns; what it raises gets the format's name."""
+        done = False
+        try:
+            answer = method(*planes)
+            done = True
+        finally:
+            if not done:
+                blame(self._who)
+        return answer
 
     def _check_form(self, name: str, got: Tensor | None, plane: Tensor, taken: Tensor) -> None:
         """What was encoded fits the plane that its format states."""
