@@ -34,8 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dba_core.attention.packing import Packing
-from dba_core.attention.projections import Heads, share_heads
+from dba_core.attention.projections import Heads, Packing, share_heads
 from dba_core.cache.layer import LayerCache
 from dba_core.cache.store import TensorStore
 from dba_core.contracts import NullKV, TokenWriter
