@@ -108,6 +108,8 @@ class TensorStore:
     ) -> None:
         batch = len(lengths.host)
         self.spec = spec
+        self.n_heads, self.head_dim = spec.n_heads, spec.head_dim
+        self.format, self.qblock = spec.format, spec.qblock
         self.label = label
         self.capacity = capacity
         self._lengths = lengths
@@ -145,22 +147,6 @@ class TensorStore:
             f"TensorStore({self.label}, format={layout!r}, heads={spec.n_heads}, width={spec.head_dim}, "
             f"batch={batch}, capacity={capacity}, nbytes={self.nbytes}, device={str(self.codes.device)!r})"
         )
-
-    @property
-    def n_heads(self) -> int:
-        return self.spec.n_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.spec.head_dim
-
-    @property
-    def format(self) -> str:
-        return self.spec.format
-
-    @property
-    def qblock(self) -> int:
-        return self.spec.qblock
 
     @property
     def nbytes(self) -> int:
