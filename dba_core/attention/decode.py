@@ -13,6 +13,7 @@ in the first one over a cache, and in every one after `check_every_call`. A form
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -36,10 +37,11 @@ from dba_core.contracts import (
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
-from dba_core.registry.contain import Blame, shown
+from dba_core.registry.contain import blame, shown
 
 #: Requests whose backend stays although no cache needs it any more.
 KEPT = 16
+_CALLED, _WROTE = "failed when it was called", "failed when it wrote to the cache"
 
 _Chosen = tuple[Selection, DecodeBackend]
 
@@ -130,8 +132,7 @@ class ServedCache:
         every_call: look at the values in this call too, which waits for the device; never inside a captured
         CUDA graph.
         """
-        with Blame(self.who):
-            done: object = self.backend.decode(q_sem, q_geo, cache, null=null)
+        done: object = self._named(_CALLED, self.backend.decode, q_sem, q_geo, cache, null=null)
         if not isinstance(done, DecodeOutput):
             raise wrong(self.who(), f"returned {kind_of(done)}", "a DecodeOutput")
         batch, heads, _ = q_geo.shape
@@ -158,11 +159,21 @@ class ServedCache:
         writer = self.backend.writer
         if writer is None:
             return False
-        with Blame(self.who, "failed when it wrote to the cache"):
-            written: object = writer.write(cache, k_sem, k_geo, v)
+        written: object = self._named(_WROTE, writer.write, cache, k_sem, k_geo, v)
         if not isinstance(written, bool):
             raise wrong(self.who(), f"answered {shown(written)} when it wrote to the cache", "True or False")
         return written
+
+    def _named(self, doing: str, method: Callable[..., object], *given: Any, **named: Any) -> object:
+        """What the backend's method returns; what it raises gets the backend's name."""
+        done = False
+        try:
+            answer = method(*given, **named)
+            done = True
+        finally:
+            if not done:
+                blame(self.who(), doing)
+        return answer
 
 
 class DecodeBackends:

@@ -18,7 +18,7 @@ from dba_core.attention.inputs import autocast_enabled
 from dba_core.contracts import AttentionShape, Kind, NullKV, Summarizer
 from dba_core.errors import PluginError
 from dba_core.registry import Selection
-from dba_core.registry.contain import Blame, shown
+from dba_core.registry.contain import blame, shown
 
 #: How far a gate may be outside of [0,1] by rounding.
 _ROUNDING = 1e-3
@@ -82,8 +82,14 @@ class PartEntrance:
     def _call(self, part: nn.Module, *inputs: Tensor) -> Any:
         if torch.compiler.is_compiling():
             return part(*inputs)
-        with Blame(functools.partial(self._who, part)):
-            return part(*inputs)
+        done = False
+        try:
+            made = part(*inputs)
+            done = True
+        finally:
+            if not done:
+                blame(self._who(part))
+        return made
 
     def _looks(self, part: nn.Module, like: Tensor) -> bool:
         """Whether the values are looked at in this call. Compiled code does not depend on what was seen."""

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from dba_core.attention.decode import DecodeBackends, ServedCache
 from dba_core.attention.entrance import PartEntrance
-from dba_core.attention.fused import fused_attention
+from dba_core.attention.fused import fused_attention, packed_heads
 from dba_core.attention.inputs import check_inputs, uncompiled, weight_of, without_autocast
 from dba_core.attention.long_sequence.attention import long_sequence_attention
 from dba_core.attention.long_sequence.evaluation import OwnSummarizer, evaluation_path
 from dba_core.attention.long_sequence.plan import LongSequencePath
 from dba_core.attention.parts import build_part, build_summarizer, sizes_in_words
-from dba_core.attention.prefill.chunk import prefill_attention
+from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import HeadProjections, Heads, Projection, matrix
 from dba_core.attention.taking_part import taking_part
 from dba_core.cache.checks import whole_numbers
@@ -242,7 +242,7 @@ class DecoupledAttention(HeadProjections):
 
     def _uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The whole sequence at once, fused: [B, T, H, Dv]."""
-        heads, null = self._packed(x, gate=self._gate_of(x), null=self._null())
+        heads, null = packed_heads(self, x, gate=self._gate_of(x), null=self._null())
         out = fused_attention(
             heads,
             null=null,

@@ -3,29 +3,17 @@
     q_sem = exp(clamp(logit_scale, -8, 8)) / sqrt(Ds) * W_q_sem x        k_sem = W_k_sem x - sem_offset
     q_geo = exp(clamp(logit_scale, -8, 8)) / sqrt(Dg) * R(t) W_q_geo x   k_geo = R(t) W_k_geo x      v = W_v x
 
-`project` calls each projection's module and serves any: with hooks, wrapped, an adapter. `project_packed` is
-one product for all of them, for training, where it saves a third of the time at small widths. It serves where
-every projection is a plain matrix (`Projections.plain`), so that calling it is nothing but that product:
-
-    y = x [W_q | W_k | W_v]^T,   (y_2i + j y_2i+1) *= cos + j sin   on the geometric channels of q and k
-
-Channels 2i and 2i+1 of a head are a complex number turned by the angle of (position, i); the weights are
-reordered so that these are RoPE's half-split pairs. The complex product runs in place, on y forward and on
-its gradient backward, both of which nobody else has seen: RoPE as operations of its own costs a sixth of a
-small attention layer's step, this a twentieth.
+`project` calls each projection's module and serves any: with hooks, wrapped, an adapter. `Packing` lays heads
+out as kernels want them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dba_core.attention.inputs import autocast_enabled, compute_dtype
-from dba_core.attention.packing import PackedHeads, PackedNull, Packing, side_by_side
 from dba_core.attention.rope import (
     RopeFrequencies,
     RopeTable,
@@ -36,9 +24,8 @@ from dba_core.attention.rope import (
 from dba_core.config.attention import AttentionConfig
 from dba_core.contracts import AttentionShape, NullKV
 
-_COMPLEX_PARTS = (torch.float32, torch.float64)
-_TORCH_TENSORS: tuple[type, ...] = (nn.Parameter, Tensor)
-_ThreeHeads = tuple[Tensor, Tensor, Tensor]
+#: Channels that carry log(L): its value rounded, and what that left out.
+COLUMNS = 2
 
 
 class Heads(NamedTuple):
@@ -69,6 +56,109 @@ class Heads(NamedTuple):
 def share_heads(x: Tensor, n_heads: int) -> Tensor:
     """[B,M,T,D] -> [B,n_heads,T,D], each of M heads for n_heads/M neighbours; x itself for M = n_heads."""
     return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
+
+
+class PackedHeads(NamedTuple):
+    """Queries [B,T,H,W], keys and values [B,T,G,W], the rest of each head zero."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class PackedNull(NamedTuple):
+    """The null key and value, [G,W] each."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Packing(NamedTuple):
+    """Queries, keys and values as one tensor each, of one width W, for scaled_dot_product_attention:
+
+        query [q_sem | q_geo | 0 | 1 1]           value [v | 0]
+        token or null key [k_sem | k_geo | 0]     memory key [k_mem | 0 | log(L)]
+
+    The last two channels exist only where they carry the weight of memory tokens
+    (attention.long_sequence). The null token is key number zero, visible to every query.
+
+    width: W. log_mass: what the columns give a memory logit; None without columns. dtype: of what is made,
+    but for the null token. A tuple for torch.compile's sake.
+    """
+
+    width: int
+    dtype: torch.dtype
+    log_mass: float | None = None
+
+    @classmethod
+    def of(
+        cls, *parts: Tensor, v: Tensor, dtype: torch.dtype, log_mass: float | None = None, align: int = 1
+    ) -> Packing:
+        """parts: the queries' or the keys'. W: their widths, columns included, or the values' where that is
+        more, rounded up to a multiple of `align`.
+        """
+        keys = sum(part.shape[-1] for part in parts) + (0 if log_mass is None else COLUMNS)
+        width = -(-max(keys, v.shape[-1]) // align) * align
+        return cls(width=width, dtype=dtype, log_mass=log_mass)
+
+    def queries(self, q_sem: Tensor, q_geo: Tensor) -> Tensor:
+        """[B,H,T,Ds], [B,H,T,Dg] -> [B,H,T,W], a new tensor."""
+        ones = None if self.log_mass is None else torch.ones(COLUMNS, device=q_geo.device)
+        return side_by_side(q_sem, q_geo, width=self.width, dtype=self.dtype, tail=ones)
+
+    def tokens(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,G,T,Ds], [B,G,T,Dg], [B,G,T,Dv] -> keys and values [B,G,T,W], new tensors."""
+        return (
+            side_by_side(k_sem, k_geo, width=self.width, dtype=self.dtype),
+            side_by_side(v, width=self.width, dtype=self.dtype),
+        )
+
+    def heads(self, q_sem: Tensor, q_geo: Tensor, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> PackedHeads:
+        """Queries, keys and values as above, [B,H,T,*] and [B,G,T,*] -> [B,T,H,W] and [B,T,G,W]."""
+        q, (k, v) = self.queries(q_sem, q_geo), self.tokens(k_sem, k_geo, v)
+        return PackedHeads(*(each.transpose(1, 2) for each in (q, k, v)))
+
+    def memory(self, k_mem: Tensor, v_mem: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,G,N,Ds], [B,G,N,Dv] -> [B,G,N,W] each."""
+        tail = None if self.log_mass is None else columns(self.log_mass, k_mem)
+        return (
+            side_by_side(k_mem, width=self.width, dtype=self.dtype, tail=tail),
+            side_by_side(v_mem, width=self.width, dtype=self.dtype),
+        )
+
+    def null(self, null: NullKV) -> PackedNull:
+        """The null key and value in the dtype that they have."""
+        return PackedNull(
+            side_by_side(null.k_sem, null.k_geo, width=self.width), side_by_side(null.v, width=self.width)
+        )
+
+
+def side_by_side(
+    *parts: Tensor, width: int, dtype: torch.dtype | None = None, tail: Tensor | None = None
+) -> Tensor:
+    """The parts [...,D_i] in this order, zeros up to `width`, the tail [n] in the last channels: a new tensor
+    [...,width]. dtype: None is that of the parts.
+    """
+    lead = parts[0].shape[:-1]
+    missing = width - sum(part.shape[-1] for part in parts) - (0 if tail is None else len(tail))
+    pieces = [*parts, parts[0].new_zeros(()).expand(*lead, missing)]
+    if tail is not None:
+        pieces.append(tail.expand(*lead, -1))
+    pieces = [piece for piece in pieces if piece.shape[-1]]
+    return torch.cat(pieces if dtype is None else [piece.to(dtype) for piece in pieces], dim=-1)
+
+
+def null_first(null: Tensor, tokens: Tensor, *, dim: int) -> Tensor:
+    """null [G,W] before the tokens: [B,T,G,W] along dim=1, [B,G,T,W] along dim=2."""
+    rows = null.to(tokens.dtype).unsqueeze(dim - 1)  # [1, G, W] or [G, 1, W]
+    return torch.cat([rows.expand(len(tokens), -1, -1, -1), tokens], dim=dim)
+
+
+def columns(log_mass: float, like: Tensor) -> Tensor:
+    """[2]: log(L) in `like`'s dtype and what that rounding left out."""
+    high = torch.tensor(log_mass, dtype=torch.float64, device="cpu").to(like.dtype)
+    low = (log_mass - high.double()).to(like.dtype)
+    return torch.stack([high, low]).to(like.device)
 
 
 class Projection(Protocol):
@@ -102,30 +192,12 @@ class Projections(NamedTuple):
     logit_scale: Tensor | None = None
     sem_offset: Tensor | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether each is exactly a product with its weight: `project_packed` then gives what calls give."""
-        modules = (self.q_sem, self.k_sem, self.q_geo, self.k_geo, self.v)
-        return all(module is None or _is_plain(module) for module in modules)
-
     def query_scale(self, width: int) -> Tensor | float:
         """What queries of this width are multiplied by: a number, or one per head [H,1,1]."""
         scale: float = width**-0.5
         if self.logit_scale is None:
             return scale
         return (self.logit_scale.clamp(-8.0, 8.0).exp() * scale)[:, None, None]
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """A torch.nn.Linear whose call nothing intercepts: no subclass (a parametrization makes one), no bias, no
-    hook, no `forward` of the instance's own, a weight that is a tensor of torch's own class.
-    """
-    if type(module) is not nn.Linear or "forward" in vars(module):
-        return False
-    bias = cast("Tensor | None", module.bias)
-    hooks = [module._forward_pre_hooks, module._forward_hooks, module._backward_hooks]
-    hooks.append(module._backward_pre_hooks)
-    return bias is None and type(module.weight) in _TORCH_TENSORS and not any(hooks)
 
 
 class HeadProjections(nn.Module):
@@ -177,24 +249,9 @@ class HeadProjections(nn.Module):
         """
         if self.projection is not None:
             return self.projection(x, cos, sin)
-        return project(x, self._projections(), cos, sin)
+        return project(x, self.projections(), cos, sin)
 
-    def _packed(
-        self, x: Tensor, *, gate: Tensor | None, null: NullKV | None
-    ) -> tuple[PackedHeads, PackedNull | None]:
-        """The heads of the tokens at positions 0.., of one width, and the null token laid out as they are."""
-        cos, sin = self.rope.span(0, x.shape[1], x)
-        if self.projection is None:
-            layer = self._projections()
-            if layer.plain:
-                packed = project_packed(x, layer, cos, sin, gate=gate)
-                return packed, None if null is None else pack_null(null, self.shape)
-        heads = self.project(x, cos, sin).gated(gate).shared()
-        packing = Packing.of(heads.q_sem, heads.q_geo, v=heads.v, dtype=compute_dtype(heads.v))
-        packed = packing.heads(*heads)
-        return packed, None if null is None else packing.null(null)
-
-    def _projections(self) -> Projections:
+    def projections(self) -> Projections:
         """The modules as they are now: an adapter may have replaced one."""
         return Projections(
             shape=self.shape,
@@ -239,162 +296,3 @@ def _heads(y: Tensor, n_heads: int) -> Tensor:
     if q_len == 1:
         return y.reshape(batch, n_heads, 1, width // n_heads)
     return torch.unflatten(y, -1, (n_heads, -1)).transpose(1, 2)
-
-
-def packed_width(shape: AttentionShape) -> int:
-    """W: the wider of keys and values (scaled_dot_product_attention wants one width), rounded up to even."""
-    width = max(shape.sem_head_dim + shape.geo_head_dim, shape.v_head_dim)
-    return width + width % 2
-
-
-def project_packed(
-    x: Tensor, layer: Projections, cos: Tensor, sin: Tensor, *, gate: Tensor | None = None
-) -> PackedHeads:
-    """x [B,T,d_model], cos and sin [T, G or 1, Dg/2], gate [B,H,T,1] -> heads of width W.
-
-    A query or key head is [geometric, i beside i + Dg/2 | semantic | zeros], a value head [v | zeros].
-    """
-    shape = layer.shape
-    n_heads, kv_heads = shape.n_heads, shape.n_kv_heads
-    if cos.shape[-2] > 1:
-        cos, sin = (torch.cat([t.repeat_interleave(n_heads // kv_heads, -2), t], -2) for t in (cos, sin))
-    sizes = n_heads, kv_heads, kv_heads
-    q, k, v = rotated_projection(x, _packed_weight(layer), cos, sin, sizes=sizes, width=packed_width(shape))
-    if gate is not None:
-        q = q * _gate_factor(gate, shape).to(q.dtype)
-    if layer.sem_offset is not None:
-        k = k - _packed_offset(layer.sem_offset, shape).to(k.dtype)
-    return PackedHeads(q=q, k=k, v=v)
-
-
-def pack_null(null: NullKV, shape: AttentionShape) -> PackedNull:
-    """The null key and value as `project_packed` orders channels."""
-    width = packed_width(shape)
-    geo = torch.unflatten(null.k_geo, -1, (2, -1)).transpose(-1, -2).flatten(-2)  # [G, Dg]
-    return PackedNull(side_by_side(geo, null.k_sem, width=width), side_by_side(null.v, width=width))
-
-
-def _packed_weight(layer: Projections) -> Tensor:
-    """[(H+2G)*W, d_model]: the weights of all heads, scaled, in the packed layout."""
-    shape = layer.shape
-    heads, width = shape.n_heads + shape.n_kv_heads, packed_width(shape)
-    q_geo = _weight(layer.q_geo)
-    k_geo = q_geo if layer.k_geo is None else _weight(layer.k_geo)
-    geo = torch.cat([_scaled(q_geo, layer, shape.geo_head_dim), k_geo])
-    pairs = geo.view(heads, 2, shape.geo_head_dim // 2, -1).transpose(1, 2)
-    rows = [pairs.flatten(1, 2)]  # [H+G, Dg, d_model]
-    if layer.q_sem is not None:
-        q_sem = _weight(layer.q_sem)
-        k_sem = q_sem if layer.k_sem is None else _weight(layer.k_sem)
-        k_sem = _share_rows(k_sem, shape.sem_head_dim, shape.n_kv_heads)
-        sem = torch.cat([_scaled(q_sem, layer, shape.sem_head_dim), k_sem])
-        rows.append(sem.view(heads, shape.sem_head_dim, -1))
-    keys = _pad_rows(torch.cat(rows, dim=1), width)  # [H+G, W, d_model]
-    values = _share_rows(_weight(layer.v), shape.v_head_dim, shape.n_kv_heads)
-    values = _pad_rows(values.view(shape.n_kv_heads, shape.v_head_dim, -1), width)  # [G, W, d_model]
-    return torch.cat([keys, values]).flatten(0, 1)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """The matrix of a projection that is plain."""
-    return cast("nn.Linear", module).weight
-
-
-def _share_rows(weight: Tensor, width: int, n_heads: int) -> Tensor:
-    """[M*width, d_model] -> [n_heads*width, d_model]; the weight itself for M = n_heads."""
-    return share_heads(weight.view(1, -1, width, weight.shape[-1]), n_heads).flatten(0, 2)
-
-
-def _packed_offset(offset: Tensor, shape: AttentionShape) -> Tensor:
-    """[Gs, Ds] -> [G, W], zero but for the semantic channels."""
-    shared = share_heads(offset[None, :, None], shape.n_kv_heads)[0, :, 0]  # [G, Ds]
-    after = packed_width(shape) - shape.geo_head_dim - shape.sem_head_dim
-    return F.pad(shared, (shape.geo_head_dim, after))
-
-
-def _scaled(weight: Tensor, layer: Projections, width: int) -> Tensor:
-    """A query weight [H*D,d_model] times the scale of its queries."""
-    scale = layer.query_scale(width)
-    if isinstance(scale, float):
-        return weight * scale
-    return (weight.view(len(scale), width, -1) * scale).flatten(0, 1)
-
-
-def _pad_rows(rows: Tensor, width: int) -> Tensor:
-    """[N, D, d_model] -> [N, width, d_model], zeros below."""
-    missing = width - rows.shape[1]
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
-
-
-def _gate_factor(gate: Tensor, shape: AttentionShape) -> Tensor:
-    """gate [B,H,T,1] -> [B,T,H,W]: 2(1-g) on the geometric channels, 2g on the semantic ones."""
-    double = 2.0 * gate.transpose(1, 2)  # [B, T, H, 1]
-    geo = (2.0 - double).expand(-1, -1, -1, shape.geo_head_dim)
-    return torch.cat([geo, double.expand(-1, -1, -1, packed_width(shape) - shape.geo_head_dim)], dim=-1)
-
-
-def rotated_projection(
-    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, sizes: tuple[int, int, int], width: int
-) -> _ThreeHeads:
-    """x [B,T,d_model], weight [N*W,d_model] -> q [B,T,H,W], k [B,T,G,W], v [B,T,G,W].
-
-    sizes: (H, G, G), N their sum; width: W, even. The first Dg channels of every query and key head are
-    rotated by cos and sin [T, H+G or 1, Dg/2].
-    """
-    plain = torch.compiler.is_compiling() or autocast_enabled(x.device)
-    if plain or x.dtype not in _COMPLEX_PARTS:
-        return _out_of_place(F.linear(x, weight), cos, sin, sizes, width)
-    apply = cast("Callable[..., _ThreeHeads]", _RotatedProjection.apply)
-    return apply(x, weight, cos, sin, sizes, width)
-
-
-class _RotatedProjection(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        sizes: tuple[int, int, int],
-        width: int,
-    ) -> _ThreeHeads:
-        ctx.save_for_backward(x, weight, cos, sin)
-        ctx.sizes, ctx.width = sizes, width
-        heads = torch.unflatten(F.linear(x, weight), -1, (-1, width))  # [B, T, N, W]
-        _turn(heads, torch.complex(cos, sin), sizes)
-        q, k, v = torch.split(heads, list(sizes), dim=2)
-        return q, k, v
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        x, weight, cos, sin = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            turned = _out_of_place(torch.cat(grads, dim=2).flatten(2), cos, -sin, ctx.sizes, ctx.width)
-            grad = torch.cat(turned, dim=2)
-        else:
-            grad = torch.cat(grads, dim=2)  # [B, T, N, W]
-            _turn(grad, torch.complex(cos, -sin), ctx.sizes)
-        rows = grad.flatten(2).flatten(0, 1)  # [B*T, N*W]
-        x_grad = (rows @ weight).view_as(x) if ctx.needs_input_grad[0] else None
-        weight_grad = rows.mT @ x.flatten(0, 1) if ctx.needs_input_grad[1] else None
-        return x_grad, weight_grad, None, None, None, None
-
-
-def _turn(heads: Tensor, angle: Tensor, sizes: tuple[int, int, int]) -> None:
-    """Multiply the rotated channels of heads [B,T,N,W] by angle [T, H+G or 1, Dg/2], in place."""
-    pairs = torch.view_as_complex(torch.unflatten(heads, -1, (-1, 2)))  # [B, T, N, W/2]
-    pairs[:, :, : sizes[0] + sizes[1], : angle.shape[-1]].mul_(angle)
-
-
-def _out_of_place(
-    y: Tensor, cos: Tensor, sin: Tensor, sizes: tuple[int, int, int], width: int
-) -> _ThreeHeads:
-    """The same on y [B,T,N*W] in real arithmetic: for compiled code, half precision, second derivatives."""
-    turned, v = torch.split(torch.unflatten(y, -1, (-1, width)), [sizes[0] + sizes[1], sizes[2]], dim=2)
-    rotary = 2 * cos.shape[-1]
-    even, odd = torch.unflatten(turned[..., :rotary], -1, (-1, 2)).unbind(-1)  # [B, T, H+G, Dg/2]
-    pairs = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
-    turned = torch.cat([pairs.to(y.dtype), turned[..., rotary:]], dim=-1)
-    q, k = torch.split(turned, list(sizes[:2]), dim=2)
-    return q, k, v

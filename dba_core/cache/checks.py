@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dba_core.cache.rows import Place
+from dba_core.cache.places import Place
 from dba_core.cache.store import TensorStore
 from dba_core.errors import CacheError
 

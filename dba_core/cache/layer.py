@@ -25,8 +25,8 @@ from dba_core.cache.checks import (
     whole_number,
     whole_numbers,
 )
-from dba_core.cache.rows import Place, RowLengths, Scatter, Span
-from dba_core.cache.store import TensorStore
+from dba_core.cache.places import Place, Scatter, Span
+from dba_core.cache.store import RowLengths, TensorStore
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.contracts import CachedTensor, TokenWriter
 from dba_core.errors import CacheError

@@ -11,17 +11,93 @@ absent path) has planes without elements.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from operator import add
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dba_core.cache.rows import Place, RowLengths, Span
+from dba_core.cache.places import Place, Span
 from dba_core.config.kv_policy import format_facts
 from dba_core.contracts import FP16_MAX, CachedTensor, Encoded, KVCodec, KVFormatRequest
 from dba_core.errors import CacheError, PluginError
 from dba_core.registry import Registry
-from dba_core.registry.contain import Blame
+from dba_core.registry.contain import blame
+
+_T = TypeVar("_T")
+
+
+class RowLengths:
+    """How many tokens each row of a layer's cache holds; changed as a whole.
+
+    On the host, mirrored on the device in a tensor that keeps its address for as long as the cache lives, so
+    that kernels and CUDA graphs can read it. `held_from[b]` is the oldest position of row b that the residual
+    ring still holds: an append of T tokens to length n overwrites everything before n + T - ring_size, and a
+    truncation cannot bring it back.
+    """
+
+    def __init__(self, *, batch: int, residual_len: int, ring_size: int, device: torch.device) -> None:
+        self.host: tuple[int, ...] = (0,) * batch
+        self.held_from: tuple[int, ...] = (0,) * batch
+        self.residual_len = residual_len
+        self.ring_size = ring_size
+        self.device: Tensor = torch.zeros(batch, dtype=torch.int32, device=device)
+
+    @property
+    def longest(self) -> int:
+        return max(self.host)
+
+    @property
+    def equal(self) -> bool:
+        return min(self.host) == max(self.host)
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Add counts[b] tokens to row b, which have been written.
+
+        While a CUDA graph is captured only the device's lengths grow, in the graph: see `follow_device`.
+        """
+        grown = tuple(map(add, self.host, counts))
+        if min(counts) == max(counts):
+            self.device.add_(counts[0])
+        else:
+            self._mirror(grown)
+        if not self.capturing:
+            self._grow(grown)
+
+    def overwrite(self, counts: Sequence[int]) -> None:
+        """The ring's slots of the next counts[b] positions were written, but the tokens do not count."""
+        self.held_from = self._held_after(n + count for n, count in zip(self.host, counts, strict=True))
+
+    def follow_device(self) -> None:
+        """Take the lengths from the device, which has grown them without the host. Waits for the device."""
+        self._grow(tuple(self.device.tolist()))
+
+    @property
+    def capturing(self) -> bool:
+        """Whether the device's current stream records a CUDA graph instead of running."""
+        return self.device.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _grow(self, lengths: tuple[int, ...]) -> None:
+        self.host, self.held_from = lengths, self._held_after(lengths)
+
+    def _held_after(self, lengths: Iterable[int]) -> tuple[int, ...]:
+        size = self.ring_size
+        return tuple([max(h, n - size) for h, n in zip(self.held_from, lengths, strict=True)])
+
+    def shorten(self, lengths: Sequence[int]) -> None:
+        """Set row b to lengths[b], which is not more than it has; an empty row has nothing left to hold."""
+        self._mirror(lengths)
+        self.held_from = tuple(h if n else 0 for h, n in zip(self.held_from, lengths, strict=True))
+        self.host = tuple(lengths)
+
+    def sync(self) -> None:
+        """Make the device tensor say what the host says."""
+        self._mirror(self.host)
+
+    def _mirror(self, lengths: Sequence[int]) -> None:
+        self.device.copy_(torch.tensor(lengths, dtype=torch.int32, device="cpu"))
 
 
 class TensorStore:
@@ -32,10 +108,16 @@ class TensorStore:
     ) -> None:
         batch = len(lengths.host)
         self.spec = spec
+        self.n_heads, self.head_dim = spec.n_heads, spec.head_dim
+        self.format, self.qblock = spec.format, spec.qblock
         self.label = label
         self.capacity = capacity
         self._lengths = lengths
-        self._facts = facts = format_facts(spec.format)
+        facts = format_facts(spec.format)
+        #: a block format: codes with scales
+        self.quantized = facts.quantized
+        #: the largest |x| that `append` takes
+        self.max_input = facts.max_input
         self._who, self.codec = self._chosen_codec(device)
         self.codes = torch.zeros(
             batch,
@@ -56,6 +138,7 @@ class TensorStore:
                 self.recent_ring = torch.zeros(
                     batch, spec.n_heads, lengths.ring_size, spec.head_dim, dtype=torch.float16, device=device
                 )
+                self.max_input = min(facts.max_input, FP16_MAX)
 
     def __repr__(self) -> str:
         spec, (batch, _, capacity, _) = self.spec, self.codes.shape
@@ -64,33 +147,6 @@ class TensorStore:
             f"TensorStore({self.label}, format={layout!r}, heads={spec.n_heads}, width={spec.head_dim}, "
             f"batch={batch}, capacity={capacity}, nbytes={self.nbytes}, device={str(self.codes.device)!r})"
         )
-
-    @property
-    def n_heads(self) -> int:
-        return self.spec.n_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.spec.head_dim
-
-    @property
-    def format(self) -> str:
-        return self.spec.format
-
-    @property
-    def qblock(self) -> int:
-        return self.spec.qblock
-
-    @property
-    def quantized(self) -> bool:
-        """A block format: codes with scales."""
-        return self._facts.quantized
-
-    @property
-    def max_input(self) -> float:
-        """The largest |x| that `append` takes."""
-        limit = self._facts.max_input
-        return limit if self.recent_ring is None else min(limit, FP16_MAX)
 
     @property
     def nbytes(self) -> int:
@@ -189,8 +245,7 @@ class TensorStore:
         """
         if self.codec is None:
             return Encoded(taken, None)
-        with Blame(lambda: self._who):
-            encoded = self.codec.encode(taken)
+        encoded = self._named(self.codec.encode, taken)
         self._check_form("codes", encoded.codes, self.codes, taken)
         if self.scales is not None:
             self._check_form("scales", encoded.scales, self.scales, taken)
@@ -210,12 +265,22 @@ class TensorStore:
         """Values [B,G,n,D] of planes."""
         if self.codec is None:
             return codes
-        with Blame(lambda: self._who):
-            values = self.codec.decode(codes, scales)
+        values = self._named(self.codec.decode, codes, scales)
         wanted = (*codes.shape[:3], self.head_dim)
         if values.shape != wanted:
             raise PluginError(f"{self._who} decoded to shape {list(values.shape)} instead of {list(wanted)}")
         return values
+
+    def _named(self, method: Callable[..., _T], *planes: Tensor | None) -> _T:
+        """What the codec's method returns; what it raises gets the format's name."""
+        done = False
+        try:
+            answer = method(*planes)
+            done = True
+        finally:
+            if not done:
+                blame(self._who)
+        return answer
 
     def _check_form(self, name: str, got: Tensor | None, plane: Tensor, taken: Tensor) -> None:
         """What was encoded fits the plane that its format states."""

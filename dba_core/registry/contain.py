@@ -4,8 +4,13 @@ back, and what it raises while it works gets its name.
 Surroundings are kept around every import of a plugin and every question to one: stdout is the command's, and
 what a plugin prints, from Python or from an extension that writes to descriptor 1, goes to stderr.
 
-    with Blame(lambda: "gate 'soft' of acme 1.0"):
+    done = False
+    try:
         gate = module(x)
+        done = True
+    finally:
+        if not done:
+            blame("gate 'soft' of acme 1.0")
 
 A DBAError that the plugin raised on purpose keeps its class and names the plugin too; anything else is a
 PluginError whose cause is the original, SystemExit too: a plugin does not end a run. KeyboardInterrupt, and a
@@ -22,7 +27,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import TextIO, TypeVar
 
 import attrs
@@ -137,28 +141,18 @@ def _flush() -> None:
         contain(lambda: ctypes.CDLL(None).fflush(None))
 
 
-class Blame:
-    """A plain class: it is made in every call of every plugin."""
-
-    __slots__ = ("_doing", "_who")
-
-    def __init__(self, who: Callable[[], str], doing: str = "failed when it was called") -> None:
-        """who: asked for when something is raised; begins with the kind."""
-        self._who, self._doing = who, doing
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None or isinstance(error, KeyboardInterrupt):
-            return
-        if isinstance(error, ConfigError):
-            _forget_path(error)
-        told = attributed(error, self._who(), self._doing)
-        if told is not error:
-            raise told from error
+def blame(who: str, doing: str = "failed when it was called") -> None:
+    """In a `finally` that no result has reached: raises what is being raised, with the plugin's name; returns
+    where that passes as it is. Costs nothing where nothing is raised. who: begins with the kind.
+    """
+    error = sys.exc_info()[1]
+    if error is None or isinstance(error, KeyboardInterrupt):
+        return
+    if isinstance(error, ConfigError):
+        _forget_path(error)
+    told = attributed(error, who, doing)
+    if told is not error:
+        raise told from error
 
 
 def attributed(error: BaseException, who: str, doing: str) -> BaseException:

@@ -11,7 +11,7 @@ import attrs
 
 from dba_core.contracts import Kind, Reason, Support
 from dba_core.registry.choice import How, PluginChoice, PluginRecord
-from dba_core.registry.contain import Blame, Failure, attributed, contain, kept_surroundings, shown
+from dba_core.registry.contain import Failure, attributed, contain, kept_surroundings, shown
 from dba_core.registry.loading import LoadedPlugin, options_to_dict
 from dba_core.registry.trace import Trace
 
@@ -90,10 +90,6 @@ class Selection(LoadedPlugin):
         if told is built.error:
             raise told
         raise told from built.error
-
-    def blame(self) -> Blame:
-        """`with selection.blame():` what is raised within names the plugin."""
-        return Blame(lambda: self.who)
 
     def choice(self) -> PluginChoice:
         """This choice as a configuration records it."""

@@ -72,7 +72,7 @@ def measure_prefill(
     """`tokens` after `tokens` cached ones; the first policy is the reference. widths: Ds, Dg, Dv."""
     import torch
 
-    from dba_core.attention.prefill.chunk import prefill_attention
+    from dba_core.attention.prefill import prefill_attention
     from dba_core.cache.layer import LayerCache
     from dba_plugins.bench.one_layer import N_HEADS, against_first, random_heads
     from dba_plugins.bench.timing import interleaved
@@ -95,7 +95,7 @@ def measure_prefill(
 
 
 def _prefill_call(heads: Heads, cache: LayerCache) -> Callable[[int], None]:
-    from dba_core.attention.prefill.chunk import prefill_attention
+    from dba_core.attention.prefill import prefill_attention
 
     before = cache.length
 

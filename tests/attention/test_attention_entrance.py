@@ -224,6 +224,16 @@ def test_an_exception_names_the_plugin_and_stays_its_cause(raised: BaseException
         assert caught.value.exit_code == 4
 
 
+def test_an_error_that_is_being_handled_is_not_the_plugins() -> None:
+    backend = layer("decode_backend", lambda: Answering(lambda done: None))
+    try:
+        raise OSError("of the caller")
+    except OSError:
+        with pytest.raises(PluginError, match=r"^decode_backend 'odd' of acme 1\.2 returned None") as caught:
+            decoded(backend)
+    assert caught.value.__cause__ is None
+
+
 def test_an_error_in_our_words_keeps_its_class_and_is_named_once() -> None:
     def fail(*_):
         raise CacheError("no room")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tolerances import TOL
 
-from dba_core.attention.prefill import partial
-from dba_core.attention.prefill.partial import Partial, nothing, one_key, partial_attention
+from dba_core.attention import prefill
+from dba_core.attention.prefill import Partial, nothing, one_key, partial_attention
 
 pytestmark = pytest.mark.torch
 
@@ -34,7 +34,7 @@ def tensors(q_len=7, kv_len=9, kv_heads=2, dtype=None):
 
 WAYS = {
     "flash": partial_attention,
-    "products": lambda q, k, v, *, mask=None, causal=False: partial._products(q, k, v, mask, causal),
+    "products": lambda q, k, v, *, mask=None, causal=False: prefill._products(q, k, v, mask, causal),
 }
 
 
@@ -42,7 +42,7 @@ WAYS = {
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_part_is_a_softmax_over_its_keys(way: str, kv_heads: int, dtype: str, monkeypatch) -> None:
-    monkeypatch.setattr(partial, "_QUERY_BLOCK", 3)
+    monkeypatch.setattr(prefill, "PRODUCT_BLOCK", 3)
     q, k, v = tensors(kv_heads=kv_heads, dtype=getattr(torch, dtype))
     close(WAYS[way](q, k, v), dense(q, k, v), dtype)
     for shape in ((2, 1, 7, 9), (1, 1, 7, 9), (2, 1, 1, 9)):
@@ -88,7 +88,7 @@ def test_rows_are_views_that_merge_in_place() -> None:
     state.rows(2, 5).absorb(partial_attention(q[:, :, 2:5], k, v))
     close(state.rows(2, 5), dense(q[:, :, 2:5], k, v))
     assert state.out[:, :, :2].eq(0).all()
-    assert state.lse[:, :, 5:].eq(partial.NOTHING).all()
+    assert state.lse[:, :, 5:].eq(prefill.NOTHING).all()
 
 
 def test_one_key_is_a_part_of_its_own() -> None:

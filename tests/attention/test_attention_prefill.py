@@ -11,8 +11,8 @@ import torch
 from attention_oracle import POLICIES, windowed_attention
 from tolerances import TOL
 
-from dba_core.attention.prefill import chunk as prefill
-from dba_core.attention.prefill.chunk import prefill_attention
+from dba_core.attention import prefill
+from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import Heads
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy

@@ -7,8 +7,8 @@ import torch
 from attention_oracle import layer_oracle, make_layer
 from tolerances import TOL
 
-from dba_core.attention import fused, projections
-from dba_core.attention.projections import packed_width
+from dba_core.attention import fused
+from dba_core.attention.fused import packed_width
 
 pytestmark = pytest.mark.torch
 
@@ -88,7 +88,7 @@ def test_second_derivative_of_the_rotated_projection() -> None:
     angle = torch.rand(3, 1, 2, dtype=torch.float64)
 
     def project(x, weight):
-        return projections.rotated_projection(x, weight, angle.cos(), angle.sin(), sizes=(2, 1, 1), width=6)
+        return fused.rotated_projection(x, weight, angle.cos(), angle.sin(), sizes=(2, 1, 1), width=6)
 
     inputs = (x.requires_grad_(), weight.requires_grad_())
     assert torch.autograd.gradgradcheck(project, inputs)

@@ -20,8 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dba_core.attention.long_sequence.attention import long_sequence_attention
 from dba_core.attention.long_sequence.plan import LongSequencePlan
-from dba_core.attention.packing import columns
-from dba_core.attention.projections import Heads
+from dba_core.attention.projections import Heads, columns
 
 pytestmark = pytest.mark.torch
 

@@ -7,7 +7,7 @@ import torch
 
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.errors import CacheError
+from dba_core.errors import CacheError, PluginError
 
 pytestmark = pytest.mark.torch
 
@@ -262,3 +262,23 @@ def test_a_failure_anywhere_in_an_append_changes_nothing(monkeypatch, ragged, co
         each.truncate([min(length, 4) for length in each.lengths])
         each.append(*tokens(2, seed=2))
     unchanged(cache, state(control))
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_what_a_codec_raises_names_its_format(method: str) -> None:
+    class Failing:
+        def __getattr__(self, name: str):
+            return self.fail if name == method else getattr(right, name)
+
+        def fail(self, *planes):
+            raise OSError("gone")
+
+    cache = make("ksem=q4_0,kgeo=q8_0,v=nf4")
+    cache.append(*tokens(2))
+    right, cache.v.codec = cache.v.codec, Failing()
+    before = cache.lengths
+    named = r"^kv_format 'nf4' .* failed when it was called \(OSError: gone\)"
+    with pytest.raises(PluginError, match=named) as caught:
+        cache.v.stored(0, 2) if method == "decode" else cache.append(*tokens(1))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert cache.lengths == before

@@ -9,7 +9,7 @@ from cache_oracle import quantize
 
 from dba_core.cache.bytes import bytes_per_token, residual_bytes
 from dba_core.cache.layer import LayerCache
-from dba_core.cache.rows import Scatter
+from dba_core.cache.places import Scatter
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape, CachedTensor
 from dba_core.errors import CacheError

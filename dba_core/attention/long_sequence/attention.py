@@ -36,8 +36,7 @@ from torch.autograd.function import once_differentiable
 from dba_core.attention.fused import fused_attention
 from dba_core.attention.inputs import compute_dtype, without_autocast
 from dba_core.attention.long_sequence.plan import Chunk, LongSequencePlan
-from dba_core.attention.packing import PackedHeads, Packing, null_first
-from dba_core.attention.projections import Heads
+from dba_core.attention.projections import Heads, PackedHeads, Packing, null_first
 from dba_core.contracts import NullKV, Summarizer
 
 if TYPE_CHECKING:

@@ -8,13 +8,21 @@ ones as stored; with R = 0 it reads even itself as stored. In keys, with n the r
     chunk, stored     p >= n and p <= t - R
     chunk, recent     p >= n and t - R < p <= t
 
-The parts are merged by their log-sum-exp (prefill.partial). Only parts of constant size have a mask: no
-T x S matrix, no whole prefix in floating point, no loop over tokens. Rows may have different lengths: the
-chunk's own keys sit at the same place relative to every row's queries, and only blocks in which the lengths
-differ need a mask.
+Only parts of constant size have a mask: no T x S matrix, no whole prefix in floating point, no loop over
+tokens. Rows may have different lengths: the chunk's own keys sit at the same place relative to every row's
+queries, and only blocks in which the lengths differ need a mask. Keys and values are read side by side, of
+one width (`Packing`). Each of the three tensors is stored in a format of its own; where a tensor is in a
+float format, "recent" and "stored" are the same. The parts are merged by their log-sum-exp:
 
-Keys and values are read side by side, of one width (attention.packing). Each of the three tensors is stored
-in a format of its own; where a tensor is in a float format, "recent" and "stored" are the same.
+    out_p = softmax(s_p) v_p                   lse_p = log sum exp(s_p)
+    out   = sum_p e^(lse_p - lse) out_p        lse   = log sum_p e^lse_p
+
+Merging is associative; the neutral element is out = 0 with lse = NOTHING, a finite number so low that its
+weight beside any real score is exactly 0 (no -inf - -inf). How a part is computed is up to the device alone:
+
+    cpu            torch's flash kernel (the one behind scaled_dot_product_attention, which hides the lse)
+    cuda           torch's memory-efficient kernel; float32 products for parts with a mask, which are small
+    anything else  float32 products in blocks of queries
 """
 
 from __future__ import annotations
@@ -26,15 +34,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dba_core.attention.packing import Packing
-from dba_core.attention.prefill.partial import Partial, nothing, one_key, partial_attention
-from dba_core.attention.projections import Heads, share_heads
+from dba_core.attention.projections import Heads, Packing, share_heads
 from dba_core.cache.layer import LayerCache
 from dba_core.cache.store import TensorStore
 from dba_core.contracts import NullKV, TokenWriter
 
 KEY_BLOCK = 1024
 QUERY_BLOCK = 128
+#: Queries of a block of products.
+PRODUCT_BLOCK = 256
+NOTHING = -1e30
 
 
 @torch.no_grad()
@@ -54,7 +63,7 @@ def prefill_attention(
     v_width = heads.v.shape[-1]
     packing = Packing.of(heads.k_sem, heads.k_geo, v=heads.v, dtype=_compute_dtype(heads.q_geo))
     reader = KeptKeys(cache=cache, packing=packing)
-    past = _Past.of(cache, reader.window)
+    past = _Past(lengths=cache.lengths, window=reader.window, device=cache.lengths_device.device)
     newest = reader.newest(past.n_recent) if past.n_recent else None
     cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=writer)
 
@@ -64,9 +73,8 @@ def prefill_attention(
     q = packing.queries(heads.q_sem, heads.q_geo)  # [B, H, T, W]
     state = nothing(q, width=packing.width) if null is None else one_key(q, *packing.null(null))
     _add_past(state, q, past, reader)
-    _add_chunk(
-        state, q, past, _own_stored(heads, past, reader, ragged=real is not None), newest, heads, reader
-    )
+    own = _own_stored(heads, past, reader, ragged=real is not None)
+    _add_chunk(state, q, past, own, newest, heads, reader)
     out = state.out[..., :v_width].to(heads.v.dtype)
     return out if real is None else torch.where(real[:, None, :, None], out, 0.0)
 
@@ -102,21 +110,18 @@ class KeptKeys:
 
     def stored(self, start: int, stop: int) -> Keys:
         """Positions start..stop-1 as stored; zeros past a row's length."""
-        return self._side_by_side(
-            *(store.stored(start, stop, dtype=self.packing.dtype) for store in self._stores)
-        )
+        dtype = self.packing.dtype
+        return self._side_by_side(*(store.stored(start, stop, dtype=dtype) for store in self._stores))
 
     def as_stored(self, heads: Heads) -> Keys:
         """The tokens of `heads` as the cache stores them."""
-        return self._side_by_side(
-            *(store.as_stored(x, dtype=self.packing.dtype) for store, x in self._with_tokens(heads))
-        )
+        given, dtype = self._with_tokens(heads), self.packing.dtype
+        return self._side_by_side(*(store.as_stored(x, dtype=dtype) for store, x in given))
 
     def as_recent(self, heads: Heads) -> Keys:
         """The tokens of `heads` as the residual window holds them."""
-        return self._side_by_side(
-            *(store.as_recent(x, dtype=self.packing.dtype) for store, x in self._with_tokens(heads))
-        )
+        given, dtype = self._with_tokens(heads), self.packing.dtype
+        return self._side_by_side(*(store.as_recent(x, dtype=dtype) for store, x in given))
 
     def newest(self, count: int) -> Keys:
         """The newest `count` tokens of every row as the residual window holds them, the last one last.
@@ -155,10 +160,6 @@ class _Past:
     lengths: tuple[int, ...]
     window: int
     device: torch.device
-
-    @classmethod
-    def of(cls, cache: LayerCache, window: int) -> _Past:
-        return cls(lengths=cache.lengths, window=window, device=cache.lengths_device.device)
 
     @property
     def equal(self) -> bool:
@@ -246,13 +247,12 @@ def _add_chunk(
         rows, queries = state.rows(first, last), q[:, :, first:last]
         settled = max(0, first - window + 1)  # chunk positions below this are stored for all these queries
         if settled:
-            keys = stored.part(0, settled)
-            rows.absorb(partial_attention(queries, keys.k, keys.v))
+            far = stored.part(0, settled)
+            rows.absorb(partial_attention(queries, far.k, far.v))
         oldest = max(-n_recent, first - window + 1)
         turning = range(settled, max(settled, last - window))
-        keys = stored.part(turning.start, turning.stop).joined(
-            recent.part(oldest + n_recent, last + n_recent)
-        )
+        near = recent.part(oldest + n_recent, last + n_recent)
+        keys = stored.part(turning.start, turning.stop).joined(near)
         mask = _chunk_mask(past, turning, range(oldest, last), range(first, last))
         rows.absorb(partial_attention(queries, keys.k, keys.v, mask=mask))
 
@@ -288,6 +288,108 @@ def _compute_dtype(q: Tensor) -> torch.dtype:
     if q.dtype in (torch.float32, torch.float64) or q.device.type == "cuda":
         return q.dtype
     return torch.float32
+
+
+@attrs.frozen(eq=False)
+class Partial:
+    """out [B,H,T,D], normalized over its own keys; lse [B,H,T], natural; float32 (float64 for float64)."""
+
+    out: Tensor
+    lse: Tensor
+
+    def rows(self, start: int, stop: int) -> Partial:
+        """Queries start..stop-1, as views."""
+        return Partial(self.out[:, :, start:stop], self.lse[:, :, start:stop])
+
+    def absorb(self, other: Partial) -> None:
+        """Merge `other` into this one, in place."""
+        lse = torch.logaddexp(self.lse, other.lse)  # [B, H, T]
+        self.out.mul_((self.lse - lse).exp_().unsqueeze(-1))
+        self.out.addcmul_(other.out, (other.lse - lse).exp_().unsqueeze(-1))
+        self.lse.copy_(lse)
+
+
+def nothing(q: Tensor, *, width: int) -> Partial:
+    """The neutral element for queries [B,H,T,*] and values of this width."""
+    dtype = _state_dtype(q)
+    return Partial(
+        q.new_zeros(*q.shape[:3], width, dtype=dtype), q.new_full(q.shape[:3], NOTHING, dtype=dtype)
+    )
+
+
+def one_key(q: Tensor, key: Tensor, value: Tensor) -> Partial:
+    """The part that is a single key [G,D] with value [G,Dv], seen by all queries [B,H,T,D]."""
+    kv_heads, dtype = len(key), _state_dtype(q)
+    grouped = torch.unflatten(q.to(dtype), 1, (kv_heads, -1))  # [B, G, H/G, T, D]
+    lse = torch.einsum("bgrtd,gd->bgrt", grouped, key.to(dtype)).flatten(1, 2)
+    value = value.to(dtype).repeat_interleave(q.shape[1] // kv_heads, dim=0)  # [H, Dv]
+    return Partial(value[None, :, None].expand(*q.shape[:3], -1).contiguous(), lse)
+
+
+def partial_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False
+) -> Partial:
+    """q [B,H,T,W], k and v [B,G,S,W] of one dtype, T and S at least 1; scores are q.k.
+
+    mask: bool [B or 1,1,T or 1,S], True is seen (a query that sees nothing here has no weight in a merge);
+    causal: T = S, query t sees keys 0..t. float32 or float64 on the CPU; on CUDA half precision too.
+    """
+    device = q.device.type
+    if device not in ("cpu", "cuda") or (device == "cuda" and mask is not None):
+        return _products(q, k, v, mask, causal)
+    batch, n_heads, q_len, width = q.shape
+    kv_heads = k.shape[1]
+    if kv_heads == n_heads:
+        return _kernel(q, k, v, mask, causal)
+    if causal or (mask is not None and mask.shape[2] > 1):
+        k, v = (t.repeat_interleave(n_heads // kv_heads, dim=1) for t in (k, v))
+        return _kernel(q, k, v, mask, causal)
+    # Where all queries see the same keys, the query heads of a group are just more queries of one KV head.
+    part = _kernel(q.reshape(batch, kv_heads, -1, width), k, v, mask, causal)
+    return Partial(part.out.reshape(q.shape), part.lse.reshape(batch, n_heads, q_len))
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Partial:
+    """As many heads in k and v as in q. Only the CPU's kernel takes a mask."""
+    # The kernels read rows without looking at their stride, and torch.cat keeps that of its inputs.
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    if q.device.type == "cpu":
+        bias = None
+        if mask is not None:
+            bias = q.new_zeros(mask.shape).masked_fill_(~mask, NOTHING).expand(len(q), 1, q.shape[2], -1)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, is_causal=causal, attn_mask=bias, scale=1.0
+        )
+        return Partial(out, lse)
+    width, q_len = q.shape[-1], q.shape[2]
+    q, k, v = (F.pad(t, (0, -width % 8)) for t in (q, k, v))  # the kernel reads 16 bytes at a time
+    out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, None, compute_log_sumexp=True, is_causal=causal, scale=1.0
+    )
+    return Partial(out[..., :width].float(), lse[:, :, :q_len])  # its lse is padded to a multiple of 32
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Partial:
+    kv_heads, q_len, dtype = k.shape[1], q.shape[2], _state_dtype(q)
+    k, v = k.to(dtype).unsqueeze(2), v.to(dtype).unsqueeze(2)  # [B, G, 1, S, W]
+    outs, lses = [], []
+    for start, stop in _blocks(0, q_len, PRODUCT_BLOCK):
+        grouped = torch.unflatten(q[:, :, start:stop].to(dtype), 1, (kv_heads, -1))
+        scores = grouped @ k.mT  # [B, G, H/G, n, S]
+        if causal:
+            rows = torch.arange(start, stop, device=q.device).unsqueeze(-1)
+            scores = scores.masked_fill(torch.arange(k.shape[-2], device=q.device) > rows, NOTHING)
+        if mask is not None:
+            seen = mask if mask.shape[2] == 1 else mask[:, :, start:stop]
+            scores = scores.masked_fill(~seen.unsqueeze(2), NOTHING)
+        lse = torch.logsumexp(scores, dim=-1)  # [B, G, H/G, n]
+        outs.append(((scores - lse.unsqueeze(-1)).exp_() @ v).flatten(1, 2))
+        lses.append(lse.flatten(1, 2))
+    return Partial(torch.cat(outs, dim=2), torch.cat(lses, dim=2))
+
+
+def _state_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def _blocks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

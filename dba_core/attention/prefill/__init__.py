@@ -1,1 +1,0 @@
-"""Prefill: tokens enter a cache in chunks and attend to it."""
