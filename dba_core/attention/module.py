@@ -187,16 +187,21 @@ class DecoupledAttention(HeadProjections):
 
     @contextlib.contextmanager
     def long_sequence_at_evaluation(
-        self, config: LongSequenceConfig, *, registry: Registry | None = None
+        self,
+        config: LongSequenceConfig,
+        *,
+        summarizer: str | None = None,
+        registry: Registry | None = None,
     ) -> Iterator[LongSequencePath]:
         """Within: in evaluation mode, without a cache and without a mask, the long-sequence path is taken.
 
-        config: its `enabled` and `threshold` play no part; `mem_summarizer` None is this layer's own, or
-        `mean` where it has none. Raises UnsupportedError for a layout without a semantic path and for a
-        summarizer whose weights this layer was not trained with.
+        config: its `enabled` and `threshold` play no part. summarizer: a plugin's name; None and `auto` are
+        this layer's own, or `mean` where it has none. Raises UnsupportedError for a layout without a
+        semantic path and for a summarizer whose weights this layer was not trained with.
         """
         path = evaluation_path(
             config,
+            summarizer=summarizer,
             own=OwnSummarizer(self.summarizer, self.selections.get("summarizer"), self.long_sequence),
             shape=self.shape,
             device=self.weight.device,

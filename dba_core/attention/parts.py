@@ -1,7 +1,7 @@
 """The plugin-made parts of an attention layer: gate, null token, summarizer.
 
 Each is given as a name, a `PluginChoice` or a built module; the first two go through the registry, which
-keeps why. Called by attention.module.
+keeps why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import nn
 from dba_core.attention.entrance import wrong
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.contracts import AttentionShape, DecodeBackend, Kind, Request, SummarizerRequest, TokenWriter
-from dba_core.errors import ConfigError
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
 from dba_core.registry.contain import shown
@@ -55,9 +54,8 @@ def build_summarizer(
         return Part(module=given)
     assert config.mem_block is not None
     assert config.threshold is not None
-    choice = _with_config(PluginChoice(given) if isinstance(given, str) else given, config)
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device)
-    selection = _registry(registry).select("summarizer", choice, request)
+    selection = _registry(registry).select("summarizer", given, request)
     reached = context is None or config.threshold <= context
     return Part(module=_built(selection) if reached else None, selection=selection)
 
@@ -94,19 +92,6 @@ def _built(selection: Selection, *, optional: bool = False) -> nn.Module | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return built_module(selection, optional=optional)
-
-
-def _with_config(choice: PluginChoice, config: LongSequenceConfig) -> PluginChoice:
-    """`summarizer` and `train_long_seq.mem_summarizer` are one setting, in two places."""
-    wanted = config.mem_summarizer
-    if wanted is None or wanted == choice.name:
-        return choice
-    if choice.name == "auto":
-        return attrs.evolve(choice, name=wanted)
-    raise ConfigError(
-        f"{wanted!r} differs from summarizer={choice.name!r}; they are one setting, so give one of them",
-        path="train_long_seq.mem_summarizer",
-    )
 
 
 def _registry(registry: Registry | None) -> Registry:

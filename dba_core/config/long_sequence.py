@@ -12,12 +12,12 @@ from dba_core.serialization.validators import at_least
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
 class LongSequenceConfig(Serializable):
     """Knobs of the long-sequence training path, all explicit. None means "chosen from device and length".
+    Which summarizer makes the memory tokens is `plugins.summarizer`, as for every plugin.
 
     threshold: tokens from which the path is taken; None: max(3072, 0.75 x context).
     mem_block: tokens that one memory token stands for; None: 64, on CUDA from 8192 tokens on 128.
     local_window: full-resolution tokens before the chunk; None: 512, on CUDA from 8192 tokens on 1024.
     q_chunk: query tokens per chunk; None: 128, on CUDA 256.
-    mem_summarizer: the summarizer's name; the same setting as `plugins.summarizer.name`.
     mass_correction: whether a memory token's logit gains log(mem_block).
     exact_every: every so many training steps one with exact attention, which decoding uses; 0: none.
     """
@@ -27,7 +27,6 @@ class LongSequenceConfig(Serializable):
     mem_block: int | None = attrs.field(default=None, validator=at_least(1))
     local_window: int | None = attrs.field(default=None, validator=at_least(0))
     q_chunk: int | None = attrs.field(default=None, validator=at_least(1))
-    mem_summarizer: str | None = None
     mass_correction: bool = False
     exact_every: int = attrs.field(default=8, validator=at_least(0))
 
@@ -36,7 +35,7 @@ class LongSequenceConfig(Serializable):
         return self.exact_every > 0 and step % self.exact_every == 0
 
     def resolved(self, *, context: int, device: str = "cpu") -> LongSequenceConfig:
-        """The same with every None replaced by its number, but `mem_summarizer`: the registry chooses."""
+        """The same with every None replaced by its number."""
         cuda = device.startswith("cuda")
         long_cuda = cuda and context >= 8192
         return attrs.evolve(

@@ -212,7 +212,7 @@ def _long_sequence(prepared: Prepared) -> LongSequenceFacts:
     """What the long-sequence training path is set to, and whether training at this context takes it."""
     model = prepared.config.model
     attention = prepared.model.attentions[0]
-    knobs = model.train_long_seq
+    knobs, chosen = model.train_long_seq, prepared.config.plugins.summarizer.name
     assert knobs.threshold is not None
     assert knobs.mem_block is not None
     assert knobs.local_window is not None
@@ -240,7 +240,7 @@ def _long_sequence(prepared: Prepared) -> LongSequenceFacts:
         mem_block=knobs.mem_block,
         local_window=knobs.local_window,
         q_chunk=knobs.q_chunk,
-        mem_summarizer=knobs.mem_summarizer,
+        mem_summarizer=None if chosen == "auto" else chosen,
         mass_correction=knobs.mass_correction,
         exact_every=knobs.exact_every,
     )

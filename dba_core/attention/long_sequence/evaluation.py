@@ -44,17 +44,28 @@ class OwnSummarizer:
         return None if self.config is None else self.config.mem_block
 
 
+@attrs.frozen(kw_only=True)
+class UsedLongSequence:
+    """What a model uses at evaluation. config: with every number, and no threshold. summarizer: its name;
+    with their layers where these have different ones.
+    """
+
+    config: LongSequenceConfig
+    summarizer: str
+
+
 def evaluation_path(
     config: LongSequenceConfig,
     *,
+    summarizer: str | None,
     own: OwnSummarizer,
     shape: AttentionShape,
     device: torch.device,
     registry: Registry | None,
 ) -> LongSequencePath:
-    """The path with the summarizer `config.mem_summarizer`; None is the layer's own, or `mean` without one.
+    """The path with this summarizer; None and `auto` are the layer's own, or `mean` without one.
 
-    The result's configuration names it, and has no threshold: who asks for the path gets it at any length.
+    The result names it, and its configuration has no threshold: who asks for the path gets it at any length.
     Raises UnsupportedError for a layout without a semantic path, for a summarizer with weights that the layer
     was not trained with, and for trained weights that do not fit `config.mem_block`.
     """
@@ -63,20 +74,17 @@ def evaluation_path(
             "this attention has no semantic keys, which memory tokens are made of; the long-sequence path "
             "needs model.attention.mode='decoupled'"
         )
-    wanted = config.mem_summarizer or "auto"
-    if wanted == "auto":
-        wanted = own.name or WITHOUT_WEIGHTS
-    config = attrs.evolve(config, threshold=1, mem_summarizer=wanted)
-    config = config.resolved(context=0, device=device.type)
+    wanted = own.name or WITHOUT_WEIGHTS if summarizer in (None, "auto") else summarizer
+    config = attrs.evolve(config, threshold=1).resolved(context=0, device=device.type)
     if own.module is not None and wanted == own.name:
         if own.selection is None or own.mem_block == config.mem_block:
-            return LongSequencePath(config, own.module)
+            return LongSequencePath(config, own.module, name=wanted)
         made, selection = _built(own.selection.choice(), config, shape, device, registry)
-        return LongSequencePath(config, _with_weights(made, own, config), selection)
+        return LongSequencePath(config, _with_weights(made, own, config), selection, wanted)
     made, selection = _built(PluginChoice(wanted), config, shape, device, registry)
     if made.state_dict():
         raise _untrained(wanted, own)
-    return LongSequencePath(config, made, selection)
+    return LongSequencePath(config, made, selection, wanted)
 
 
 def _built(

@@ -95,12 +95,14 @@ class LongSequencePlan:
 @dataclasses.dataclass(frozen=True, eq=False)
 class LongSequencePath:
     """config: resolved; `enabled` plays no part. selection: how the summarizer was chosen; None: it is the
-    layer's own. A dataclass for torch.compile's sake, as `NullKV` is.
+    layer's own. name: under which it was asked for at evaluation. A dataclass for torch.compile's sake, as
+    `NullKV` is.
     """
 
     config: LongSequenceConfig
     summarizer: nn.Module
     selection: Selection | None = None
+    name: str = ""
 
     def applies(self, length: int) -> bool:
         """Whether a sequence of `length` tokens takes the path: from the threshold on, and where some query
