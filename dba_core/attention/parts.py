@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dba_core.attention.entrance import wrong
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.long_sequence import ResolvedLongSequence
 from dba_core.contracts import AttentionShape, DecodeBackend, Kind, Request, SummarizerRequest, TokenWriter
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
@@ -38,22 +38,20 @@ def build_part(
 
 def build_summarizer(
     given: str | PluginChoice | nn.Module,
-    config: LongSequenceConfig,
+    config: ResolvedLongSequence,
     *,
     shape: AttentionShape,
     context: int | None,
     device: str,
     registry: Registry | None,
 ) -> Part:
-    """The summarizer of the long-sequence path; `config` is resolved.
+    """The summarizer of the long-sequence path.
 
     It is chosen in any case, so that a wrong name is an error at once, and built where the path can be
     reached: parameters that no step of a model of this context would use are not made.
     """
     if isinstance(given, nn.Module):
         return Part(module=given)
-    assert config.mem_block is not None
-    assert config.threshold is not None
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device)
     selection = _registry(registry).select("summarizer", given, request)
     reached = context is None or config.threshold <= context

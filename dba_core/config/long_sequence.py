@@ -34,17 +34,33 @@ class LongSequenceConfig(Serializable):
         """Whether training step `step` (the first is 1) uses exact attention."""
         return self.exact_every > 0 and step % self.exact_every == 0
 
-    def resolved(self, *, context: int, device: str = "cpu") -> LongSequenceConfig:
+    def resolved(self, *, context: int, device: str = "cpu") -> ResolvedLongSequence:
         """The same with every None replaced by its number."""
         cuda = device.startswith("cuda")
         long_cuda = cuda and context >= 8192
-        return attrs.evolve(
-            self,
+        return ResolvedLongSequence(
+            enabled=self.enabled,
             threshold=self.threshold if self.threshold is not None else max(3072, -(-3 * context // 4)),
             mem_block=self.mem_block if self.mem_block is not None else (128 if long_cuda else 64),
             local_window=self.local_window if self.local_window is not None else (1024 if long_cuda else 512),
             q_chunk=self.q_chunk if self.q_chunk is not None else (256 if cuda else 128),
+            mass_correction=self.mass_correction,
+            exact_every=self.exact_every,
         )
+
+
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class ResolvedLongSequence(LongSequenceConfig):
+    """The same knobs where every number is known."""
+
+    threshold: int = attrs.field(validator=at_least(1))
+    mem_block: int = attrs.field(validator=at_least(1))
+    local_window: int = attrs.field(validator=at_least(0))
+    q_chunk: int = attrs.field(validator=at_least(1))
+
+    def as_typed(self) -> LongSequenceConfig:
+        """As somebody would write it who gives every number: for a configuration that is recorded."""
+        return LongSequenceConfig(**attrs.asdict(self))
 
 
 #: The flat spelling of each knob in older configurations, `train_long_seq_enabled` and so on, -> the field.

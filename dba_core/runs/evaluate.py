@@ -107,9 +107,6 @@ class LongSequenceUse:
 def numbers_of(used: UsedLongSequence) -> LongSequenceNumbers:
     """Of what `LanguageModel.long_sequence` gives."""
     config = used.config
-    assert config.mem_block is not None
-    assert config.local_window is not None
-    assert config.q_chunk is not None
     return LongSequenceNumbers(
         summarizer=used.summarizer,
         mem_block=config.mem_block,

@@ -212,11 +212,8 @@ def _long_sequence(prepared: Prepared) -> LongSequenceFacts:
     """What the long-sequence training path is set to, and whether training at this context takes it."""
     model = prepared.config.model
     attention = prepared.model.attentions[0]
-    knobs, chosen = model.train_long_seq, prepared.config.plugins.summarizer.name
-    assert knobs.threshold is not None
-    assert knobs.mem_block is not None
-    assert knobs.local_window is not None
-    assert knobs.q_chunk is not None
+    chosen = prepared.config.plugins.summarizer.name
+    knobs = model.train_long_seq.resolved(context=model.context, device=prepared.config.device)
     active = attention.summarizer is not None
     if active:
         exact = f"one step in {knobs.exact_every} exact" if knobs.exact_every else "no exact steps"

@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from dba_core.attention.long_sequence.plan import plan_of
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.long_sequence import ResolvedLongSequence
 from dba_core.data.corpus import Corpus
 from dba_core.evaluation.metrics import FidelityAccumulator
 from dba_core.report import Reporter
@@ -89,7 +89,7 @@ def sweep(run: Run, request: DriftRequest) -> Iterator[Approximation]:
         yield Approximation(config, summarizer)
 
 
-def preferred_length(settings: Sequence[LongSequenceConfig], *, context: int) -> int:
+def preferred_length(settings: Sequence[ResolvedLongSequence], *, context: int) -> int:
     """The training context where at least a quarter of its positions reads memory tokens under every setting;
     else so much that half of them do.
     """
