@@ -130,8 +130,6 @@ def _values(key: str, value: str, listed: tuple[str, ...]) -> Iterable[str]:
         return _installed("")
     if parts[0] == "plugins" and parts[-1] == "name":
         return ("auto", *(name for kind in per_layer() if kind == parts[1] for name in _names(kind)))
-    if parts[-1] == "mem_summarizer":
-        return ("auto", *_names("summarizer"))
     return listed
 
 

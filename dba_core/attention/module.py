@@ -30,7 +30,7 @@ from dba_core.cache.checks import whole_numbers
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.long_sequence import LongSequenceConfig, ResolvedLongSequence
 from dba_core.contracts import DecodeBackend, GateRequest, Kind, NullKV, NullTokenRequest
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
@@ -88,7 +88,7 @@ class DecoupledAttention(HeadProjections):
         self._null_entrance = PartEntrance("null_token", self.null_token, null_part.selection)
 
         self.summarizer: nn.Module | None = None
-        self.long_sequence: LongSequenceConfig | None = None
+        self.long_sequence: ResolvedLongSequence | None = None
         if train_long_seq is not None and train_long_seq.enabled and shape.sem_head_dim:
             self.long_sequence = train_long_seq.resolved(context=context or 0, device=device)
             part = build_summarizer(
@@ -187,16 +187,21 @@ class DecoupledAttention(HeadProjections):
 
     @contextlib.contextmanager
     def long_sequence_at_evaluation(
-        self, config: LongSequenceConfig, *, registry: Registry | None = None
+        self,
+        config: LongSequenceConfig,
+        *,
+        summarizer: str | None = None,
+        registry: Registry | None = None,
     ) -> Iterator[LongSequencePath]:
         """Within: in evaluation mode, without a cache and without a mask, the long-sequence path is taken.
 
-        config: its `enabled` and `threshold` play no part; `mem_summarizer` None is this layer's own, or
-        `mean` where it has none. Raises UnsupportedError for a layout without a semantic path and for a
-        summarizer whose weights this layer was not trained with.
+        config: its `enabled` and `threshold` play no part. summarizer: a plugin's name; None and `auto` are
+        this layer's own, or `mean` where it has none. Raises UnsupportedError for a layout without a
+        semantic path and for a summarizer whose weights this layer was not trained with.
         """
         path = evaluation_path(
             config,
+            summarizer=summarizer,
             own=OwnSummarizer(self.summarizer, self.selections.get("summarizer"), self.long_sequence),
             shape=self.shape,
             device=self.weight.device,

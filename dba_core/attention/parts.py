@@ -1,7 +1,7 @@
 """The plugin-made parts of an attention layer: gate, null token, summarizer.
 
 Each is given as a name, a `PluginChoice` or a built module; the first two go through the registry, which
-keeps why. Called by attention.module.
+keeps why.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from dba_core.attention.entrance import wrong
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.long_sequence import ResolvedLongSequence
 from dba_core.contracts import AttentionShape, DecodeBackend, Kind, Request, SummarizerRequest, TokenWriter
-from dba_core.errors import ConfigError
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
 from dba_core.registry.contain import shown
@@ -39,25 +38,22 @@ def build_part(
 
 def build_summarizer(
     given: str | PluginChoice | nn.Module,
-    config: LongSequenceConfig,
+    config: ResolvedLongSequence,
     *,
     shape: AttentionShape,
     context: int | None,
     device: str,
     registry: Registry | None,
 ) -> Part:
-    """The summarizer of the long-sequence path; `config` is resolved.
+    """The summarizer of the long-sequence path.
 
     It is chosen in any case, so that a wrong name is an error at once, and built where the path can be
     reached: parameters that no step of a model of this context would use are not made.
     """
     if isinstance(given, nn.Module):
         return Part(module=given)
-    assert config.mem_block is not None
-    assert config.threshold is not None
-    choice = _with_config(PluginChoice(given) if isinstance(given, str) else given, config)
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device)
-    selection = _registry(registry).select("summarizer", choice, request)
+    selection = _registry(registry).select("summarizer", given, request)
     reached = context is None or config.threshold <= context
     return Part(module=_built(selection) if reached else None, selection=selection)
 
@@ -94,19 +90,6 @@ def _built(selection: Selection, *, optional: bool = False) -> nn.Module | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return built_module(selection, optional=optional)
-
-
-def _with_config(choice: PluginChoice, config: LongSequenceConfig) -> PluginChoice:
-    """`summarizer` and `train_long_seq.mem_summarizer` are one setting, in two places."""
-    wanted = config.mem_summarizer
-    if wanted is None or wanted == choice.name:
-        return choice
-    if choice.name == "auto":
-        return attrs.evolve(choice, name=wanted)
-    raise ConfigError(
-        f"{wanted!r} differs from summarizer={choice.name!r}; they are one setting, so give one of them",
-        path="train_long_seq.mem_summarizer",
-    )
 
 
 def _registry(registry: Registry | None) -> Registry:

@@ -100,30 +100,14 @@ class AttentionConfig(Serializable):
         `bottleneck` and `decoupled` use a quarter of it, of which `decoupled` gives a quarter to the semantic
         path and the rest to the geometric one (rounded to even). `gqa` keeps a quarter of the heads.
         """
-        width = self.d_model if self.d_model is not None else d_model
-        if width is None:
-            raise ConfigError("is missing; give the model's width", path="d_model")
-        if d_model is not None and width != d_model:
-            raise ConfigError(
-                f"{width} differs from model.d_model={d_model}; leave it out to take the model's",
-                path="d_model",
-            )
-        sem, geo, v = self._widths(width)
-        kv_heads = self._kv_heads()
-        for name, heads in (("sem_kv_heads", self.sem_kv_heads), ("v_kv_heads", self.v_kv_heads)):
-            if heads is not None and kv_heads % heads:
-                raise ConfigError(
-                    f"{heads} does not divide n_kv_heads={kv_heads}; every one of these heads is shared by "
-                    "equally many KV heads",
-                    path=name,
-                )
+        shape = self._shape(d_model)
         return attrs.evolve(
             self,
-            d_model=width,
-            n_kv_heads=kv_heads,
-            sem_head_dim=sem,
-            geo_head_dim=geo,
-            v_head_dim=v,
+            d_model=shape.d_model,
+            n_kv_heads=shape.n_kv_heads,
+            sem_head_dim=shape.sem_head_dim,
+            geo_head_dim=shape.geo_head_dim,
+            v_head_dim=shape.v_head_dim,
         )
 
     def _kv_heads(self) -> int:
@@ -158,21 +142,36 @@ class AttentionConfig(Serializable):
     @property
     def shape(self) -> AttentionShape:
         """The sizes as plugins see them. Derived numbers are filled in."""
-        full = self.resolved()
-        assert full.d_model is not None
-        assert full.n_kv_heads is not None
-        assert full.sem_head_dim is not None
-        assert full.geo_head_dim is not None
-        assert full.v_head_dim is not None
+        return self.resolved()._shape(None)  # what is derived is checked like what is given
+
+    def _shape(self, d_model: int | None) -> AttentionShape:
+        """d_model: the model's, None where it is not known."""
+        width = self.d_model if self.d_model is not None else d_model
+        if width is None:
+            raise ConfigError("is missing; give the model's width", path="d_model")
+        if d_model is not None and width != d_model:
+            raise ConfigError(
+                f"{width} differs from model.d_model={d_model}; leave it out to take the model's",
+                path="d_model",
+            )
+        sem, geo, v = self._widths(width)
+        kv_heads = self._kv_heads()
+        for name, heads in (("sem_kv_heads", self.sem_kv_heads), ("v_kv_heads", self.v_kv_heads)):
+            if heads is not None and kv_heads % heads:
+                raise ConfigError(
+                    f"{heads} does not divide n_kv_heads={kv_heads}; every one of these heads is shared by "
+                    "equally many KV heads",
+                    path=name,
+                )
         return AttentionShape(
-            d_model=full.d_model,
-            n_heads=full.n_heads,
-            n_kv_heads=full.n_kv_heads,
-            sem_head_dim=full.sem_head_dim,
-            geo_head_dim=full.geo_head_dim,
-            v_head_dim=full.v_head_dim,
-            sem_kv_heads=full.sem_kv_heads,
-            v_kv_heads=full.v_kv_heads,
+            d_model=width,
+            n_heads=self.n_heads,
+            n_kv_heads=kv_heads,
+            sem_head_dim=sem,
+            geo_head_dim=geo,
+            v_head_dim=v,
+            sem_kv_heads=self.sem_kv_heads,
+            v_kv_heads=self.v_kv_heads,
         )
 
 

@@ -1,6 +1,6 @@
 """Settings from several sources, one over the other: defaults < preset < file < environment < command line.
 
-A layer is flat: the path of each leaf with its value and where it came from. Called by `loading`.
+A layer is flat: the path of each leaf with its value and where it came from.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from typing import Any
 import attrs
 
 from dba_core.config.long_sequence import FLAT_SPELLINGS
+from dba_core.config.mem_summarizer import FLAT, FORMER, PRESENT
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError
 from dba_core.kinds import per_layer
 from dba_core.registry.choice import layers_text, parse_layers
 
 Path = tuple[str, ...]
-_PLUGIN_SUMMARIZER: Path = ("plugins", "summarizer", "name")
-_MEM_SUMMARIZER: Path = ("model", "train_long_seq", "mem_summarizer")
 
 
 @attrs.frozen
@@ -56,7 +55,7 @@ def nest(layer: Layer) -> dict[str, Any]:
 
 
 def normalized(layer: Layer) -> Layer:
-    """The layer in field names alone: flat spellings, `plugins.KIND = NAME`, the linked summarizer resolved.
+    """The layer in field names alone: flat spellings, `plugins.KIND = NAME`, a moved key.
 
     Raises ConfigError when the layer contradicts itself, naming both spellings.
     """
@@ -68,7 +67,7 @@ def normalized(layer: Layer) -> Layer:
             raise contradiction((origin_of[target], spelled[target]), (path, setting))
         spelled[target] = setting
         origin_of[target] = path
-    return _linked(spelled)
+    return _moved(spelled)
 
 
 def merge(below: Layer, above: Layer, *, replaced: Iterable[Path] = ()) -> Layer:
@@ -105,21 +104,26 @@ def contradiction(first: tuple[Path, Setting], second: tuple[Path, Setting]) -> 
     )
 
 
-def _linked(layer: Layer) -> Layer:
-    """`plugins.summarizer.name` and `model.train_long_seq.mem_summarizer` set each other."""
-    plugin, memory = layer.get(_PLUGIN_SUMMARIZER), layer.get(_MEM_SUMMARIZER)
-    if plugin is None and memory is None:
+def _moved(layer: Layer) -> Layer:
+    """The summarizer's name from its former place to its present one; what is no name stays, for the
+    configuration's error.
+    """
+    former, present = layer.get(FORMER), layer.get(PRESENT)
+    if former is None or not isinstance(former.value, str | None):
         return layer
-    stated = [setting for setting in (plugin, memory) if setting and setting.value not in (None, "auto")]
-    if plugin and memory and len(stated) == 2 and plugin.value != memory.value:
-        raise contradiction((_PLUGIN_SUMMARIZER, plugin), (_MEM_SUMMARIZER, memory))
-    if stated:
-        return {**layer, _PLUGIN_SUMMARIZER: stated[0], _MEM_SUMMARIZER: stated[-1]}
-    origin = next(setting.origin for setting in (plugin, memory) if setting)
-    return {**layer, _PLUGIN_SUMMARIZER: Setting("auto", origin), _MEM_SUMMARIZER: Setting(None, origin)}
+    rest = {path: setting for path, setting in layer.items() if path != FORMER}
+    if former.value in (None, "auto"):
+        return {**rest, PRESENT: present or Setting("auto", former.origin)}
+    if present is None or present.value in (None, "auto"):
+        return {**rest, PRESENT: former}
+    if present.value != former.value:
+        raise contradiction((PRESENT, present), (FORMER, former))
+    return rest
 
 
 def _field_path(path: Path) -> Path:
+    if path == ("model", FLAT):
+        return FORMER
     if len(path) == 2 and path[0] == "model" and path[1] in FLAT_SPELLINGS:
         return ("model", "train_long_seq", FLAT_SPELLINGS[path[1]])
     path = _with_layers(path)

@@ -12,12 +12,12 @@ from dba_core.serialization.validators import at_least
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
 class LongSequenceConfig(Serializable):
     """Knobs of the long-sequence training path, all explicit. None means "chosen from device and length".
+    Which summarizer makes the memory tokens is `plugins.summarizer`, as for every plugin.
 
     threshold: tokens from which the path is taken; None: max(3072, 0.75 x context).
     mem_block: tokens that one memory token stands for; None: 64, on CUDA from 8192 tokens on 128.
     local_window: full-resolution tokens before the chunk; None: 512, on CUDA from 8192 tokens on 1024.
     q_chunk: query tokens per chunk; None: 128, on CUDA 256.
-    mem_summarizer: the summarizer's name; the same setting as `plugins.summarizer.name`.
     mass_correction: whether a memory token's logit gains log(mem_block).
     exact_every: every so many training steps one with exact attention, which decoding uses; 0: none.
     """
@@ -27,7 +27,6 @@ class LongSequenceConfig(Serializable):
     mem_block: int | None = attrs.field(default=None, validator=at_least(1))
     local_window: int | None = attrs.field(default=None, validator=at_least(0))
     q_chunk: int | None = attrs.field(default=None, validator=at_least(1))
-    mem_summarizer: str | None = None
     mass_correction: bool = False
     exact_every: int = attrs.field(default=8, validator=at_least(0))
 
@@ -35,17 +34,33 @@ class LongSequenceConfig(Serializable):
         """Whether training step `step` (the first is 1) uses exact attention."""
         return self.exact_every > 0 and step % self.exact_every == 0
 
-    def resolved(self, *, context: int, device: str = "cpu") -> LongSequenceConfig:
-        """The same with every None replaced by its number, but `mem_summarizer`: the registry chooses."""
+    def resolved(self, *, context: int, device: str = "cpu") -> ResolvedLongSequence:
+        """The same with every None replaced by its number."""
         cuda = device.startswith("cuda")
         long_cuda = cuda and context >= 8192
-        return attrs.evolve(
-            self,
+        return ResolvedLongSequence(
+            enabled=self.enabled,
             threshold=self.threshold if self.threshold is not None else max(3072, -(-3 * context // 4)),
             mem_block=self.mem_block if self.mem_block is not None else (128 if long_cuda else 64),
             local_window=self.local_window if self.local_window is not None else (1024 if long_cuda else 512),
             q_chunk=self.q_chunk if self.q_chunk is not None else (256 if cuda else 128),
+            mass_correction=self.mass_correction,
+            exact_every=self.exact_every,
         )
+
+
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class ResolvedLongSequence(LongSequenceConfig):
+    """The same knobs where every number is known."""
+
+    threshold: int = attrs.field(validator=at_least(1))
+    mem_block: int = attrs.field(validator=at_least(1))
+    local_window: int = attrs.field(validator=at_least(0))
+    q_chunk: int = attrs.field(validator=at_least(1))
+
+    def as_typed(self) -> LongSequenceConfig:
+        """As somebody would write it who gives every number: for a configuration that is recorded."""
+        return LongSequenceConfig(**attrs.asdict(self))
 
 
 #: The flat spelling of each knob in older configurations, `train_long_seq_enabled` and so on, -> the field.

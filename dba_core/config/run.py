@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import attrs
 
 from dba_core.config.data import DataConfig
 from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.mem_summarizer import moved
 from dba_core.config.model import ModelConfig
 from dba_core.config.training import EvaluationConfig, TrainingConfig
-from dba_core.errors import ConfigError
 from dba_core.registry.choice import PluginChoices
 from dba_core.serialization.converter import Serializable
 from dba_core.serialization.exact import exact_types
@@ -37,25 +40,10 @@ class RunConfig(Serializable):
     kv_policy: KVCachePolicy | None = None
     plugins: PluginChoices = attrs.field(factory=PluginChoices)
 
-    def __attrs_post_init__(self) -> None:
-        """`plugins.summarizer.name` and `model.train_long_seq.mem_summarizer` are one setting."""
-        self.plugins.check_layers(self.model.n_layers)
-        plugin, memory = self.plugins.summarizer.name, self.model.train_long_seq.mem_summarizer
-        if memory is None or memory == "auto":
-            self._set_mem_summarizer(None if plugin == "auto" else plugin)
-        elif plugin == "auto":
-            choice = attrs.evolve(self.plugins.summarizer, name=memory)
-            object.__setattr__(self, "plugins", self.plugins.with_choices({("", "summarizer"): choice}))
-        elif plugin.rpartition(":")[2] == memory.rpartition(":")[2]:
-            self._set_mem_summarizer(plugin)
-        else:
-            raise ConfigError(
-                f"{plugin!r} contradicts model.train_long_seq.mem_summarizer={memory!r}: one setting, "
-                "give it once",
-                path="plugins.summarizer.name",
-            )
+    @classmethod
+    def prepare(cls, data: Any) -> Any:
+        """Takes the summarizer's name in its former place too: `model.train_long_seq.mem_summarizer`."""
+        return moved(data) if isinstance(data, Mapping) else data
 
-    def _set_mem_summarizer(self, name: str | None) -> None:
-        if self.model.train_long_seq.mem_summarizer != name:
-            knobs = attrs.evolve(self.model.train_long_seq, mem_summarizer=name)
-            object.__setattr__(self, "model", attrs.evolve(self.model, train_long_seq=knobs))
+    def __attrs_post_init__(self) -> None:
+        self.plugins.check_layers(self.model.n_layers)

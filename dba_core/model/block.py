@@ -1,16 +1,13 @@
 """One pre-norm transformer block:
 
-    x = x + dropout(attn(ln1(x)))
-    x = x + dropout(ff(ln2(x)))
-
-Called by model.language_model, once per layer.
+x = x + dropout(attn(ln1(x)))
+x = x + dropout(ff(ln2(x)))
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import attrs
 from torch import Tensor, nn
 
 from dba_core.attention.module import DecoupledAttention
@@ -51,14 +48,7 @@ class Block(nn.Module):
 def attention_of_layer(
     config: ModelConfig, plugins: PluginChoices, *, layer: int, registry: Registry | None, device: str
 ) -> DecoupledAttention:
-    """The attention of one layer with the choices of that layer. config: with resolved attention widths.
-
-    A summarizer that the layer has of its own counts, not `train_long_seq.mem_summarizer`, which is that of
-    the other layers.
-    """
-    long_sequence = config.train_long_seq
-    if plugins.is_own("summarizer", layer):
-        long_sequence = attrs.evolve(long_sequence, mem_summarizer=None)
+    """The attention of one layer with the choices of that layer. config: with resolved attention widths."""
     own = plugins.of_layer(layer)
     return DecoupledAttention(
         config.attention,
@@ -66,7 +56,7 @@ def attention_of_layer(
         null_token=own.null_token,
         summarizer=own.summarizer,
         decode_backend=own.decode_backend,
-        train_long_seq=long_sequence,
+        train_long_seq=config.train_long_seq,
         registry=registry,
         layer=layer,
         context=config.context,

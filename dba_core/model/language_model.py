@@ -13,13 +13,12 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
-import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dba_core.attention.inputs import uncompiled
-from dba_core.attention.long_sequence.evaluation import WITHOUT_WEIGHTS, OwnSummarizer
+from dba_core.attention.long_sequence.evaluation import UsedLongSequence
 from dba_core.attention.module import DecoupledAttention
 from dba_core.cache.bytes import memory_table
 from dba_core.cache.checks import whole_number
@@ -34,7 +33,7 @@ from dba_core.model.block import Block, attention_of_layer
 from dba_core.model.init import initialize, seed_of
 from dba_core.model.norm import build_norm
 from dba_core.registry import Registry, Selection
-from dba_core.registry.choice import PluginChoice, PluginChoices, by_layer
+from dba_core.registry.choice import PluginChoices, by_layer
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -53,8 +52,8 @@ class LanguageModel(nn.Module):
         shapes_only: bool = False,
         attentions: Sequence[DecoupledAttention] | None = None,
     ) -> None:
-        """plugins: a choice per kind, for all layers or for some; None is `auto`, for the summarizer
-        `config.train_long_seq.mem_summarizer`. registry: None is the one of this process.
+        """plugins: a choice per kind, for all layers or for some; None is `auto`. registry: None is the one
+        of this process.
 
         The weights depend on `seed` alone: they are drawn on the CPU and then moved, so they are the same on
         every device. The caller's random state is left as it was. Built under `torch.device("meta")`
@@ -70,8 +69,7 @@ class LanguageModel(nn.Module):
         assert config.vocab_size is not None
         assert config.embed_dim is not None
         self.config = config
-        if plugins is None:
-            plugins = PluginChoices(summarizer=PluginChoice(config.train_long_seq.mem_summarizer or "auto"))
+        plugins = PluginChoices() if plugins is None else plugins
         plugins.check_layers(config.n_layers)
         self._registry = registry
         narrow = config.embed_dim != config.d_model
@@ -181,27 +179,31 @@ class LanguageModel(nn.Module):
 
     @contextlib.contextmanager
     def long_sequence(
-        self, config: LongSequenceConfig, *, registry: Registry | None = None
-    ) -> Iterator[LongSequenceConfig]:
+        self,
+        config: LongSequenceConfig,
+        *,
+        summarizer: str | None = None,
+        registry: Registry | None = None,
+    ) -> Iterator[UsedLongSequence]:
         """Within: evaluated, this model reads the far past as `config` says (exact attention is the rule).
 
-        Gives the configuration with every number and the summarizer's name, as it is used (None where the
-        layers have different ones of their own, see `summarizers`). Where a number is
-        None it is chosen from the device and the model's context; `mem_summarizer` None is the model's own,
-        or `mean` where it has none. `enabled` and `threshold` play no part, and neither training nor a pass
-        with a cache changes. Raises UnsupportedError as
-        `DecoupledAttention.long_sequence_at_evaluation` does.
+        Gives what is used: every number, and the summarizer's name. Where a number is None it is chosen from
+        the device and the model's context; summarizer: None is each layer's own, or `mean` where it has none.
+        `enabled` and `threshold` play no part, and neither training nor a pass with a cache changes. Raises
+        UnsupportedError as `DecoupledAttention.long_sequence_at_evaluation` does.
         """
         resolved = config.resolved(context=self.config.context, device=self.device.type)
         with contextlib.ExitStack() as stack:
             paths = [
                 stack.enter_context(
-                    attention.long_sequence_at_evaluation(resolved, registry=registry or self._registry)
+                    attention.long_sequence_at_evaluation(
+                        resolved, summarizer=summarizer, registry=registry or self._registry
+                    )
                 )
                 for attention in self.attentions
             ]
-            (name, *others) = {path.config.mem_summarizer for path in paths}
-            yield attrs.evolve(paths[0].config, mem_summarizer=None if others else name)
+            names = by_layer([path.name for path in paths])
+            yield UsedLongSequence(config=paths[0].config, summarizer=names)
 
     @contextlib.contextmanager
     def exact_in_training(self) -> Iterator[None]:
@@ -244,15 +246,6 @@ class LanguageModel(nn.Module):
     def selections(self) -> dict[Kind, Selection]:
         """What the registry chose for each kind of plugin and why, in the first layer."""
         return self.attentions[0].selections
-
-    @property
-    def summarizers(self) -> str:
-        """The names of the layers' own summarizers, with the layers where they differ."""
-        own = [
-            OwnSummarizer(each.summarizer, each.selections.get("summarizer"), each.long_sequence)
-            for each in self.attentions
-        ]
-        return by_layer([each.name or WITHOUT_WEIGHTS for each in own])
 
     def decode_selections(self, cache: KVCache) -> list[Selection]:
         """The decode backend that the registry chose for this cache and why, layer by layer."""

@@ -124,10 +124,6 @@ class PluginChoices(Serializable):
         }
         return attrs.evolve(self, **{"layers": {}, **found})
 
-    def is_own(self, kind: Kind, layer: int) -> bool:
-        """Whether this layer has a choice of its own."""
-        return any(layer in parse_layers(text) for text in self.own(kind))
-
     def with_choices(self, choices: Mapping[tuple[str, str], PluginChoice]) -> PluginChoices:
         """These choices replaced, by the text of the layers as in `entries`, and the kind."""
         layers = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import attrs
 
+from dba_core.attention.long_sequence.evaluation import UsedLongSequence
 from dba_core.attention.long_sequence.plan import plan_of
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit, with_special
@@ -56,9 +56,8 @@ def evaluate_loss_as_trained(
     """The same with the long-sequence path; None where training at this context is exact throughout."""
     if model.attentions[0].summarizer is None:
         return None
-    knobs = attrs.evolve(config.model.train_long_seq, mem_summarizer=None)
-    with model.long_sequence(knobs) as used:
-        exact = plan_of(used, config.model.context).exact
+    with model.long_sequence(config.model.train_long_seq) as used:
+        exact = plan_of(used.config, config.model.context).exact
         return None if exact else evaluate_loss(model, tokens, tokenizer, config)
 
 
@@ -105,13 +104,11 @@ class LongSequenceUse:
     numbers: LongSequenceNumbers
 
 
-def numbers_of(config: LongSequenceConfig, *, own: str) -> LongSequenceNumbers:
-    """Of a configuration as `LanguageModel.long_sequence` gives it. own: the model's own `summarizers`."""
-    assert config.mem_block is not None
-    assert config.local_window is not None
-    assert config.q_chunk is not None
+def numbers_of(used: UsedLongSequence) -> LongSequenceNumbers:
+    """Of what `LanguageModel.long_sequence` gives."""
+    config = used.config
     return LongSequenceNumbers(
-        summarizer=config.mem_summarizer or own,
+        summarizer=used.summarizer,
         mem_block=config.mem_block,
         local_window=config.local_window,
         q_chunk=config.q_chunk,
@@ -213,10 +210,9 @@ def _attention(run: Run, *, long_seq: bool) -> Iterator[LongSequenceUse | None]:
         yield None
         return
     model, context = run.model, run.config.model.context
-    knobs = attrs.evolve(run.config.model.train_long_seq, mem_summarizer=None)
-    with model.long_sequence(knobs) as used:
-        numbers = numbers_of(used, own=model.summarizers)
-        exact = plan_of(used, context).exact
+    with model.long_sequence(run.config.model.train_long_seq) as used:
+        numbers = numbers_of(used)
+        exact = plan_of(used.config, context).exact
         text = f"long-sequence path: {numbers.text}"
         if exact:
             text += f"; exact attention, since its window covers the {context} tokens of the context"

@@ -214,11 +214,8 @@ def _long_sequence(prepared: Prepared) -> LongSequenceFacts:
     """What the long-sequence training path is set to, and whether training at this context takes it."""
     model = prepared.config.model
     attention = prepared.model.attentions[0]
-    knobs = model.train_long_seq
-    assert knobs.threshold is not None
-    assert knobs.mem_block is not None
-    assert knobs.local_window is not None
-    assert knobs.q_chunk is not None
+    chosen = prepared.config.plugins.summarizer.name
+    knobs = model.train_long_seq.resolved(context=model.context, device=prepared.config.device)
     active = attention.summarizer is not None
     if active:
         exact = f"one step in {knobs.exact_every} exact" if knobs.exact_every else "no exact steps"
@@ -242,7 +239,7 @@ def _long_sequence(prepared: Prepared) -> LongSequenceFacts:
         mem_block=knobs.mem_block,
         local_window=knobs.local_window,
         q_chunk=knobs.q_chunk,
-        mem_summarizer=knobs.mem_summarizer,
+        mem_summarizer=None if chosen == "auto" else chosen,
         mass_correction=knobs.mass_correction,
         exact_every=knobs.exact_every,
     )

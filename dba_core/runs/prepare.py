@@ -262,7 +262,7 @@ def _resolved_model(config: RunConfig, *, vocab_size: int, device: str) -> Model
     except ConfigError as error:
         raise error.under("model") from None
     long_sequence = resolved.train_long_seq.resolved(context=resolved.context, device=device)
-    return attrs.evolve(resolved, train_long_seq=long_sequence)
+    return attrs.evolve(resolved, train_long_seq=long_sequence.as_typed())
 
 
 def _notices(config: RunConfig) -> Iterator[str]:

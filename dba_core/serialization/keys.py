@@ -54,7 +54,8 @@ OTHER_NAMES = {
     "corpus": "source",
     "dataset": "source",
     "max_tokens": "max_new_tokens",
-    "summarizer_name": "mem_summarizer",
+    "summarizer_name": "summarizer",
+    "mem_summarizer": "summarizer",
 }
 _LIKENESS = 0.65
 

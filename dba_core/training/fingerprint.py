@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from dba_core.attention.module import DecoupledAttention
+from dba_core.config.mem_summarizer import FIELD
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
@@ -47,13 +48,14 @@ def settings_fingerprint(
     or `cuda`, where the weights are from: numbers of the long-sequence path that are None are chosen for it.
     """
     long_sequence = settings.train_long_seq.resolved(context=settings.context, device=device)
-    settled = attrs.evolve(settings, train_long_seq=attrs.evolve(long_sequence, mem_summarizer=None))
+    model = attrs.evolve(settings, train_long_seq=long_sequence).to_dict()
+    model["train_long_seq"][FIELD] = None  # as in every checkpoint since the first; `plugins` says which
     training = config.training.to_dict()
     data = {
         "seed": config.seed,
         "dtype": config.dtype,
         "device": device,
-        "model": settled.to_dict(),
+        "model": model,
         "training": {key: value for key, value in training.items() if key not in FREE_TRAINING_FIELDS},
         "plugins": _plugins(attentions),
     }

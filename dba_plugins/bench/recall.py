@@ -22,7 +22,7 @@ import attrs
 
 from dba_core.command import Command, command_line, option, summary_of
 from dba_core.config.attention import AttentionConfig
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.long_sequence import LongSequenceConfig, ResolvedLongSequence
 from dba_core.config.model import ModelConfig
 from dba_core.config.training import TrainingConfig
 from dba_core.errors import ConfigError
@@ -40,10 +40,10 @@ LENGTH = 96
 #: The path that both tasks are about: the first 32 queries of 96 read no memory token, the last 16 read 8.
 #: With the mass correction, because the whole task is to read the far past: a memory token that starts with
 #: the weight of one token is found late.
-LONG = LongSequenceConfig(threshold=1, mem_block=8, local_window=16, q_chunk=16, mass_correction=True)
+LONG = ResolvedLongSequence(threshold=1, mem_block=8, local_window=16, q_chunk=16, mass_correction=True)
 EXACT = LongSequenceConfig(enabled=False)
 #: A query of this path reads itself and at most 10 tokens before it at full resolution.
-SHORT_SIGHTED = LongSequenceConfig(threshold=1, mem_block=8, local_window=0, q_chunk=4)
+SHORT_SIGHTED = ResolvedLongSequence(threshold=1, mem_block=8, local_window=0, q_chunk=4)
 #: How a model was trained.
 TRAINED = ("exact", "long", "blind")
 

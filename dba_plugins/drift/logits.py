@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dba_core.attention.long_sequence.evaluation import UsedLongSequence
 from dba_core.attention.long_sequence.plan import LongSequencePlan, plan_of
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.data.tokenizers import Tokens
@@ -32,11 +33,19 @@ if TYPE_CHECKING:
 SLICE_LOGITS = 1 << 22
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class SettingDrift:
-    """What one setting does to each document. config: as it was used; plan: of one document."""
+@attrs.frozen
+class Approximation:
+    """One way to approximate. summarizer: a plugin's name; None is the model's own."""
 
     config: LongSequenceConfig
+    summarizer: str | None = None
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class SettingDrift:
+    """What one setting does to each document. used: the setting in numbers; plan: of one document."""
+
+    used: UsedLongSequence
     plan: LongSequencePlan
     documents: tuple[FidelityAccumulator, ...]
 
@@ -52,7 +61,7 @@ class SettingDrift:
 def measure_drift(
     model: LanguageModel,
     documents: Sequence[Tokens],
-    settings: Sequence[LongSequenceConfig],
+    settings: Sequence[Approximation],
     *,
     slice_tokens: int | None = None,
     registry: Registry | None = None,
@@ -60,10 +69,10 @@ def measure_drift(
 ) -> list[SettingDrift]:
     """Compare every setting with exact attention on every document; one exact pass serves all settings.
 
-    documents: token arrays of one length T + 1 (inputs and shifted targets). settings: as
-    `LanguageModel.long_sequence` takes them. slice_tokens: positions whose logits exist at a time. on_pass:
-    called after each pass through the model, `len(documents) * (1 + len(settings))` times. Raises
-    UnsupportedError for a setting that this model cannot run, before anything is computed.
+    documents: token arrays of one length T + 1 (inputs and shifted targets). slice_tokens: positions whose
+    logits exist at a time. on_pass: called after each pass through the model,
+    `len(documents) * (1 + len(settings))` times. Raises UnsupportedError for a setting that this model cannot
+    run, before anything is computed.
     """
     used = [resolved_setting(model, setting, registry) for setting in settings]
     length = len(documents[0]) - 1
@@ -75,23 +84,23 @@ def measure_drift(
             x, y = _pair(document, model.device)
             exact = model.hidden(x)  # [1, T, d_model]
             done()
-            for config, accumulators in zip(used, found, strict=True):
-                with model.long_sequence(config, registry=registry):
+            for setting, accumulators in zip(settings, found, strict=True):
+                with model.long_sequence(setting.config, summarizer=setting.summarizer, registry=registry):
                     approximate = model.hidden(x)
                 accumulators.append(_compared(model, exact, approximate, y, rows))
                 done()
     return [
-        SettingDrift(config=config, plan=plan_of(config, length), documents=tuple(accumulators))
-        for config, accumulators in zip(used, found, strict=True)
+        SettingDrift(used=each, plan=plan_of(each.config, length), documents=tuple(accumulators))
+        for each, accumulators in zip(used, found, strict=True)
     ]
 
 
 def resolved_setting(
-    model: LanguageModel, setting: LongSequenceConfig, registry: Registry | None = None
-) -> LongSequenceConfig:
+    model: LanguageModel, setting: Approximation, registry: Registry | None = None
+) -> UsedLongSequence:
     """The setting with every number and the summarizer's name; UnsupportedError where it cannot run."""
-    with model.long_sequence(setting, registry=registry) as config:
-        return config
+    with model.long_sequence(setting.config, summarizer=setting.summarizer, registry=registry) as used:
+        return used
 
 
 def keys_per_query(plan: LongSequencePlan) -> float:

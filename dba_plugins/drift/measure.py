@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from dba_core.attention.long_sequence.plan import plan_of
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.long_sequence import ResolvedLongSequence
 from dba_core.data.corpus import Corpus
 from dba_core.evaluation.metrics import FidelityAccumulator
 from dba_core.report import Reporter
@@ -25,7 +25,13 @@ from dba_plugins.drift.findings import (
     DriftOfSetting,
     JudgedThreshold,
 )
-from dba_plugins.drift.logits import SettingDrift, keys_per_query, measure_drift, resolved_setting
+from dba_plugins.drift.logits import (
+    Approximation,
+    SettingDrift,
+    keys_per_query,
+    measure_drift,
+    resolved_setting,
+)
 from dba_plugins.drift.request import DriftRequest
 from dba_plugins.drift.text import Stretches, choose_stretches
 
@@ -41,13 +47,14 @@ def drift_of_run(run: Run, request: DriftRequest, reporter: Reporter) -> DriftFi
     Raises UnsupportedError for a run without a semantic path or a summarizer that it was not trained with,
     DataError for a text that is too short or cannot be read with the run's tokenizer.
     """
-    settings = [resolved_setting(run.model, setting) for setting in sweep(run, request)]
+    settings = tuple(sweep(run, request))
+    used = [resolved_setting(run.model, setting).config for setting in settings]
     corpus, tokens = text_of(run, request.data)
     stretches = choose_stretches(
         len(tokens),
         length=request.length,
         documents=request.documents,
-        preferred_length=preferred_length(settings, context=run.config.model.context),
+        preferred_length=preferred_length(used, context=run.config.model.context),
     )
     reporter.phase("Comparing ...", len(stretches.offsets) * (1 + len(settings)))
     found = measure_drift(
@@ -56,14 +63,15 @@ def drift_of_run(run: Run, request: DriftRequest, reporter: Reporter) -> DriftFi
         settings,
         on_pass=reporter.step,
     )
-    reports = tuple(drift_of_setting(drift, own=run.model.summarizers) for drift in found)
+    reports = tuple(map(drift_of_setting, found))
     return _report(run, request, corpus, stretches, reports)
 
 
-def sweep(run: Run, request: DriftRequest) -> Iterator[LongSequenceConfig]:
+def sweep(run: Run, request: DriftRequest) -> Iterator[Approximation]:
     """Every combination of the request's lists over the run's own numbers."""
-    own = attrs.evolve(run.config.model.train_long_seq, mem_summarizer=None)
-    own = own.resolved(context=run.config.model.context, device=run.model.device.type)
+    own = run.config.model.train_long_seq.resolved(
+        context=run.config.model.context, device=run.model.device.type
+    )
     lists = (
         request.summarizer or (None,),
         request.mass_corrections or (own.mass_correction,),
@@ -71,17 +79,17 @@ def sweep(run: Run, request: DriftRequest) -> Iterator[LongSequenceConfig]:
         request.mem_block or (own.mem_block,),
     )
     for summarizer, mass_correction, local_window, mem_block in itertools.product(*lists):
-        yield attrs.evolve(
+        config = attrs.evolve(
             own,
-            mem_summarizer=summarizer,
             mass_correction=mass_correction,
             local_window=local_window,
             mem_block=mem_block,
             q_chunk=own.q_chunk if request.q_chunk is None else request.q_chunk,
         )
+        yield Approximation(config, summarizer)
 
 
-def preferred_length(settings: Sequence[LongSequenceConfig], *, context: int) -> int:
+def preferred_length(settings: Sequence[ResolvedLongSequence], *, context: int) -> int:
     """The training context where at least a quarter of its positions reads memory tokens under every setting;
     else so much that half of them do.
     """
@@ -125,8 +133,7 @@ def trained_with(run: Run) -> str:
     config = attention.long_sequence
     if config is None or attention.summarizer is None:
         return "exact attention"
-    setting = resolved_setting(run.model, attrs.evolve(config, mem_summarizer=None))
-    numbers = numbers_of(setting, own=run.model.summarizers)
+    numbers = numbers_of(resolved_setting(run.model, Approximation(config)))
     return f"long-sequence path from {config.threshold} tokens on ({numbers.text})"
 
 
@@ -155,14 +162,11 @@ def _notes(
         )
 
 
-def drift_of_setting(drift: SettingDrift, *, own: str) -> DriftOfSetting:
-    """The figures of one setting over all positions, beyond the window, per document and along positions.
-
-    own: the model's own summarizers, for a setting that names none.
-    """
+def drift_of_setting(drift: SettingDrift) -> DriftOfSetting:
+    """The figures of one setting over all positions, beyond the window, per document and along positions."""
     total, plan = drift.total, drift.plan
     return DriftOfSetting(
-        numbers=numbers_of(drift.config, own=own),
+        numbers=numbers_of(drift.used),
         exact=plan.exact,
         first_memory_position=None if plan.exact else plan.exact_stop,
         keys_per_query=keys_per_query(plan),

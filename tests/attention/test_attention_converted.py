@@ -50,8 +50,11 @@ def test_shared_heads_equal_heads_written_out(sem_heads: int, v_heads: int, null
     mask = torch.rand(11, 11, generator=torch.Generator().manual_seed(2)) > 0.4
     torch.testing.assert_close(shared(x, mask=mask), plain(x, mask=mask), **TOL["float32"])
 
-    long = LongSequenceConfig(mem_block=2, local_window=4, q_chunk=2, mem_summarizer="mean")
-    with shared.eval().long_sequence_at_evaluation(long), plain.eval().long_sequence_at_evaluation(long):
+    long = LongSequenceConfig(mem_block=2, local_window=4, q_chunk=2)
+    with (
+        shared.eval().long_sequence_at_evaluation(long, summarizer="mean"),
+        plain.eval().long_sequence_at_evaluation(long, summarizer="mean"),
+    ):
         torch.testing.assert_close(shared(x), plain(x), **TOL["float32"])
 
 

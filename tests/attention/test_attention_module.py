@@ -194,12 +194,8 @@ def test_the_summarizer_is_chosen_always_and_built_where_it_is_reached() -> None
     assert far.long_sequence.threshold == 3072
     assert far.selections["summarizer"].name == "mean"
     assert far.summarizer is None
-    near = DecoupledAttention(config, train_long_seq=LongSequenceConfig(mem_summarizer="mean"), context=4096)
+    near = DecoupledAttention(config, summarizer="mean", train_long_seq=LongSequenceConfig(), context=4096)
     assert near.selections["summarizer"].name == "mean"
     assert near.summarizer is not None
-    with pytest.raises(ConfigError, match="one setting"):
-        DecoupledAttention(
-            config, summarizer="mean", train_long_seq=LongSequenceConfig(mem_summarizer="conv")
-        )
     with pytest.raises(PluginError, match="Did you mean"):
         DecoupledAttention(config, summarizer="meen", train_long_seq=LongSequenceConfig(), context=128)

@@ -21,7 +21,7 @@ from dba_core.runs.folder import new_folder
 from dba_core.runs.load import Run, load_run
 from dba_core.runs.prepare import prepare
 from dba_core.training.loop import train
-from dba_plugins.drift.logits import measure_drift
+from dba_plugins.drift.logits import Approximation, measure_drift
 
 pytestmark = pytest.mark.torch
 
@@ -126,7 +126,7 @@ def test_figures_are_those_of_the_model_on_the_held_out_text(dba, place: Path, r
     text = (place / "song.txt").read_bytes()
     held_out = text[len(text) - document["data"]["held_out_tokens"] :]
     stretches = [list(held_out[offset : offset + 21]) for offset in document["offsets"]]
-    (drift,) = measure_drift(run.model, stretches, [run.config.model.train_long_seq])
+    (drift,) = measure_drift(run.model, stretches, [Approximation(run.config.model.train_long_seq)])
     first = setting["first_memory_position"]
     assert first == 8
     for key, start in (("all", 0), ("beyond_window", first)):

@@ -108,7 +108,15 @@ def test_long_sequence_defaults(context: int, device: str, expected: tuple[int, 
     assert (knobs.threshold, knobs.mem_block, knobs.local_window, knobs.q_chunk) == expected
     assert knobs.enabled
     kept = LongSequenceConfig(threshold=1, mem_block=2, local_window=0, q_chunk=4)
-    assert kept.resolved(context=context, device=device) == kept
+    assert kept.resolved(context=context, device=device).as_typed() == kept
+    again = knobs.resolved(context=1, device="cpu")
+    assert again == knobs, "what is resolved stays"
+
+
+def test_the_shape_checks_what_is_derived() -> None:
+    derived = AttentionConfig(mode="gqa", d_model=32, n_heads=8, tie_qk=True)
+    with pytest.raises(ConfigError, match="n_heads=8 and n_kv_heads=2"):
+        _ = derived.shape
 
 
 def test_grad_accum_divides_the_batch() -> None:

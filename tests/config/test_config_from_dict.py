@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import attrs
@@ -76,7 +77,6 @@ def test_the_flat_spelling_of_every_long_sequence_knob() -> None:
         mem_block=16,
         local_window=32,
         q_chunk=8,
-        mem_summarizer="mean",
         mass_correction=True,
     )
     flat = {f"train_long_seq_{key}": value for key, value in attrs.asdict(knobs).items()}
@@ -122,17 +122,17 @@ def test_a_flat_knob_of_the_wrong_type_is_refused() -> None:
         },
     ],
 )
-def test_either_spelling_of_the_summarizer_sets_both(data: dict[str, Any]) -> None:
+def test_every_spelling_of_the_summarizer_is_a_choice_of_plugin(data: dict[str, Any]) -> None:
+    before = copy.deepcopy(data)
     config = RunConfig.from_dict(data)
-    assert config.plugins.summarizer.name == "conv"
-    assert config.model.train_long_seq.mem_summarizer == "conv"
+    assert config == RunConfig(plugins=PluginChoices(summarizer=PluginChoice("conv")))
+    assert "mem_summarizer" not in config.to_dict()["model"]["train_long_seq"]
+    assert data == before
 
 
 def test_no_summarizer_means_auto() -> None:
-    for data in ({}, {"model": {"train_long_seq": {"mem_summarizer": "auto"}}}):
-        config = RunConfig.from_dict(data)
-        assert config.plugins.summarizer.name == "auto"
-        assert config.model.train_long_seq.mem_summarizer is None
+    for data in ({}, *({"model": {"train_long_seq": {"mem_summarizer": name}}} for name in ("auto", None))):
+        assert RunConfig.from_dict(data) == RunConfig()
 
 
 def test_two_summarizers_are_a_contradiction() -> None:
@@ -146,25 +146,58 @@ def test_two_summarizers_are_a_contradiction() -> None:
     assert "'mean' contradicts model.train_long_seq.mem_summarizer='conv'" in str(caught.value)
 
 
-def test_the_summarizer_in_direct_construction() -> None:
-    knobs = LongSequenceConfig(mem_summarizer="conv")
-    config = RunConfig(model=ModelConfig(train_long_seq=knobs))
-    assert config.plugins.summarizer.name == "conv"
-    config = RunConfig(plugins=PluginChoices(summarizer=PluginChoice("mean")))
-    assert config.model.train_long_seq.mem_summarizer == "mean"
-    chosen = PluginChoice("mean", options={"a": 1})
-    changed = attrs.evolve(RunConfig(), plugins=PluginChoices(summarizer=chosen))
-    assert changed.plugins.summarizer == chosen
-    with pytest.raises(ConfigError, match="contradicts"):
-        RunConfig(model=ModelConfig(train_long_seq=knobs), plugins=PluginChoices(summarizer=chosen))
+def test_a_summarizer_that_is_stated_in_both_former_spellings() -> None:
+    model: dict[str, Any] = {
+        "train_long_seq_mem_summarizer": "mean",
+        "train_long_seq": {"mem_summarizer": "mean", "threshold": 9},
+    }
+    config = RunConfig.from_dict({"model": model})
+    assert config.plugins.summarizer == PluginChoice("mean")
+    assert config.model.train_long_seq == LongSequenceConfig(threshold=9)
+    model["train_long_seq"] = {"mem_summarizer": "conv"}
+    with pytest.raises(
+        ConfigError, match=r"'mean' contradicts train_long_seq.mem_summarizer='conv'"
+    ) as caught:
+        RunConfig.from_dict({"model": model})
+    assert caught.value.path == "model.train_long_seq_mem_summarizer"
 
 
-def test_a_distribution_before_the_name_is_no_contradiction() -> None:
-    config = RunConfig(
-        model=ModelConfig(train_long_seq=LongSequenceConfig(mem_summarizer="conv")),
-        plugins=PluginChoices(summarizer=PluginChoice("other:conv")),
-    )
-    assert config.model.train_long_seq.mem_summarizer == "other:conv"
+def test_the_options_of_the_summarizer_stay_where_only_its_name_was_elsewhere() -> None:
+    data = {
+        "plugins": {"summarizer": {"options": {"a": 1}}},
+        "model": {"train_long_seq": {"mem_summarizer": "conv"}},
+    }
+    assert RunConfig.from_dict(data).plugins.summarizer == PluginChoice("conv", options={"a": 1})
+
+
+def test_a_summarizer_that_is_no_name_is_refused_where_it_stands() -> None:
+    with pytest.raises(ConfigError, match="5 is a whole number") as caught:
+        RunConfig.from_dict({"model": {"train_long_seq": {"mem_summarizer": 5}}})
+    assert caught.value.path == "model.train_long_seq.mem_summarizer"
+
+
+@pytest.mark.parametrize("former", ["conv", "third:conv"])
+def test_a_distribution_before_the_name_is_no_contradiction(former: str) -> None:
+    data = {
+        "model": {"train_long_seq": {"mem_summarizer": former}},
+        "plugins": {"summarizer": "other:conv"},
+    }
+    assert RunConfig.from_dict(data).plugins.summarizer == PluginChoice("other:conv")
+
+
+def test_plugins_that_are_no_table_are_refused_beside_a_former_summarizer() -> None:
+    for plugins, path in ((5, "plugins"), ({"summarizer": 5}, "plugins.summarizer")):
+        data = {"model": {"train_long_seq": {"mem_summarizer": "conv"}}, "plugins": plugins}
+        with pytest.raises(ConfigError, match="allowed: a table") as caught:
+            RunConfig.from_dict(data)
+        assert caught.value.path == path
+
+
+def test_no_configuration_object_has_the_former_field() -> None:
+    with pytest.raises(TypeError, match="mem_summarizer"):
+        LongSequenceConfig(mem_summarizer="conv")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"unknown key 'mem_summarizer'"):
+        ModelConfig.from_dict({"train_long_seq": {"mem_summarizer": "conv"}})
 
 
 def test_a_record_survives() -> None:

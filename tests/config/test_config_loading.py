@@ -58,9 +58,18 @@ def test_the_environment_is_read_only_when_given(monkeypatch: pytest.MonkeyPatch
 def test_plugins_with_options() -> None:
     loaded = load_config(plugins=["gate=static:bias=0.5,label=x", "summarizer=conv"])
     assert loaded.config.plugins.gate == PluginChoice("static", options={"bias": 0.5, "label": "x"})
-    assert loaded.config.model.train_long_seq.mem_summarizer == "conv"
+    assert loaded.config.plugins.summarizer.name == "conv"
     assert loaded.origins["plugins.gate.options.bias"] == "--plugin"
-    assert loaded.origins["model.train_long_seq.mem_summarizer"] == "--plugin"
+    assert loaded.origins["plugins.summarizer.name"] == "--plugin"
+
+
+def test_a_summarizer_in_its_former_place_keeps_its_origin() -> None:
+    loaded = load_config(sets=["model.train_long_seq.mem_summarizer=conv"])
+    assert loaded.origins["plugins.summarizer.name"] == "--set"
+    assert "model.train_long_seq.mem_summarizer" not in loaded.origins
+    with pytest.raises(ConfigError, match=r"5 is a whole number.*set by --set") as caught:
+        load_config(sets=["model.train_long_seq.mem_summarizer=5"])
+    assert caught.value.path == "model.train_long_seq.mem_summarizer"
 
 
 def test_two_plugins_of_a_kind_are_refused_and_the_same_twice_is_not() -> None:
@@ -164,15 +173,14 @@ def test_a_contradiction_in_a_file_names_the_file(tmp_path: Path) -> None:
 )
 def test_a_higher_source_overrules_either_spelling(tmp_path: Path, text: str, kwargs: dict[str, Any]) -> None:
     config = load_config(file=write(tmp_path, text), **kwargs).config
-    assert config.plugins.summarizer.name == config.model.train_long_seq.mem_summarizer == "mean"
+    assert config.plugins.summarizer == PluginChoice("mean")
 
 
 def test_back_to_auto(tmp_path: Path) -> None:
     config = load_config(
         file=write(tmp_path, "[plugins]\nsummarizer = 'conv'\n"), plugins=["summarizer=auto"]
     ).config
-    assert config.plugins.summarizer.name == "auto"
-    assert config.model.train_long_seq.mem_summarizer is None
+    assert config.plugins.summarizer == PluginChoice("auto")
 
 
 class TestResolvedConfigFedBack:

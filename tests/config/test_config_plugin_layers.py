@@ -92,8 +92,6 @@ def test_a_file_chooses_per_layer(tmp_path: Path) -> None:
     assert [plugins.of_layer(layer).null_token.name for layer in range(4)] == ["learned"] * 2 + ["auto"] * 2
     assert plugins.of_layer(3).gate.options == {"bias": 1.0}
     assert plugins.of_layer(0).layers == {}
-    assert plugins.is_own("gate", 3)
-    assert not plugins.is_own("gate", 2)
 
 
 def test_the_command_line_takes_layers_out_of_a_range(tmp_path: Path) -> None:

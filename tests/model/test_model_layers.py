@@ -9,6 +9,7 @@ import torch
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
+from dba_core.config.run import RunConfig
 from dba_core.errors import ConfigError, UnsupportedError
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices
@@ -128,14 +129,13 @@ def test_a_layers_choice_changes_the_loss_that_the_others_see() -> None:
 
 def test_at_evaluation_the_path_names_the_summarizer_of_every_layer() -> None:
     model = made().eval()
-    with model.long_sequence(attrs.evolve(LONG, mem_summarizer=None)) as used:
-        assert used.mem_summarizer is None
-        assert model.summarizers == "linear (layer 0), conv (layers 1-2), mean (layer 3)"
+    with model.long_sequence(LONG) as used:
+        assert used.summarizer == "linear (layer 0), conv (layers 1-2), mean (layer 3)"
         approximate = model(tokens())
     assert not torch.equal(approximate, model(tokens()))
     with (
         pytest.raises(UnsupportedError, match="summarizer 'conv'"),
-        model.long_sequence(attrs.evolve(LONG, mem_summarizer="conv")),
+        model.long_sequence(LONG, summarizer="conv"),
     ):
         pass
 
@@ -158,7 +158,10 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
 
 
 def test_the_summarizer_of_the_configuration_is_that_of_the_other_layers() -> None:
-    knobs = attrs.evolve(LONG, mem_summarizer="mean")
-    plugins = PluginChoices(layers={"1": {"summarizer": PluginChoice("conv")}})
-    model = LanguageModel(attrs.evolve(CONFIG, train_long_seq=knobs), plugins=plugins)
+    data = {
+        "model": {**CONFIG.to_dict(), "train_long_seq": {**LONG.to_dict(), "mem_summarizer": "mean"}},
+        "plugins": {"layers": {"1": {"summarizer": "conv"}}},
+    }
+    config = RunConfig.from_dict(data)
+    model = LanguageModel(config.model, plugins=config.plugins)
     assert chosen(model, "summarizer") == ["mean", "conv", "mean", "mean"]

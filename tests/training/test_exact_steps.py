@@ -11,17 +11,19 @@ from tiny_run import build, events_of, run, tiny_config
 
 from dba_core.attention import module
 from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.registry.choice import PluginChoice
 from dba_core.training.loop import StepFinished
 
 pytestmark = pytest.mark.torch
 
-PATH = LongSequenceConfig(threshold=16, mem_block=2, local_window=2, q_chunk=2, mem_summarizer="mean")
+PATH = LongSequenceConfig(threshold=16, mem_block=2, local_window=2, q_chunk=2)
 
 
 def configured(exact_every: int, *, steps: int = 7):
     config = tiny_config(steps=steps, grad_accum=1, batch_size=2, eval_every=steps)
     knobs = attrs.evolve(PATH, exact_every=exact_every)
-    return attrs.evolve(config, model=attrs.evolve(config.model, train_long_seq=knobs))
+    mean = attrs.evolve(config.plugins, summarizer=PluginChoice("mean"))
+    return attrs.evolve(config, model=attrs.evolve(config.model, train_long_seq=knobs), plugins=mean)
 
 
 @pytest.fixture

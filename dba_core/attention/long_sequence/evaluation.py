@@ -12,7 +12,7 @@ from torch import nn
 
 from dba_core.attention.long_sequence.plan import LongSequencePath
 from dba_core.attention.parts import built_module
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.long_sequence import LongSequenceConfig, ResolvedLongSequence
 from dba_core.contracts import AttentionShape, Reason, SummarizerRequest
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry, Selection
@@ -30,7 +30,7 @@ class OwnSummarizer:
 
     module: nn.Module | None
     selection: Selection | None
-    config: LongSequenceConfig | None
+    config: ResolvedLongSequence | None
 
     @property
     def name(self) -> str | None:
@@ -44,17 +44,28 @@ class OwnSummarizer:
         return None if self.config is None else self.config.mem_block
 
 
+@attrs.frozen(kw_only=True)
+class UsedLongSequence:
+    """What a model uses at evaluation. config: with every number, and no threshold. summarizer: its name;
+    with their layers where these have different ones.
+    """
+
+    config: ResolvedLongSequence
+    summarizer: str
+
+
 def evaluation_path(
     config: LongSequenceConfig,
     *,
+    summarizer: str | None,
     own: OwnSummarizer,
     shape: AttentionShape,
     device: torch.device,
     registry: Registry | None,
 ) -> LongSequencePath:
-    """The path with the summarizer `config.mem_summarizer`; None is the layer's own, or `mean` without one.
+    """The path with this summarizer; None and `auto` are the layer's own, or `mean` without one.
 
-    The result's configuration names it, and has no threshold: who asks for the path gets it at any length.
+    The result names it, and its configuration has no threshold: who asks for the path gets it at any length.
     Raises UnsupportedError for a layout without a semantic path, for a summarizer with weights that the layer
     was not trained with, and for trained weights that do not fit `config.mem_block`.
     """
@@ -63,31 +74,27 @@ def evaluation_path(
             "this attention has no semantic keys, which memory tokens are made of; the long-sequence path "
             "needs model.attention.mode='decoupled'"
         )
-    wanted = config.mem_summarizer or "auto"
-    if wanted == "auto":
-        wanted = own.name or WITHOUT_WEIGHTS
-    config = attrs.evolve(config, threshold=1, mem_summarizer=wanted)
-    config = config.resolved(context=0, device=device.type)
+    wanted = own.name or WITHOUT_WEIGHTS if summarizer in (None, "auto") else summarizer
+    numbers = attrs.evolve(config, threshold=1).resolved(context=0, device=device.type)
     if own.module is not None and wanted == own.name:
-        if own.selection is None or own.mem_block == config.mem_block:
-            return LongSequencePath(config, own.module)
-        made, selection = _built(own.selection.choice(), config, shape, device, registry)
-        return LongSequencePath(config, _with_weights(made, own, config), selection)
-    made, selection = _built(PluginChoice(wanted), config, shape, device, registry)
+        if own.selection is None or own.mem_block == numbers.mem_block:
+            return LongSequencePath(numbers, own.module, name=wanted)
+        made, selection = _built(own.selection.choice(), numbers, shape, device, registry)
+        return LongSequencePath(numbers, _with_weights(made, own, numbers), selection, wanted)
+    made, selection = _built(PluginChoice(wanted), numbers, shape, device, registry)
     if made.state_dict():
         raise _untrained(wanted, own)
-    return LongSequencePath(config, made, selection)
+    return LongSequencePath(numbers, made, selection, wanted)
 
 
 def _built(
     choice: PluginChoice,
-    config: LongSequenceConfig,
+    config: ResolvedLongSequence,
     shape: AttentionShape,
     device: torch.device,
     registry: Registry | None,
 ) -> tuple[nn.Module, Selection]:
     """A fresh summarizer for `config.mem_block`, and how it was chosen."""
-    assert config.mem_block is not None
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device.type)
     selection = (registry or Registry.default()).select("summarizer", choice, request)
     with torch.random.fork_rng(devices=[]):  # whatever it draws is replaced or refused
@@ -96,7 +103,7 @@ def _built(
     return made.to(device).eval(), selection
 
 
-def _with_weights(made: nn.Module, own: OwnSummarizer, config: LongSequenceConfig) -> nn.Module:
+def _with_weights(made: nn.Module, own: OwnSummarizer, config: ResolvedLongSequence) -> nn.Module:
     """`made` with the layer's trained weights, which belong to blocks of another length."""
     assert own.module is not None
     weights = own.module.state_dict()

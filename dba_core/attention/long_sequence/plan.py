@@ -15,7 +15,7 @@ import dataclasses
 import attrs
 from torch import nn
 
-from dba_core.config.long_sequence import LongSequenceConfig
+from dba_core.config.long_sequence import ResolvedLongSequence
 from dba_core.errors import ConfigError
 from dba_core.registry import Selection
 
@@ -94,19 +94,20 @@ class LongSequencePlan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LongSequencePath:
-    """config: resolved; `enabled` plays no part. selection: how the summarizer was chosen; None: it is the
-    layer's own. A dataclass for torch.compile's sake, as `NullKV` is.
+    """config: its `enabled` plays no part. selection: how the summarizer was chosen; None: it is the
+    layer's own. name: under which it was asked for at evaluation. A dataclass for torch.compile's sake, as
+    `NullKV` is.
     """
 
-    config: LongSequenceConfig
+    config: ResolvedLongSequence
     summarizer: nn.Module
     selection: Selection | None = None
+    name: str = ""
 
     def applies(self, length: int) -> bool:
         """Whether a sequence of `length` tokens takes the path: from the threshold on, and where some query
         reads a memory token. Where none does the path is exact attention, and exact attention serves.
         """
-        assert self.config.threshold is not None
         return length >= self.config.threshold and not self.plan(length).exact
 
     def plan(self, length: int) -> LongSequencePlan:
@@ -114,11 +115,8 @@ class LongSequencePath:
         return plan_of(self.config, length)
 
 
-def plan_of(config: LongSequenceConfig, length: int) -> LongSequencePlan:
-    """The plan of a resolved configuration for a sequence of `length` tokens."""
-    assert config.mem_block is not None
-    assert config.local_window is not None
-    assert config.q_chunk is not None
+def plan_of(config: ResolvedLongSequence, length: int) -> LongSequencePlan:
+    """The plan of a configuration for a sequence of `length` tokens."""
     return LongSequencePlan(
         length=length,
         mem_block=config.mem_block,
