@@ -1,6 +1,6 @@
-"""Settings from several sources, one over the other: defaults < preset < file < environment < command line.
+"""Settings from several sources, one over the other: defaults < preset < file < environment < arguments.
 
-A layer is flat: the path of each leaf with its value and where it came from. Called by `loading`.
+A layer is flat: the path of each leaf with its value and where it came from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MEM_SUMMARIZER: Path = ("model", "train_long_seq", "mem_summarizer")
 
 @attrs.frozen
 class Setting:
-    """One value and its origin, in the words that `--print-config` shows."""
+    """One value and its origin, in words."""
 
     value: Any
     origin: str

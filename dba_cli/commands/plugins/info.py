@@ -8,6 +8,7 @@ import click
 
 from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text
+from dba_cli.hints import in_flags
 from dba_cli.options import plugin_options
 from dba_core.contracts import Kind
 from dba_core.kinds import KINDS
@@ -56,7 +57,7 @@ def _show(loaded: LoadedPlugin) -> None:
             ("Module", info.module),
             ("Contract", str(plugin.contract)),
             *([("Needs", needs_text(info))] if info.needs else []),
-            ("Choose it with", KINDS[info.kind].chosen_by(info.name)),
+            ("Choose it with", in_flags(KINDS[info.kind].chosen_by(info.name))),
             *([("Warning", loaded.deprecation)] if loaded.deprecation else []),
         ],
     )
