@@ -95,19 +95,20 @@ class Selection(LoadedPlugin):
         """`with selection.blame():` what is raised within names the plugin."""
         return Blame(lambda: self.who)
 
+    @property
+    def record(self) -> PluginRecord:
+        """What a configuration records of this choice."""
+        return PluginRecord(
+            distribution=self.info.distribution,
+            version=self.info.version,
+            contract=self.plugin.contract,
+            how=self.how,
+            why=self.why,
+        )
+
     def choice(self) -> PluginChoice:
         """This choice as a configuration records it."""
-        return PluginChoice(
-            self.name,
-            options=options_to_dict(self.options),
-            record=PluginRecord(
-                distribution=self.info.distribution,
-                version=self.info.version,
-                contract=self.plugin.contract,
-                how=self.how,
-                why=self.why,
-            ),
-        )
+        return PluginChoice(self.name, options=options_to_dict(self.options), record=self.record)
 
 
 def ask_support(loaded: LoadedPlugin, request: object, options: Any, *, trace: Trace) -> Support | str:

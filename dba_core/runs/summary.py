@@ -20,7 +20,6 @@ from dba_core.evaluation.held_out import HeldOut
 from dba_core.evaluation.metrics import FidelityMetrics, PolicyFidelity
 from dba_core.evaluation.throughput import Throughput
 from dba_core.free_memory import peak_memory_bytes
-from dba_core.report import as_plain
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.outline import Outline, outline_of
 from dba_core.runs.prepare import Prepared
@@ -117,7 +116,7 @@ class Summary(Outline):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a number that is not finite is None."""
-        return {"schema": SCHEMA, **as_plain(self)}
+        return {"schema": SCHEMA, **super().to_dict()}
 
 
 def summarize(
