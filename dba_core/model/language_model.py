@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from dba_core.attention.inputs import uncompiled
 from dba_core.attention.long_sequence.evaluation import WITHOUT_WEIGHTS, OwnSummarizer
 from dba_core.attention.module import DecoupledAttention
+from dba_core.cache.append_checks import whole_number
 from dba_core.cache.bytes import memory_table
-from dba_core.cache.checks import whole_number
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig

@@ -16,7 +16,7 @@ from dba_core.errors import RecordMismatchError, UnsupportedError
 from dba_core.kinds import KINDS, per_layer
 from dba_core.registry.choice import PluginChoice, PluginChoices, in_words
 from dba_core.registry.discovery import PluginInfo
-from dba_core.registry.loading import accepts, contract_text, refuse_options_of_auto, structure_options
+from dba_core.registry.plugin_loading import accepts, contract_text, refuse_options_of_auto, structure_options
 from dba_core.registry.registry import Registry
 from dba_core.registry.selection import Selection
 

@@ -12,7 +12,7 @@ import attrs
 from dba_core.contracts import Kind, Reason, Support
 from dba_core.registry.choice import How, PluginChoice, PluginRecord
 from dba_core.registry.contain import Blame, Failure, attributed, contain, kept_surroundings, shown
-from dba_core.registry.loading import LoadedPlugin, options_to_dict
+from dba_core.registry.plugin_loading import LoadedPlugin, options_to_dict
 from dba_core.registry.trace import Trace
 
 

@@ -16,7 +16,7 @@ from dba_core.free_memory import free_bytes
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginRecord
-from dba_core.registry.loading import options_to_dict
+from dba_core.registry.plugin_loading import options_to_dict
 from dba_core.report import as_plain
 from dba_core.runs.estimate import Cost, KvMemory, MemoryNeed, kv_memory, model_cost, training_need
 from dba_core.runs.prepare import PlacedSelection, Prepared, prepare, resolve_device

@@ -21,7 +21,7 @@ from dba_core.errors import DBAError, PluginError
 from dba_core.kinds import KINDS, per_layer
 from dba_core.registry import LoadedPlugin, PluginInfo, Registry
 from dba_core.registry.contain import Failure, contain
-from dba_core.registry.loading import options_to_dict, structure_options
+from dba_core.registry.plugin_loading import options_to_dict, structure_options
 from dba_core.runs.choosing import PluginUse
 
 Status = Literal["ok", "warning", "blocked", "error"]

@@ -46,7 +46,7 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginUse, as_json: bool) -
 
 def _show(loaded: LoadedPlugin) -> None:
     from dba_cli.rendering import columns, two_columns
-    from dba_core.registry.loading import describe_options
+    from dba_core.registry.plugin_loading import describe_options
 
     info, plugin = loaded.info, loaded.plugin
     two_columns(
@@ -67,7 +67,7 @@ def _show(loaded: LoadedPlugin) -> None:
 
 
 def _document(loaded: LoadedPlugin) -> dict[str, Any]:
-    from dba_core.registry.loading import describe_options
+    from dba_core.registry.plugin_loading import describe_options
 
     options = describe_options(loaded.plugin.options_class)
     return {

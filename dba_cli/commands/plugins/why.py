@@ -117,7 +117,7 @@ def _asked(
     registry: Registry, info: PluginInfo, selection: Selection, *, tried: bool
 ) -> tuple[str, str, tuple[Reason, ...]]:
     """State, why and reasons. Imports the plugin where it may be used."""
-    from dba_core.registry.loading import structure_options
+    from dba_core.registry.plugin_loading import structure_options
 
     refusal = registry.access.refusal(info)
     if refusal is not None:
