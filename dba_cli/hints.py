@@ -54,21 +54,44 @@ _FLAGS = {
     "bos=": "--bos",
     "eos=": "--eos",
     "data=": "--data",
+    "name=": "--name",
+    "device=": "--device",
+    "compile_model=": "--compile",
+    "sets=": "--set",
+    "plugins=": "--plugin",
+    "kv_policy=": "--kv-policy",
+    "config_file=": "--config",
+    "Access.blocked": "--no-plugin",
     "root=": "--out",
     "which=": "--checkpoint",
     "device='cpu' or 'auto'": "--device cpu or auto",
     "Make one with run_job()": "Make one with: dba run",
 }
-_PYTHON = re.compile("|".join(rf"(?<![\w.]){re.escape(words)}(?!\w)" for words in _FLAGS))
-_RESUMING = re.compile(r"resume_job\(('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\)")
+_PYTHON = re.compile("|".join(rf"(?<![\w.]){re.escape(words)}(?![\w'\"])" for words in _FLAGS))
+_TEXT = r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
+_RESUMING = re.compile(rf"resume_job\({_TEXT}\)")
+_BLOCKED = re.compile(rf"Access\(blocked=\[{_TEXT}\]\)")
+_WORD = re.compile(r"[\w@%+=:,./*-]+")
+_GIVEN = re.compile(rf"(?<![\w.])(?:(sets|plugins)=\[{_TEXT}\]|(config_file)={_TEXT})")
+_IN_LAYERS = re.compile(rf"(?<![\w.])plugins\.layers\.([\d,-]+)\.({'|'.join(KINDS)})(?==)")
 _CHOICE = re.compile(rf"(?<![\w.])plugins\.(?=(?:{'|'.join(KINDS)})[@=])")
 
 
 def in_flags(text: str) -> str:
     """A text of the core, which speaks Python, as the command line says it."""
     text = _RESUMING.sub(lambda found: f"dba run --resume {ast.literal_eval(found[1])}", text)
-    text = _CHOICE.sub("--plugin ", text)
+    text = _BLOCKED.sub(lambda found: f"--no-plugin {_bare(found[1])}", text)
+    text = _GIVEN.sub(
+        lambda found: f"{_FLAGS[f'{found[1] or found[3]}=']} {_bare(found[2] or found[4])}", text
+    )
+    text = _CHOICE.sub("--plugin ", _IN_LAYERS.sub(r"--plugin \2@layers.\1", text))
     return _PYTHON.sub(lambda found: _FLAGS[found[0]], text)
+
+
+def _bare(literal: str) -> str:
+    """A literal without its quotes, unless a shell or an eye needs them."""
+    text = str(ast.literal_eval(literal))
+    return text if _WORD.fullmatch(text) else literal
 
 
 def hint_for(error: click.UsageError, argv: Sequence[str]) -> str | None:

@@ -18,6 +18,7 @@ from importlib.metadata import distribution, distributions
 import attrs
 import click
 
+from dba_cli.hints import in_flags
 from dba_cli.lazy import LazyGroup, Listed
 from dba_core.command import summary_of
 from dba_core.distribution import NAME, is_ours
@@ -40,7 +41,7 @@ class PluginEntry:
     def summary(self) -> str:
         """Its line of help, or why it cannot be used as far as that shows without importing it."""
         if self.info.problem is not None:
-            return f"(broken: {self.info.problem})"
+            return f"(broken: {in_flags(self.info.problem)})"
         text = docstring_of(self.info.module.partition(":")[0])
         return f"(broken: {text})" if isinstance(text, Failure) else f"{summary_of(text)}."
 

@@ -33,7 +33,7 @@ class PluginKind:
     previous_until: the version of dba that drops contract - 1, None where that is not taken (any more).
     request: the class of what `supports` and `build` are given. typical: makes the one that `dba plugins
     doctor` asks; None where there is none to ask. suite: `module:NAME` of the contract suite. template: of
-    `dba plugins new`. per_layer: chosen for each layer of a model (`--plugin`, `plugins` of a configuration);
+    `dba plugins new`. per_layer: chosen for each layer of a model (`plugins` of a configuration);
     others are named where they are used, by the command `usage`, {name} for its name. tries_all: `auto` asks
     every installed plugin, those of the orders of auto first, then by name. calls: what a plugin can do,
     beside its name, contract, summary and options_class.
@@ -55,12 +55,12 @@ class PluginKind:
     calls: tuple[str, ...] = ("supports", "build")
 
     def chosen_by(self, name: str) -> str:
-        """What a user writes to choose a plugin of this kind."""
-        return f"--plugin {self.name}={name}" if self.per_layer else self.usage.format(name=name)
+        """The key that chooses a plugin of this kind, or the command."""
+        return f"plugins.{self.name}={name}" if self.per_layer else self.usage.format(name=name)
 
     def example(self, name: str) -> str:
         """A command that uses it."""
-        return f"dba run {self.chosen_by(name)}" if self.per_layer else self.chosen_by(name)
+        return f"dba run --plugin {self.name}={name}" if self.per_layer else self.chosen_by(name)
 
 
 _SHAPE = AttentionShape(d_model=128, n_heads=4, n_kv_heads=4, sem_head_dim=8, geo_head_dim=16, v_head_dim=16)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 import click
 
 from dba_cli import completing
+from dba_cli.hints import in_flags
 from dba_cli.lazy import HintingGroup
 from dba_cli.options import config_options
 from dba_cli.terminal import echo
@@ -133,7 +135,8 @@ def print_config(flags: ConfigChoice, *, as_json: bool) -> None:
     from dba_core.config.loading import render_toml
 
     loaded = flags.load()
+    origins = {key: in_flags(origin) for key, origin in loaded.origins.items()}
     if as_json:
-        echo_json({"config": loaded.config.to_dict(), "origins": loaded.origins})
+        echo_json({"config": loaded.config.to_dict(), "origins": origins})
         return
-    echo_toml(render_toml(loaded))
+    echo_toml(render_toml(attrs.evolve(loaded, origins=origins)))

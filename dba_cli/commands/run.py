@@ -78,21 +78,21 @@ def run(
     if print_config and (plugin_flags.given or strict):
         flags_given = ", ".join([*plugin_flags.given, *(["--strict"] if strict else [])])
         raise UsageError(f"--print-config chooses no plugin; leave out {flags_given}, or use --dry-run")
-    how = _How(plugin_flags, allow_drift=allow_drift, strict=strict, as_json=as_json, quiet=quiet)
+    options = _RunOptions(plugin_flags, allow_drift=allow_drift, strict=strict, as_json=as_json, quiet=quiet)
     if resume is not None:
-        _resume(resume, flags, how)
+        _resume(resume, flags, options)
     elif print_config:
         from dba_cli.commands.config import print_config as show
 
         show(flags, as_json=as_json)
     elif dry_run:
-        _dry_run(flags, how)
+        _dry_run(flags, options)
     else:
-        _run(flags, out, how)
+        _run(flags, out, options)
 
 
 @attrs.frozen
-class _How:
+class _RunOptions:
     """What holds for a new run, a resumed one and a dry one."""
 
     plugin_flags: PluginUse
@@ -110,19 +110,19 @@ class _How:
         return {"registry": registry, "allow_drift": self.allow_drift, "strict": self.strict}
 
 
-def _run(flags: ConfigChoice, out: Path, how: _How) -> None:
-    arguments = how.arguments
+def _run(flags: ConfigChoice, out: Path, options: _RunOptions) -> None:
+    arguments = options.arguments
     loaded = load_checked(flags, arguments["registry"])
     check_data(loaded.config.data.source)
     from dba_cli.progress import TerminalReporter
     from dba_core.runs.job import run_job
 
-    with TerminalReporter(quiet=how.quiet) as reporter:
+    with TerminalReporter(quiet=options.quiet) as reporter:
         run_job(loaded, root=out, reporter=reporter, **arguments)
-    _show(reporter.summary, as_json=how.as_json)
+    _show(reporter.summary, as_json=options.as_json)
 
 
-def _resume(text: str, flags: ConfigChoice, how: _How) -> None:
+def _resume(text: str, flags: ConfigChoice, options: _RunOptions) -> None:
     refused = [flag for flag in flags.given if flag != "--device"]
     if refused:
         raise UsageError(
@@ -135,13 +135,13 @@ def _resume(text: str, flags: ConfigChoice, how: _How) -> None:
     from dba_cli.progress import TerminalReporter
     from dba_core.runs.job import resume_job
 
-    with TerminalReporter(quiet=how.quiet) as reporter:
-        resume_job(folder.path, device=flags.device, reporter=reporter, **how.arguments)
-    _show(reporter.summary, as_json=how.as_json)
+    with TerminalReporter(quiet=options.quiet) as reporter:
+        resume_job(folder.path, device=flags.device, reporter=reporter, **options.arguments)
+    _show(reporter.summary, as_json=options.as_json)
 
 
-def _dry_run(flags: ConfigChoice, how: _How) -> None:
-    arguments = how.arguments
+def _dry_run(flags: ConfigChoice, options: _RunOptions) -> None:
+    arguments = options.arguments
     loaded = load_checked(flags, arguments["registry"])
     check_data(loaded.config.data.source)
     from dba_cli.rendering import echo_json, sections
@@ -149,7 +149,7 @@ def _dry_run(flags: ConfigChoice, how: _How) -> None:
     from dba_core.runs.pages import dry_run_tables
 
     result = dry_run(loaded, **arguments)
-    if how.as_json:
+    if options.as_json:
         echo_json(result.to_dict())
         return
     sections(f"Run {result.name}, not trained", dry_run_tables(result))

@@ -26,7 +26,7 @@ from dba_core.attention.parts import build_part, build_summarizer, sizes_in_word
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import HeadProjections, Heads, Projection, matrix
 from dba_core.attention.taking_part import taking_part
-from dba_core.cache.checks import whole_numbers
+from dba_core.cache.append_checks import whole_numbers
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy

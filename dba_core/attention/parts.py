@@ -19,7 +19,7 @@ from dba_core.registry.contain import shown
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Part:
+class ChosenModule:
     """The module (None: the plugin adds nothing) and how it was chosen (None: it was given)."""
 
     module: nn.Module | None
@@ -28,12 +28,12 @@ class Part:
 
 def build_part(
     kind: Kind, given: str | PluginChoice | nn.Module, request: Request, registry: Registry | None
-) -> Part:
+) -> ChosenModule:
     """The part that `given` names, built for `request`; a module is taken as it is."""
     if isinstance(given, nn.Module):
-        return Part(module=given)
+        return ChosenModule(module=given)
     selection = _registry(registry).select(kind, given, request)
-    return Part(module=_built(selection, optional=True), selection=selection)
+    return ChosenModule(module=_built(selection, optional=True), selection=selection)
 
 
 def build_summarizer(
@@ -44,18 +44,18 @@ def build_summarizer(
     context: int | None,
     device: str,
     registry: Registry | None,
-) -> Part:
+) -> ChosenModule:
     """The summarizer of the long-sequence path.
 
     It is chosen in any case, so that a wrong name is an error at once, and built where the path can be
     reached: parameters that no step of a model of this context would use are not made.
     """
     if isinstance(given, nn.Module):
-        return Part(module=given)
+        return ChosenModule(module=given)
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device)
     selection = _registry(registry).select("summarizer", given, request)
     reached = context is None or config.threshold <= context
-    return Part(module=_built(selection) if reached else None, selection=selection)
+    return ChosenModule(module=_built(selection) if reached else None, selection=selection)
 
 
 def built_module(selection: Selection, *, optional: bool = False) -> nn.Module | None:

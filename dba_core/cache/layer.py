@@ -15,8 +15,7 @@ from operator import le
 import torch
 from torch import Tensor
 
-from dba_core.cache.bytes import default_rollback, tensor_bytes_per_token, tensor_residual_bytes
-from dba_core.cache.checks import (
+from dba_core.cache.append_checks import (
     DTYPES,
     check_counts,
     check_room,
@@ -25,6 +24,7 @@ from dba_core.cache.checks import (
     whole_number,
     whole_numbers,
 )
+from dba_core.cache.bytes import default_rollback, tensor_bytes_per_token, tensor_residual_bytes
 from dba_core.cache.places import Place, Scatter, Span
 from dba_core.cache.store import RowLengths, TensorStore
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat

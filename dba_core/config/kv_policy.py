@@ -178,7 +178,7 @@ class KVCachePolicy(OneText):
     def not_one_text(cls, value: object) -> str:
         return (
             f'{value!r}: kv_policy is one atomic text such as "{_EXAMPLE}". '
-            "Use --kv-policy for a unified configuration."
+            "Use kv_policy= for a unified configuration."
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Settings from several sources, one over the other: defaults < preset < file < environment < command line.
+"""Settings from several sources, one over the other: defaults < preset < file < environment < arguments.
 
 A layer is flat: the path of each leaf with its value and where it came from.
 """
@@ -22,7 +22,7 @@ Path = tuple[str, ...]
 
 @attrs.frozen
 class Setting:
-    """One value and its origin, in the words that `--print-config` shows."""
+    """One value and its origin, in words."""
 
     value: Any
     origin: str

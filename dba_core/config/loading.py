@@ -1,6 +1,6 @@
-"""A run's configuration from all its sources, with the origin of every value. Called by the command line.
+"""A run's configuration from all its sources, with the origin of every value.
 
-Precedence: defaults < preset < file < environment < `--set`, `--plugin`, `--kv-policy`.
+Precedence: defaults < preset < file < environment < `sets`, `plugins`, `kv_policy`, `options`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def load_config(
 ) -> LoadedConfig:
     """Merge all sources. The environment is read only from `environ`; None reads none.
 
-    options: the options of the command line that stand for one key each, `--device`: (`device`, `cpu`).
+    options: arguments that stand for one key each, by their origin, `device=`: (`device`, `cpu`).
 
     Raises ConfigError with the dotted path, the value, what is allowed and which source set it.
     """
@@ -52,7 +52,7 @@ def load_config(
         settings = merge(settings, normalized(flatten(read_config_file(file), f"file {file}")))
     if environ is not None:
         settings = merge(settings, normalized(from_environment(environ)))
-    settings = _with_command_line(settings, sets, plugins, kv_policy, options or {})
+    settings = _with_arguments(settings, sets, plugins, kv_policy, options or {})
     try:
         config = RunConfig.from_dict(nest(settings))
     except ConfigError as error:
@@ -61,7 +61,7 @@ def load_config(
 
 
 def render_toml(loaded: LoadedConfig) -> str:
-    """The configuration as TOML that `--config` reads back to the same, each value's origin beside it."""
+    """The configuration as TOML that reads back to the same, each value's origin beside it."""
     text_none = {
         path: setting.value for path, setting in flatten(RunConfig().to_dict(), "").items() if setting.value
     }
@@ -69,14 +69,14 @@ def render_toml(loaded: LoadedConfig) -> str:
     return dump_toml(loaded.config.to_dict(), loaded.origins, spell_none=spell_none)
 
 
-def _with_command_line(
+def _with_arguments(
     below: Layer,
     sets: Sequence[str],
     plugins: Sequence[str],
     kv_policy: str | None,
     options: Mapping[str, tuple[str, Any]],
 ) -> Layer:
-    """All options stand on one level: where they contradict each other, that is an error."""
+    """All arguments stand on one level: where they contradict each other, that is an error."""
     chosen, replaced = from_plugins(plugins)
     layers = [normalized(chosen), normalized(from_sets(sets)), from_kv_policy(kv_policy)]
     layers.append(from_options(options))

@@ -1,11 +1,10 @@
-"""Settings from the command line and the environment.
+"""Settings as texts, from the arguments of `load_config` and the environment.
 
-    --set model.d_model=256          DBA__MODEL__D_MODEL=256
-    --plugin summarizer=conv:kernel=3,bias=true
-    --plugin summarizer@layers.0-3=mean
-    --kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
+    sets=["model.d_model=256"]          DBA__MODEL__D_MODEL=256
+    plugins=["summarizer=conv:kernel=3,bias=true", "summarizer@layers.0-3=mean"]
+    kv_policy="ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"
 
-A value is read as TOML; a bare word is a text. Called by `loading`.
+A value is read as TOML; a bare word is a text. The argument's name is the origin: `sets=`.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from dba_core.kinds import per_layer
 from dba_core.registry.choice import layers_text, parse_layers
 
 ENVIRONMENT_PREFIX = "DBA__"
-_PLUGIN_FORM = "write --plugin kind=name or --plugin kind=name:key=value,key=value"
+_PLUGIN_FORM = "write plugins=['kind=name'] or plugins=['kind=name:key=value,key=value']"
 
 
 def from_sets(sets: Sequence[str]) -> Layer:
-    """The layer of all `--set a.b=c`; of two with one key the last counts."""
+    """The layer of all texts `a.b=c`; of two with one key the last counts."""
     layer: Layer = {}
     for text in sets:
         key, equals, value = text.partition("=")
         path = tuple(part.strip() for part in key.split("."))
         if not equals or not all(path):
-            raise ConfigError(f"--set {text!r} is not key=value; write it as in --set model.d_model=256")
-        layer.update(_settings(path, value, "--set"))
+            raise ConfigError(f"sets=[{text!r}] is not key=value; write it as in sets=['model.d_model=256']")
+        layer.update(_settings(path, value, "sets="))
     return layer
 
 
@@ -53,7 +52,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
 
 
 def from_plugins(plugins: Sequence[str]) -> tuple[Layer, frozenset[Path]]:
-    """The layer of all `--plugin`, and the choices (`choice_path`) that it replaces as a whole.
+    """The layer of all choices of plugins, and the choices (`choice_path`) that it replaces as a whole.
 
     Raises ConfigError for two choices of one layer.
     """
@@ -64,26 +63,26 @@ def from_plugins(plugins: Sequence[str]) -> tuple[Layer, frozenset[Path]]:
         path = choice_path(each.kind, each.layers)
         if given.setdefault(path, text) != text:
             raise ConfigError(
-                f"--plugin {given[path]!r} and --plugin {text!r} choose the same; give one of them"
+                f"plugins=[{given[path]!r}] and plugins=[{text!r}] choose the same; give one of them"
             )
-        layer.update(flatten({"name": each.name}, "--plugin", above=path))
-        layer.update(flatten(each.options, "--plugin", above=(*path, "options")))
+        layer.update(flatten({"name": each.name}, "plugins=", above=path))
+        layer.update(flatten(each.options, "plugins=", above=(*path, "options")))
     return layer, frozenset(given)
 
 
 def from_kv_policy(kv_policy: str | None) -> Layer:
-    """The layer of `--kv-policy`."""
-    return {} if kv_policy is None else {("kv_policy",): Setting(kv_policy, "--kv-policy")}
+    """The layer of the policy alone."""
+    return {} if kv_policy is None else {("kv_policy",): Setting(kv_policy, "kv_policy=")}
 
 
 def from_options(options: Mapping[str, tuple[str, Any]]) -> Layer:
-    """The layer of the options that stand for one key each: option -> (dotted key, value)."""
+    """The layer of the arguments that stand for one key each: origin -> (dotted key, value)."""
     return {tuple(key.split(".")): Setting(value, option) for option, (key, value) in options.items()}
 
 
 @attrs.frozen(kw_only=True)
 class PluginArgument:
-    """What one `--plugin` says. layers: "" is every layer without a choice of its own."""
+    """What the text of one choice says. layers: "" is every layer without a choice of its own."""
 
     kind: Kind
     name: str
@@ -97,14 +96,14 @@ def parse_plugin(text: str) -> PluginArgument:
     """
     target, equals, rest = text.partition("=")
     if not equals or not rest.strip():
-        raise ConfigError(f"--plugin {text!r} is not kind=name; {_PLUGIN_FORM}")
+        raise ConfigError(f"plugins=[{text!r}] is not kind=name; {_PLUGIN_FORM}")
     kind, layers = _target(target, text)
     name, colon, options = rest.partition(":")
     second, more, after = options.partition(":")
     if second.strip(", ") and "=" not in second:
         name, colon, options = f"{name.strip()}:{second.strip()}", more, after
     if not name.strip(": ") or "=" in name or (colon and not options.strip()):
-        raise ConfigError(f"--plugin {text!r} is not kind=name:key=value; {_PLUGIN_FORM}")
+        raise ConfigError(f"plugins=[{text!r}] is not kind=name:key=value; {_PLUGIN_FORM}")
     given = dict(_option(part, text) for part in _split(options)) if colon else {}
     return PluginArgument(kind=kind, name=name.strip(), options=given, layers=layers)
 
@@ -114,16 +113,18 @@ def _target(target: str, text: str) -> tuple[Kind, str]:
     given, at, place = (part.strip() for part in target.partition("@"))
     known: dict[str, Kind] = {kind: kind for kind in per_layer()}
     if given not in known:
-        raise ConfigError(f"--plugin {text!r}: {unknown('plugin kind', given, known)}")
+        raise ConfigError(f"plugins=[{text!r}]: {unknown('plugin kind', given, known)}")
     if not at:
         return known[given], ""
     word, _, numbers = place.partition(".")
     if word.strip() != "layers":
-        raise ConfigError(f"--plugin {text!r}: {place!r} is no place; write it as in {given}@layers.0-3=name")
+        raise ConfigError(
+            f"plugins=[{text!r}]: {place!r} is no place; write it as in {given}@layers.0-3=name"
+        )
     try:
         return known[given], layers_text(parse_layers(numbers))
     except ConfigError as error:
-        raise ConfigError(f"--plugin {text!r}: {error.message}") from None
+        raise ConfigError(f"plugins=[{text!r}]: {error.message}") from None
 
 
 def parse_value(text: str) -> Any:
@@ -161,7 +162,7 @@ def _settings(path: Path, text: str, origin: str) -> Layer:
 def _option(part: str, text: str) -> tuple[str, Any]:
     key, equals, value = part.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--plugin {text!r}: {part.strip()!r} is not key=value; {_PLUGIN_FORM}")
+        raise ConfigError(f"plugins=[{text!r}]: {part.strip()!r} is not key=value; {_PLUGIN_FORM}")
     return key.strip(), parse_value(value)
 
 

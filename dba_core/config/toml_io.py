@@ -1,4 +1,4 @@
-"""Configuration files: TOML or JSON in, JSON and commented TOML out. Called by `loading` and the runs."""
+"""Configuration files: TOML or JSON in, commented TOML out."""
 
 from __future__ import annotations
 
@@ -49,14 +49,6 @@ def parse_toml(text: str, *, source: str) -> dict[str, Any]:
 def parse_json(text: str, *, source: str) -> dict[str, Any]:
     """The object that a JSON text holds; NaN, Infinity and a key given twice are refused."""
     return parse_object(text, source=source, error=ConfigError, advice="Repair it, or write it again")
-
-
-def dump_json(data: Mapping[str, Any]) -> str:
-    """JSON with two spaces of indent and a final newline; NaN and infinity are refused."""
-    try:
-        return json.dumps(data, indent=2, allow_nan=False) + "\n"
-    except ValueError as error:
-        raise ConfigError(f"{error}; JSON holds finite numbers only") from None
 
 
 def dump_toml(tree: Mapping[str, Any], comments: Mapping[str, str], *, spell_none: frozenset[str]) -> str:

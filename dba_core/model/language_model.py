@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from dba_core.attention.inputs import uncompiled
 from dba_core.attention.long_sequence.evaluation import UsedLongSequence
 from dba_core.attention.module import DecoupledAttention
+from dba_core.cache.append_checks import whole_number
 from dba_core.cache.bytes import memory_table
-from dba_core.cache.checks import whole_number
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         refuse_fallbacks,
     )
     from dba_core.registry.discovery import PluginInfo
-    from dba_core.registry.loading import LoadedPlugin
+    from dba_core.registry.plugin_loading import LoadedPlugin
     from dba_core.registry.registry import Registry
     from dba_core.registry.selection import PassedOver, Selection
     from dba_core.registry.trace import Trace, TraceEvent
@@ -41,7 +41,7 @@ __all__ = [
 
 _MODULES = {
     "Access": "catalogue",
-    "LoadedPlugin": "loading",
+    "LoadedPlugin": "plugin_loading",
     "PassedOver": "selection",
     "PluginInfo": "discovery",
     "Registry": "registry",

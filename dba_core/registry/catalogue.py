@@ -21,7 +21,6 @@ from dba_core.registry.discovery import Discovery, PluginInfo, discover
 
 #: The environment variable that holds an allow list, with commas between the entries.
 ALLOW_VARIABLE = "DBA_PLUGINS_ALLOW"
-BLOCK_OPTION = "--no-plugin"
 _ALL = "*"
 _FORMS = "Write name, kind=name, distribution:name or distribution:*"
 
@@ -50,7 +49,7 @@ class Access:
         """Why this plugin may not be used, None when it may."""
         for entry in self.blocked:
             if _fits(entry, info):
-                return f"blocked by {BLOCK_OPTION} {entry}"
+                return f"blocked by Access(blocked=[{entry!r}])"
         if info.kind == "kv_format" and is_ours(info.distribution):
             return None  # no cache without one: allow lists were written when these were no plugins
         if self.allowed is not None and not any(_fits(entry, info) for entry in self.allowed):
@@ -60,7 +59,7 @@ class Access:
     def check(self, infos: Iterable[PluginInfo]) -> None:
         """Raise PluginError for an entry that fits none of the installed plugins."""
         known = list(infos)
-        for place, entries in ((BLOCK_OPTION, self.blocked), (ALLOW_VARIABLE, self.allowed or ())):
+        for place, entries in (("Access.blocked", self.blocked), (ALLOW_VARIABLE, self.allowed or ())):
             for entry in entries:
                 if not any(_fits(entry, info) for info in known):
                     raise PluginError(f"{place}: {unknown('plugin', entry, _names(entry, known))} {_FORMS}.")

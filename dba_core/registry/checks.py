@@ -16,7 +16,7 @@ from dba_core.errors import RecordMismatchError, UnsupportedError
 from dba_core.kinds import KINDS, per_layer
 from dba_core.registry.choice import PluginChoice, PluginChoices, in_words
 from dba_core.registry.discovery import PluginInfo
-from dba_core.registry.loading import accepts, contract_text, refuse_options_of_auto, structure_options
+from dba_core.registry.plugin_loading import accepts, contract_text, refuse_options_of_auto, structure_options
 from dba_core.registry.registry import Registry
 from dba_core.registry.selection import Selection
 
@@ -57,13 +57,13 @@ def check_record(
     difference = _difference(kind, choice, registry)
     if difference is None:
         return None
-    place = f"@layers.{layers}" if layers else ""
+    place = f"layers.{layers}." if layers else ""
     difference = f"in {in_words(layers)}, {difference}" if layers else difference
     if allow_drift:
         return f"{difference} Going on, because drift is allowed."
     raise RecordMismatchError(
-        f"{difference} Install what was recorded, choose another with --plugin {kind}{place}=NAME, "
-        "or run with --allow-drift."
+        f"{difference} Install what was recorded, choose another with plugins.{place}{kind}=NAME, "
+        "or run with allow_drift=True."
     )
 
 
@@ -109,7 +109,7 @@ def refuse_fallbacks(selections: Iterable[tuple[str, Selection]]) -> None:
     instead: dict[str, None] = {}
     for layers, selection in selections:
         if selection.fallbacks:
-            instead[f"--plugin {selection.kind}={selection.name}"] = None
+            instead[f"plugins.{selection.kind}={selection.name}"] = None
         for passed in selection.fallbacks:
             reasons += [
                 attrs.evolve(reason, subject=f"{selection.kind} of {in_words(layers)}, {reason.subject}")
@@ -117,7 +117,7 @@ def refuse_fallbacks(selections: Iterable[tuple[str, Selection]]) -> None:
             ]
     if reasons:
         raise UnsupportedError(
-            f"--strict allows no fallback; choose what runs by name ({' '.join(instead)}), or leave out "
-            "--strict. Passed over:",
+            f"strict=True allows no fallback; choose what runs by name ({' '.join(instead)}), or leave out "
+            "strict=True. Passed over:",
             reasons=tuple(reasons),
         )

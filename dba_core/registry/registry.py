@@ -26,7 +26,7 @@ from dba_core.registry.catalogue import Access, Catalogue, Key, key_of
 from dba_core.registry.choice import How, PluginChoice
 from dba_core.registry.contain import contain, kept_surroundings
 from dba_core.registry.discovery import PluginInfo, name_problem
-from dba_core.registry.loading import (
+from dba_core.registry.plugin_loading import (
     LoadedPlugin,
     check_plugin,
     load_plugin,

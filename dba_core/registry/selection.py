@@ -12,7 +12,7 @@ import attrs
 from dba_core.contracts import Kind, Reason, Support
 from dba_core.registry.choice import How, PluginChoice, PluginRecord
 from dba_core.registry.contain import Failure, attributed, contain, kept_surroundings, shown
-from dba_core.registry.loading import LoadedPlugin, options_to_dict
+from dba_core.registry.plugin_loading import LoadedPlugin, options_to_dict
 from dba_core.registry.trace import Trace
 
 
@@ -91,19 +91,20 @@ class Selection(LoadedPlugin):
             raise told
         raise told from built.error
 
+    @property
+    def record(self) -> PluginRecord:
+        """What a configuration records of this choice."""
+        return PluginRecord(
+            distribution=self.info.distribution,
+            version=self.info.version,
+            contract=self.plugin.contract,
+            how=self.how,
+            why=self.why,
+        )
+
     def choice(self) -> PluginChoice:
         """This choice as a configuration records it."""
-        return PluginChoice(
-            self.name,
-            options=options_to_dict(self.options),
-            record=PluginRecord(
-                distribution=self.info.distribution,
-                version=self.info.version,
-                contract=self.plugin.contract,
-                how=self.how,
-                why=self.why,
-            ),
-        )
+        return PluginChoice(self.name, options=options_to_dict(self.options), record=self.record)
 
 
 def ask_support(loaded: LoadedPlugin, request: object, options: Any, *, trace: Trace) -> Support | str:

@@ -130,12 +130,12 @@ def _decode_backend(text: str) -> tuple[str, PluginChoice]:
     given = parse_plugin(text)
     if given.kind != "decode_backend":
         raise UsageError(
-            f"--plugin {text!r}: a trained model keeps its {given.kind}; only decode_backend can be chosen "
-            "here, as in --plugin decode_backend=streaming"
+            f"plugins=[{text!r}]: a trained model keeps its {given.kind}; only decode_backend can be chosen "
+            "here, as in plugins.decode_backend=streaming"
         )
     if given.layers:
         raise UsageError(
-            f"--plugin {text!r}: here a decode backend is for all layers; leave out @layers.{given.layers}"
+            f"plugins=[{text!r}]: here a decode backend is for all layers; leave out @layers.{given.layers}"
         )
     return given.kind, PluginChoice(given.name, options=given.options)
 
@@ -155,7 +155,7 @@ class ConfigChoice:
     )
     sets: tuple[str, ...] = option(
         (),
-        help="Set one key: --set model.d_model=256.",
+        help="Set one key, as in model.d_model=256.",
         name="set",
         unit="KEY=VALUE",
         repeated=True,
@@ -187,12 +187,12 @@ class ConfigChoice:
 
     @property
     def one_key_each(self) -> dict[str, tuple[str, Any]]:
-        """The options that stand for one key: `--data X` is `--set data.source=X`."""
+        """The fields that stand for one key, by their origin: data="X" is sets=["data.source=X"]."""
         short = {
-            "--data": ("data.source", self.data),
-            "--name": ("name", self.name),
-            "--device": ("device", self.device),
-            "--compile": ("training.compile", self.compile_model or None),
+            "data=": ("data.source", self.data),
+            "name=": ("name", self.name),
+            "device=": ("device", self.device),
+            "compile_model=": ("training.compile", self.compile_model or None),
         }
         return {option: (key, value) for option, (key, value) in short.items() if value is not None}
 
@@ -216,7 +216,9 @@ def _existing(file: Path | None) -> Path | None:
     from dba_core.runs.folder import RunFolder, find_run
 
     if file is not None and RunFolder(file).is_run:
-        raise ConfigError(f"{file} is a run's folder; give its file: --config {RunFolder(file).config_file}")
+        raise ConfigError(
+            f"{file} is a run's folder; give its file: config_file={str(RunFolder(file).config_file)!r}"
+        )
     if file is None or file.exists() or file.name != RunFolder(file.parent).config_file.name:
         return file
     return find_run(file.parent).config_file

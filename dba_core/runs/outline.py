@@ -14,6 +14,8 @@ from dba_core.config.loading import LoadedConfig
 from dba_core.config.model import ModelConfig
 from dba_core.free_memory import free_bytes
 from dba_core.registry import Registry, Selection
+from dba_core.registry.choice import PluginRecord
+from dba_core.registry.plugin_loading import options_to_dict
 from dba_core.report import as_plain
 from dba_core.runs.estimate import Cost, KvMemory, MemoryNeed, kv_memory, model_cost, training_need
 
@@ -44,22 +46,33 @@ class ModelFacts:
 
 
 @attrs.frozen(kw_only=True)
-class PluginFacts:
-    """One chosen plugin: where it is from, with what options, why, and what `auto` passed over before it.
+class PlacedChoice:
+    """A plugin as the registry records it, and what became of it in this model.
 
-    layers: the layers that have it, as in `0-3,6`. not_built: why the model does without it all the same,
-    None where it has it.
+    layers: the layers that have it, as in `0-3,6`. passed_over: by `auto`, before it. not_built: why the
+    model does without it all the same, None where it has it.
     """
 
     name: str
-    distribution: str
-    version: str
-    contract: int
     options: dict[str, Any]
-    why: str
+    record: PluginRecord
     layers: str
     passed_over: tuple[str, ...]
     not_built: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, on one level."""
+        return {
+            "name": self.name,
+            "distribution": self.record.distribution,
+            "version": self.record.version,
+            "contract": self.record.contract,
+            "options": as_plain(self.options),
+            "why": self.record.why,
+            "layers": self.layers,
+            "passed_over": list(self.passed_over),
+            "not_built": self.not_built,
+        }
 
 
 @attrs.frozen(kw_only=True)
@@ -89,13 +102,22 @@ class Outline:
     name: str
     model: ModelFacts
     data: dict[str, Any]
-    plugins: dict[str, PluginFacts]
-    layer_plugins: dict[str, dict[str, PluginFacts]]
+    plugins: dict[str, PlacedChoice]
+    layer_plugins: dict[str, dict[str, PlacedChoice]]
     kv_policy: str
     kv_memory: KvMemory
     null_attention: str
     long_sequence: LongSequenceFacts
     warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; a number that is not finite is None."""
+        plain: dict[str, Any] = as_plain(self)
+        return {
+            **plain,
+            "plugins": _plain_choices(self.plugins),
+            "layer_plugins": {layers: _plain_choices(own) for layers, own in self.layer_plugins.items()},
+        }
 
 
 @attrs.frozen(kw_only=True)
@@ -112,17 +134,16 @@ class DryRun(Outline):
     memory: MemoryNeed
     memory_free: int | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        plain: dict[str, Any] = as_plain(self)
-        return plain
+
+def _plain_choices(choices: dict[str, PlacedChoice]) -> dict[str, Any]:
+    return {kind: each.to_dict() for kind, each in choices.items()}
 
 
 def outline_of(prepared: Prepared) -> Outline:
     """What is known of a prepared run."""
     config, model = prepared.config, prepared.config.model
-    plugins: dict[str, PluginFacts] = {}
-    layer_plugins: dict[str, dict[str, PluginFacts]] = {}
+    plugins: dict[str, PlacedChoice] = {}
+    layer_plugins: dict[str, dict[str, PlacedChoice]] = {}
     for each in prepared.selections.placed():
         place = layer_plugins.setdefault(each.where, {}) if each.text else plugins
         place[each.selection.kind] = _plugin(each, prepared)
@@ -179,18 +200,14 @@ def _model(prepared: Prepared) -> ModelFacts:
     )
 
 
-def _plugin(placed: PlacedSelection, prepared: Prepared) -> PluginFacts:
-    choice = placed.selection.choice()
-    assert choice.record is not None
-    return PluginFacts(
-        name=choice.name,
-        distribution=choice.record.distribution,
-        version=choice.record.version,
-        contract=choice.record.contract,
-        options=choice.options,
-        why=choice.record.why,
+def _plugin(placed: PlacedSelection, prepared: Prepared) -> PlacedChoice:
+    selection = placed.selection
+    return PlacedChoice(
+        name=selection.name,
+        options=options_to_dict(selection.options),
+        record=selection.record,
         layers=placed.where,
-        passed_over=tuple(map(str, placed.selection.passed_over)),
+        passed_over=tuple(map(str, selection.passed_over)),
         not_built=_not_built(placed, prepared),
     )
 

@@ -12,7 +12,7 @@ from dba_core.markdown import fenced, inline, table
 from dba_core.registry.choice import in_words
 from dba_core.report import Table
 from dba_core.runs.estimate import KvMemory, human_bytes, times_smaller
-from dba_core.runs.outline import DryRun, Outline, PluginFacts
+from dba_core.runs.outline import DryRun, Outline, PlacedChoice
 from dba_core.runs.summary import LossFacts, Summary
 
 if TYPE_CHECKING:
@@ -153,14 +153,14 @@ def _plugin_rows(outline: Outline) -> Iterable[Row]:
             yield from _rows_of(f"{title}, {in_words(plugin.layers)}" if own else title, plugin)
 
 
-def _rows_of(title: str, plugin: PluginFacts) -> Iterable[Row]:
+def _rows_of(title: str, plugin: PlacedChoice) -> Iterable[Row]:
     options = ", ".join(f"{name}={value}" for name, value in plugin.options.items())
     given = f" ({options})" if options else ""
-    origin = f"{plugin.name}{given} of {plugin.distribution} {plugin.version}"
+    origin = f"{plugin.name}{given} of {plugin.record.distribution} {plugin.record.version}"
     if plugin.not_built is not None:
-        yield title, f"not built: {plugin.not_built} (else {origin}: {plugin.why})"
+        yield title, f"not built: {plugin.not_built} (else {origin}: {plugin.record.why})"
         return
-    yield title, f"{origin}: {plugin.why}"
+    yield title, f"{origin}: {plugin.record.why}"
     for passed in plugin.passed_over:
         yield "", f"passed over {passed}"
 

@@ -17,7 +17,6 @@ import attrs
 from dba_core.distribution import installed_version
 from dba_core.evaluation.metrics import FidelityMetrics, PolicyFidelity
 from dba_core.free_memory import peak_memory_bytes
-from dba_core.report import as_plain
 from dba_core.runs.outline import Outline, outline_of
 from dba_core.runs.sample import SampleFacts
 
@@ -118,7 +117,7 @@ class Summary(Outline):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a number that is not finite is None."""
-        return {"schema": SCHEMA, **as_plain(self)}
+        return {"schema": SCHEMA, **super().to_dict()}
 
 
 def summarize(

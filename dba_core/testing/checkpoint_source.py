@@ -21,7 +21,7 @@ from dba_core.model.pretrained import PretrainedModel, open_with
 from dba_core.registry.contain import Failure, contain, shown
 from dba_core.registry.selection import Selection
 from dba_core.testing.check import Suite
-from dba_core.testing.common import incomplete_reasons
+from dba_core.testing.every_kind import incomplete_reasons
 from dba_core.testing.subject import BreachError, Subject, Violation
 
 CHECKPOINT_SOURCE = Suite("checkpoint_source")

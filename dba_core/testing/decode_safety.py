@@ -8,7 +8,6 @@ import attrs
 import torch
 
 from dba_core.contracts import DecodeRequest, Request
-from dba_core.testing.common import capability_checks
 from dba_core.testing.compare import changed, copies, same_bits
 from dba_core.testing.decode import DECODE
 from dba_core.testing.decode_ask import asked
@@ -22,6 +21,7 @@ from dba_core.testing.decode_cases import (
     DecodeCase,
     parity_grid,
 )
+from dba_core.testing.every_kind import capability_checks
 from dba_core.testing.subject import Subject, Violation
 
 

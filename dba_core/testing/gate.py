@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dba_core.contracts import AttentionShape, GateRequest, Request
-from dba_core.registry.loading import structure_options
+from dba_core.registry.plugin_loading import structure_options
 from dba_core.testing.check import Suite
-from dba_core.testing.common import capability_checks
 from dba_core.testing.compare import near, well_shaped
+from dba_core.testing.every_kind import capability_checks
 from dba_core.testing.modules import ModuleCase, Tensors, module_checks, modules, trained
 from dba_core.testing.subject import Subject, Violation, torch_dtype
 

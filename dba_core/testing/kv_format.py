@@ -22,8 +22,8 @@ from torch import Tensor
 from dba_core.contracts import Encoded, FormatFacts, KVCodec, KVFormatPlugin, KVFormatRequest
 from dba_core.registry.contain import Failure, contain, shown
 from dba_core.testing.check import Suite
-from dba_core.testing.common import capability_checks
 from dba_core.testing.compare import changed, copies, same_bits, well_shaped
+from dba_core.testing.every_kind import capability_checks
 from dba_core.testing.subject import BreachError, Subject, Violation
 
 KV_FORMAT = Suite("kv_format")

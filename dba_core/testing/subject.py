@@ -18,7 +18,7 @@ from dba_core.errors import UsageError
 from dba_core.registry import LoadedPlugin, Registry
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import PluginInfo
-from dba_core.registry.loading import check_plugin, structure_options
+from dba_core.registry.plugin_loading import check_plugin, structure_options
 from dba_core.registry.selection import answer_problem
 
 

@@ -19,7 +19,7 @@ from dba_core.errors import UsageError
 from dba_core.kinds import KINDS
 from dba_core.registry import Registry
 from dba_core.testing.check import Check, CheckReport, Suite, run_check, run_suite
-from dba_core.testing.common import common_checks
+from dba_core.testing.every_kind import common_checks
 from dba_core.testing.subject import Subject
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dba_core.contracts import AttentionShape, Request, SummarizerRequest
 from dba_core.testing.check import Suite
-from dba_core.testing.common import capability_checks
 from dba_core.testing.compare import near, well_shaped
+from dba_core.testing.every_kind import capability_checks
 from dba_core.testing.modules import ModuleCase, Tensors, module_checks, modules, trained
 from dba_core.testing.subject import Subject, Violation, torch_dtype
 

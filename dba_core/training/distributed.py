@@ -148,7 +148,7 @@ def _local_device(device: str, local_rank: int) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"process {local_rank} of this machine has no GPU of its own, there are "
-            f"{torch.cuda.device_count()}; lower --nproc-per-node or use device='cpu'",
+            f"{torch.cuda.device_count()}; lower torchrun --nproc-per-node or use device='cpu'",
             path="device",
         )
     return torch.device("cuda", local_rank)

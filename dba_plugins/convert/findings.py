@@ -16,7 +16,7 @@ from dba_plugins.convert.comparators import Variant
 from dba_plugins.convert.decouple import Recipe
 from dba_plugins.convert.recipe_search import Choice, RecipeSearch
 from dba_plugins.convert.text_loss import TextLoss
-from dba_plugins.tune.reference import Divergence
+from dba_plugins.tune.distance import Divergence
 from dba_plugins.tune.search import Tried, bytes_text
 
 #: Raised when a figure changes its meaning or goes away.

@@ -54,7 +54,7 @@ from dba_plugins.convert.request import (
 )
 from dba_plugins.convert.text_loss import TextLoss, text_loss
 from dba_plugins.convert.texts import CalibrationText, read_calibration, read_evaluation
-from dba_plugins.tune.reference import Reference
+from dba_plugins.tune.distance import Reference
 
 #: Tokens that recipes and policies are compared on.
 SEARCH_TOKENS = 2048

@@ -18,8 +18,8 @@ from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.model.language_model import LanguageModel
 from dba_plugins.convert.decouple import Recipe, decoupled_config
 from dba_plugins.convert.request import DEFAULT_PAIRS, ConvertRequest
+from dba_plugins.tune.distance import Divergence, Reference
 from dba_plugins.tune.policy_search import WINDOW, Single, Sizes, combinations, measure_singles
-from dba_plugins.tune.reference import Divergence, Reference
 from dba_plugins.tune.search import MOST_TRIES, Candidate, Goal, SearchResult, search
 
 #: What a search measures for every tensor: short and long blocks, or 8 bits, whose blocks hardly matter.

@@ -21,6 +21,7 @@ from dba_core.errors import UsageError
 from dba_core.report import Reporter, as_plain
 from dba_core.runs.evaluate import text_of
 from dba_core.runs.load import Run
+from dba_plugins.tune.distance import Divergence, Reference
 from dba_plugins.tune.policy_search import (
     WINDOW,
     PolicySearch,
@@ -28,7 +29,6 @@ from dba_plugins.tune.policy_search import (
     policies_to_measure,
     search_policy,
 )
-from dba_plugins.tune.reference import Divergence, Reference
 from dba_plugins.tune.request import TuneRequest
 from dba_plugins.tune.search import MOST_TRIES, Goal, Tried, bytes_text
 

@@ -20,7 +20,7 @@ import attrs
 from dba_core.cache.bytes import bytes_per_token, cache_bytes
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat, installed_formats
 from dba_core.contracts import AttentionShape
-from dba_plugins.tune.reference import Divergence
+from dba_plugins.tune.distance import Divergence
 from dba_plugins.tune.search import Candidate, Goal, SearchResult, search
 
 TENSORS = ("k_sem", "k_geo", "v")

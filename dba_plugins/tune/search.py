@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 import attrs
 
 from dba_core.errors import DBAError, UsageError
-from dba_plugins.tune.reference import Divergence
+from dba_plugins.tune.distance import Divergence
 
 K = TypeVar("K")
 

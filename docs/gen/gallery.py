@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 
+from dba_cli.hints import in_flags
 from dba_core.distribution import NAME
 from dba_core.kinds import KINDS
 from dba_core.registry import Registry
@@ -38,7 +39,7 @@ def plugin_page(kind: str, name: str) -> str:
     tree = parse(modules[0].partition(":")[0])
     return "\n\n".join(
         [
-            f"Module `{modules[0]}`. Choose it with `{KINDS[kind].chosen_by(name)}`.",
+            f"Module `{modules[0]}`. Choose it with `{in_flags(KINDS[kind].chosen_by(name))}`.",
             as_markdown(ast.get_docstring(tree) or ""),
             request_text(tree) if kind == "command" else options_text(tree),
         ]

@@ -41,7 +41,7 @@ class Given:
         return self.make() if callable(self.make) else self.make
 
 
-class Part(torch.nn.Module):
+class Answer(torch.nn.Module):
     """Returns what `answer` makes of its inputs."""
 
     def __init__(self, answer):
@@ -94,7 +94,7 @@ GATES = {
 @pytest.mark.parametrize("case", GATES)
 def test_a_gate(case: str) -> None:
     answer, text = GATES[case]
-    attention = layer("gate", lambda: Part(answer))
+    attention = layer("gate", lambda: Answer(answer))
     for path in (lambda: attention(X), lambda: decoded(attention)):
         with pytest.raises(PluginError) as caught:
             path()
@@ -108,7 +108,8 @@ def test_a_gate(case: str) -> None:
 
 def test_a_gate_is_not_blamed_for_its_input() -> None:
     attention = layer(
-        "gate", lambda: Part(lambda x: x.mean(-1)[:, None, :, None].expand(-1, 4, -1, -1).sigmoid())
+        "gate",
+        lambda: Answer(lambda x: x.mean(-1)[:, None, :, None].expand(-1, 4, -1, -1).sigmoid()),
     )
     assert attention(X * torch.nan).isnan().all()
 
@@ -131,7 +132,7 @@ SUMMARIZERS = {
 def test_a_summarizer(case: str) -> None:
     answer, text = SUMMARIZERS[case]
     config = LongSequenceConfig(enabled=True, mem_block=4, local_window=4, q_chunk=4, threshold=8)
-    attention = layer("summarizer", lambda: Part(answer), train_long_seq=config, context=24)
+    attention = layer("summarizer", lambda: Answer(answer), train_long_seq=config, context=24)
     with pytest.raises(PluginError) as caught:
         attention.train()(torch.randn(2, 24, 24))
     assert "summarizer 'odd' of acme 1.2 returned" in str(caught.value)
@@ -152,7 +153,7 @@ NULLS = {
 @pytest.mark.parametrize("case", NULLS)
 def test_a_null_token(case: str) -> None:
     answer, text = NULLS[case]
-    attention = layer("null_token", lambda: Part(answer))
+    attention = layer("null_token", lambda: Answer(answer))
     for path in (lambda: attention(X), lambda: decoded(attention)):
         with pytest.raises(PluginError) as caught:
             path()
@@ -213,7 +214,7 @@ def test_an_exception_names_the_plugin_and_stays_its_cause(raised: BaseException
     def fail(*_):
         raise raised
 
-    gate = layer("gate", lambda: Part(fail))
+    gate = layer("gate", lambda: Answer(fail))
     backend = layer("decode_backend", lambda: Answering(fail))
     for who, path in (("gate", lambda: gate(X)), ("decode_backend", lambda: decoded(backend))):
         with pytest.raises(
@@ -239,7 +240,7 @@ def test_an_error_in_our_words_keeps_its_class_and_is_named_once() -> None:
         raise CacheError("no room")
 
     with pytest.raises(CacheError, match=r"^gate 'odd' of acme 1\.2: no room$"):
-        layer("gate", lambda: Part(fail))(X)
+        layer("gate", lambda: Answer(fail))(X)
 
 
 def test_a_configuration_error_of_a_plugin_at_work_is_about_no_key_of_the_user() -> None:
@@ -247,7 +248,7 @@ def test_a_configuration_error_of_a_plugin_at_work_is_about_no_key_of_the_user()
         raise ConfigError("too wide", path="model.d_model")
 
     with pytest.raises(ConfigError) as caught:
-        layer("gate", lambda: Part(fail))(X)
+        layer("gate", lambda: Answer(fail))(X)
     assert (str(caught.value), caught.value.path) == ("gate 'odd' of acme 1.2: model.d_model: too wide", "")
 
 
@@ -257,7 +258,7 @@ def test_what_is_no_fault_of_a_plugin_passes(kind: str, raised: type[BaseExcepti
     def fail(*_):
         raise raised
 
-    part = Part(fail) if kind == "gate" else Answering(fail)
+    part = Answer(fail) if kind == "gate" else Answering(fail)
     with pytest.raises(raised) as caught:
         decoded(layer(kind, lambda: part))
     assert type(caught.value) is raised
@@ -270,7 +271,7 @@ def test_a_plugin_does_not_end_the_run(raised: type[BaseException]) -> None:
         raise raised_here[-1]
 
     raised_here: list[BaseException] = []
-    parts = {"gate": lambda: Part(fail), "decode_backend": lambda: Answering(fail)}
+    parts = {"gate": lambda: Answer(fail), "decode_backend": lambda: Answering(fail)}
     for kind, part in parts.items():
         with pytest.raises(
             PluginError, match=rf"^{kind} 'odd' of acme 1\.2 .*{raised.__name__}: 0"
@@ -350,7 +351,7 @@ def test_sound_plugins_pass_as_before_compiled_copied_and_with_gradients() -> No
     def half(x):
         return torch.sigmoid(x[..., :4]).transpose(1, 2).unsqueeze(-1)
 
-    attention = layer("gate", lambda: Part(half))
+    attention = layer("gate", lambda: Answer(half))
     assert set(dict(attention.named_modules())) == {
         "", "q_sem", "k_sem", "q_geo", "k_geo", "v_proj", "out_proj", "gate",
     }  # fmt: skip
@@ -375,7 +376,7 @@ def test_sound_plugins_pass_as_before_compiled_copied_and_with_gradients() -> No
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_wrong_form_is_seen_in_compiled_code_too() -> None:
-    attention = layer("gate", lambda: Part(lambda x: x.new_full((2, 1, 1, 1), 0.5)))
+    attention = layer("gate", lambda: Answer(lambda x: x.new_full((2, 1, 1, 1), 0.5)))
     with pytest.raises(PluginError, match=r"gate of shape \[2, 1, 1, 1\]; allowed: \[2, 4, 5, 1\]"):
         torch.compile(attention, backend="eager")(X)
 

@@ -37,8 +37,8 @@ from dba_core.errors import ConfigError
         ),
         ({"model": 5}, "model", ["5 is a whole number; allowed: a table"]),
         ({"model": []}, "model", ["[] is a list; allowed: a table"]),
-        ({"kv_policy": 5}, "kv_policy", ["one atomic text", "--kv-policy"]),
-        ({"kv_policy": {"residual": 5}}, "kv_policy", ["Use --kv-policy for a unified configuration."]),
+        ({"kv_policy": 5}, "kv_policy", ["one atomic text", "kv_policy="]),
+        ({"kv_policy": {"residual": 5}}, "kv_policy", ["Use kv_policy= for a unified configuration."]),
         ({"kv_policy": "ksem=q4_0"}, "kv_policy", ["lacks kgeo, v", "Example"]),
     ],
 )

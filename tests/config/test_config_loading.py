@@ -44,8 +44,8 @@ def test_each_source_overrules_the_one_before(tmp_path: Path) -> None:
         "training.batch_size": "preset shakespeare-cpu",
         "training.steps": f"file {file}",
         "training.lr": "environment DBA__TRAINING__LR",
-        "training.warmup_steps": "--set",
-        "kv_policy": "--kv-policy",
+        "training.warmup_steps": "sets=",
+        "kv_policy": "kv_policy=",
     }
     assert {key: loaded.origins[key] for key in origins} == origins
 
@@ -59,22 +59,22 @@ def test_plugins_with_options() -> None:
     loaded = load_config(plugins=["gate=static:bias=0.5,label=x", "summarizer=conv"])
     assert loaded.config.plugins.gate == PluginChoice("static", options={"bias": 0.5, "label": "x"})
     assert loaded.config.plugins.summarizer.name == "conv"
-    assert loaded.origins["plugins.gate.options.bias"] == "--plugin"
-    assert loaded.origins["plugins.summarizer.name"] == "--plugin"
+    assert loaded.origins["plugins.gate.options.bias"] == "plugins="
+    assert loaded.origins["plugins.summarizer.name"] == "plugins="
 
 
 def test_a_summarizer_in_its_former_place_keeps_its_origin() -> None:
     loaded = load_config(sets=["model.train_long_seq.mem_summarizer=conv"])
-    assert loaded.origins["plugins.summarizer.name"] == "--set"
+    assert loaded.origins["plugins.summarizer.name"] == "sets="
     assert "model.train_long_seq.mem_summarizer" not in loaded.origins
-    with pytest.raises(ConfigError, match=r"5 is a whole number.*set by --set") as caught:
+    with pytest.raises(ConfigError, match=r"5 is a whole number.*set by sets=") as caught:
         load_config(sets=["model.train_long_seq.mem_summarizer=5"])
     assert caught.value.path == "model.train_long_seq.mem_summarizer"
 
 
 def test_two_plugins_of_a_kind_are_refused_and_the_same_twice_is_not() -> None:
     with pytest.raises(
-        ConfigError, match=r"'gate=static:bias=0\.5' and --plugin 'gate=causal' choose the same"
+        ConfigError, match=r"'gate=static:bias=0\.5'\] and plugins=\['gate=causal'\] choose the same"
     ):
         load_config(plugins=["gate=static:bias=0.5", "gate=causal"])
     assert load_config(plugins=["gate=causal"] * 2).config.plugins.gate == PluginChoice("causal")
@@ -83,10 +83,10 @@ def test_two_plugins_of_a_kind_are_refused_and_the_same_twice_is_not() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "path", "texts"),
     [
-        ({"sets": ["model.d_modle=3"]}, "model.d_modle", ["'d_model'", "set by --set"]),
-        ({"sets": ["modl.d_model=3"]}, "modl", ["'model'", "set by --set"]),
-        ({"sets": ["model=3"]}, "model", ["3 is a whole number; allowed: a table", "--set"]),
-        ({"sets": ["model.d_model.x=3"]}, "model.d_model", ["a whole number", "--set"]),
+        ({"sets": ["model.d_modle=3"]}, "model.d_modle", ["'d_model'", "set by sets="]),
+        ({"sets": ["modl.d_model=3"]}, "modl", ["'model'", "set by sets="]),
+        ({"sets": ["model=3"]}, "model", ["3 is a whole number; allowed: a table", "sets="]),
+        ({"sets": ["model.d_model.x=3"]}, "model.d_model", ["a whole number", "sets="]),
         ({"sets": ["training.lr=nan"]}, "training.lr", ["nan is not finite"]),
         ({"sets": ["training.lr=fast"]}, "training.lr", ["'fast' is a text"]),
         (
@@ -96,9 +96,9 @@ def test_two_plugins_of_a_kind_are_refused_and_the_same_twice_is_not() -> None:
         ),
         ({"environ": {"DBA__SEDE": "1"}}, "sede", ["'seed'", "set by environment DBA__SEDE"]),
         ({"environ": {"DBA__SEED": "x"}}, "seed", ["'x' is a text", "environment DBA__SEED"]),
-        ({"kv_policy": "fp16"}, "kv_policy", ["'fp16' is not name=value", "set by --kv-policy"]),
+        ({"kv_policy": "fp16"}, "kv_policy", ["'fp16' is not name=value", "set by kv_policy="]),
         ({"environ": {"DBA__KV_POLICY": "fp16"}}, "kv_policy", ["environment DBA__KV_POLICY"]),
-        ({"environ": {"DBA__KV_POLICY__RESID": "1"}}, "kv_policy.resid", ["Use --kv-policy"]),
+        ({"environ": {"DBA__KV_POLICY__RESID": "1"}}, "kv_policy.resid", ["Use kv_policy="]),
         ({"preset": "shakespear"}, "", ["unknown preset 'shakespear'", "'shakespeare-cpu'"]),
     ],
 )
@@ -112,7 +112,7 @@ def test_an_error_names_its_source(kwargs: dict[str, Any], path: str, texts: lis
 
 def test_a_table_for_the_kv_policy_in_a_file(tmp_path: Path) -> None:
     file = write(tmp_path, "[kv_policy]\nresid = 3\n")
-    with pytest.raises(ConfigError, match="Use --kv-policy for a unified configuration"):
+    with pytest.raises(ConfigError, match="Use kv_policy= for a unified configuration"):
         load_config(file=file, preset="shakespeare-cpu")
 
 
@@ -145,8 +145,8 @@ def test_contradictions_on_one_level_are_errors(kwargs: dict[str, Any]) -> None:
 def test_a_contradiction_names_both() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(plugins=["summarizer=conv"], sets=["model.train_long_seq.mem_summarizer=mean"])
-    assert "'conv' (--plugin)" in str(caught.value)
-    assert "'mean' (--set)" in str(caught.value)
+    assert "'conv' (plugins=)" in str(caught.value)
+    assert "'mean' (sets=)" in str(caught.value)
 
 
 def test_a_contradiction_in_a_file_names_the_file(tmp_path: Path) -> None:
@@ -253,8 +253,8 @@ def test_the_printed_configuration_shows_every_value_and_its_origin() -> None:
     lines = render_toml(loaded).splitlines()
     assert "n_layers = 4  # preset shakespeare-cpu" in lines
     assert "# d_ff is none  # default" in lines
-    assert 'top_p = "none"  # --set' in lines
-    assert 'name = "static"  # --plugin' in lines
+    assert 'top_p = "none"  # sets=' in lines
+    assert 'name = "static"  # plugins=' in lines
     for key in loaded.origins:
         leaf = key.rpartition(".")[2]
         assert any(line.startswith((f"{leaf} = ", f"# {leaf} is none")) for line in lines), key

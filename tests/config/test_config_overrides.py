@@ -1,4 +1,4 @@
-"""`--set`, `--plugin`, `--kv-policy` and DBA__ variables: how their texts are read."""
+"""`sets`, `plugins`, `kv_policy` and DBA__ variables: how their texts are read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_sets_become_paths() -> None:
         ("d", "e", "f"): 3,
         ("d", "e", "g", "h"): 4,
     }
-    assert {setting.origin for setting in layer.values()} == {"--set"}
+    assert {setting.origin for setting in layer.values()} == {"sets="}
 
 
 @pytest.mark.parametrize("text", ["", "a", "=1", "a.=1", ".a=1", "a..b=1"])
@@ -70,7 +70,7 @@ def test_a_set_that_is_no_assignment(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["kv_policy.residual=64", "kv_policy.k_sem.format=fp16"])
 def test_a_part_of_the_kv_policy_cannot_be_set(text: str) -> None:
-    with pytest.raises(ConfigError, match="Use --kv-policy for a unified configuration") as caught:
+    with pytest.raises(ConfigError, match="Use kv_policy= for a unified configuration") as caught:
         from_sets([text])
     assert caught.value.path == text.partition("=")[0]
 

@@ -73,7 +73,7 @@ def test_wrong_places(text: str, part: str) -> None:
         parse_plugin(text)
     if part != "unknown":
         assert part in str(caught.value)
-    assert str(caught.value).startswith(f"--plugin {text!r}")
+    assert str(caught.value).startswith(f"plugins=[{text!r}]")
 
 
 def load(tmp_path: Path, text: str = FOUR_LAYERS, *plugins: str, sets: tuple[str, ...] = ()) -> RunConfig:
@@ -146,49 +146,49 @@ def test_a_choice_for_all_layers_leaves_those_of_single_layers(tmp_path: Path) -
             ("gate@layers.0-2=static", "gate@layers.2-3=causal"),
             (),
             "plugins.layers: layer 2 has two choices of gate: 'static' from layers 0-2 and 'causal' from "
-            "layers 2-3; give each layer one (set by --plugin)",
+            "layers 2-3; give each layer one (set by plugins=)",
         ),
         (
             ("gate@layers.0-2=static",),
             ("plugins.layers.1.gate=static",),
             "plugins.layers: layer 1 has two choices of gate: 'static' from layers 0-2 and 'static' from "
-            "layer 1; give each layer one (set by --plugin)",
+            "layer 1; give each layer one (set by plugins=)",
         ),
         (
             ("gate=static", "gate=causal"),
             (),
-            "--plugin 'gate=static' and --plugin 'gate=causal' choose the same; give one of them",
+            "plugins=['gate=static'] and plugins=['gate=causal'] choose the same; give one of them",
         ),
         (
             ("gate@layers.0=static", "gate@layers.0-0=causal"),
             (),
-            "--plugin 'gate@layers.0=static' and --plugin 'gate@layers.0-0=causal' choose the same; give "
+            "plugins=['gate@layers.0=static'] and plugins=['gate@layers.0-0=causal'] choose the same; give "
             "one of them",
         ),
         (
             ("gate@layers.2-5=static",),
             (),
-            "plugins.layers.2-5: layer 5 is not there; model.n_layers=4 allows 0 to 3 (set by --plugin)",
+            "plugins.layers.2-5: layer 5 is not there; model.n_layers=4 allows 0 to 3 (set by plugins=)",
         ),
         (
             (),
             ("plugins.layers.0.gat=static",),
             "plugins.layers.0.gat: unknown plugin kind 'gat'. Did you mean 'gate'? Allowed: decode_backend, "
-            "gate, null_token, summarizer. (set by --set)",
+            "gate, null_token, summarizer. (set by sets=)",
         ),
         (
             (),
             ("plugins.layers.x.gate=static",),
             "plugins.layers: 'x' names no layers; allowed: numbers from 0 and ranges with commas between "
-            "them, as in 0-3 or 0-3,6 (set by --set)",
+            "them, as in 0-3 or 0-3,6 (set by sets=)",
         ),
         (
             (),
             ("plugins.layers.0.gate.nam=static",),
             "plugins.layers.0.gate.nam: unknown key 'nam'. Did you mean 'name'? Allowed: name, options, "
-            "record. (set by --set)",
+            "record. (set by sets=)",
         ),
-        ((), ("plugins.layers=3",), "plugins.layers: 3 is a whole number; allowed: a table (set by --set)"),
+        ((), ("plugins.layers=3",), "plugins.layers: 3 is a whole number; allowed: a table (set by sets=)"),
     ],
 )
 def test_conflicts_and_wrong_places_are_named(
@@ -205,7 +205,7 @@ def test_round_trips(tmp_path: Path) -> None:
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     (tmp_path / "again.toml").write_text(render_toml(loaded))
     assert load_config(file=tmp_path / "again.toml").config == config
-    assert loaded.origins["plugins.layers.0,2.gate.name"] == "--plugin"
+    assert loaded.origins["plugins.layers.0,2.gate.name"] == "plugins="
     assert config.to_dict()["plugins"]["layers"]["0,2"]["gate"] == {
         "name": "static",
         "options": {"bias": 1},

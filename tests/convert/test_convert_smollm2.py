@@ -23,7 +23,7 @@ from dba_core.model.pretrained import PretrainedModel, open_pretrained
 from dba_plugins.convert.calibration import calibrate
 from dba_plugins.convert.decouple import Recipe, decouple, select_pairs
 from dba_plugins.convert.texts import read_calibration, read_evaluation
-from dba_plugins.tune.reference import Reference
+from dba_plugins.tune.distance import Reference
 
 pytestmark = [
     pytest.mark.torch,

@@ -15,13 +15,13 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import DataError, UsageError
 from dba_core.evaluation.metrics import fidelity_metrics
 from dba_core.model.language_model import LanguageModel
+from dba_plugins.tune.distance import Divergence, Reference
 from dba_plugins.tune.policy_search import (
     Sizes,
     combinations,
     measure_singles,
     search_policy,
 )
-from dba_plugins.tune.reference import Divergence, Reference
 from dba_plugins.tune.search import MOST_TRIES, Candidate, Goal, SearchError, bytes_text, frontier, search
 
 pytestmark = pytest.mark.torch

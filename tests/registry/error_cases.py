@@ -27,6 +27,7 @@ from error_acts import (
 )
 from fake_site import GOOD_GATE, empty_site
 
+from dba_cli.hints import in_flags
 from dba_core.errors import (
     ConfigError,
     DBAError,
@@ -313,7 +314,7 @@ def entry(case: ErrorCase) -> str:
             case.raises(site)
         except case.error as error:
             what = f"`{case.done}`: exit code {error.exit_code}, `{type(error).__name__}`"
-            return f"\n### {case.title}\n\n{what}\n\n```text\nerror: {error}\n```\n"
+            return f"\n### {case.title}\n\n{what}\n\n```text\nerror: {in_flags(str(error))}\n```\n"
     raise AssertionError(f"{case.title}: nothing was raised")
 
 

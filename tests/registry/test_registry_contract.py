@@ -11,7 +11,7 @@ from dba_core.config import PluginChoice, PluginRecord
 from dba_core.errors import DeprecatedContractWarning, PluginError, RecordMismatchError
 from dba_core.kinds import KINDS
 from dba_core.registry import check_record
-from dba_core.registry.loading import accepts
+from dba_core.registry.plugin_loading import accepts
 
 #: The contract of gates, and until when the one before is taken.
 WINDOW, CLOSED, SECOND = (3, "0.9"), (3, None), (2, "0.9")

@@ -86,7 +86,7 @@ def test_blocked_and_deprecated_ones_are_not_wrong(site: FakeSite) -> None:
     registry = site.registry(access=Access(blocked=("bad",)))
     with gate_contract(2, previous_until="0.9"), pytest.warns(DeprecatedContractWarning):
         result = found(registry)
-    assert result["gate bad-dist:bad"] == ("blocked", "blocked by --no-plugin bad")
+    assert result["gate bad-dist:bad"] == ("blocked", "blocked by Access(blocked=['bad'])")
     status, text = result["gate acme:soft"]
     assert status == "warning"
     assert text.startswith("it was written for gate contract 1, which dba 0.9 drops")

@@ -71,7 +71,7 @@ def test_a_fallback_lists_every_reason(site_of_five: FakeSite) -> None:
         refuse_fallbacks([("0-1", selection), ("2", selection)])
     text = str(caught.value)
     assert text.startswith(
-        "--strict allows no fallback; choose what runs by name (--plugin gate=soft), or leave"
+        "strict=True allows no fallback; choose what runs by name (plugins.gate=soft), or leave"
     )
     for layers in ("layers 0-1", "layer 2"):
         assert f"  - gate of {layers}, fast, {NO}" in text
@@ -98,5 +98,5 @@ def test_a_default_summarizer_that_cannot_run_is_a_fallback() -> None:
     assert selection.name == "linear"
     with pytest.raises(UnsupportedError) as caught:
         refuse_fallbacks([("0-3", selection)])
-    assert "choose what runs by name (--plugin summarizer=linear)" in str(caught.value)
+    assert "choose what runs by name (plugins.summarizer=linear)" in str(caught.value)
     assert "summarizer of layers 0-3, conv, kernel_size: got 3 for blocks of 2 tokens" in str(caught.value)

@@ -9,7 +9,12 @@ from fake_site import GOOD_GATE, FakeSite
 
 from dba_core.config.overrides import parse_plugin
 from dba_core.errors import ConfigError, PluginError
-from dba_core.registry.loading import LoadedPlugin, describe_options, options_to_dict, structure_options
+from dba_core.registry.plugin_loading import (
+    LoadedPlugin,
+    describe_options,
+    options_to_dict,
+    structure_options,
+)
 
 CHECKED = GOOD_GATE.replace(
     "bias: float = 0.5",

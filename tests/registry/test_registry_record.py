@@ -51,7 +51,7 @@ def test_drift(
     for text in [*texts, "gate 'one'"]:
         assert text in str(caught.value)
         assert text in warning
-    assert "--allow-drift" in str(caught.value)
+    assert "allow_drift=True" in str(caught.value)
     assert caught.value.exit_code == 5
 
 

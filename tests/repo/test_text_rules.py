@@ -113,3 +113,49 @@ def test_the_rules_find_what_they_are_for(check, code: str, count: int) -> None:
 
 def test_the_rules_look_at_files() -> None:
     assert Path(__file__).parents[2] / "dba_cli" / "terminal.py" in SOURCE
+
+
+#: Where the command line is the subject: the room that makes options, the suite that looks at them.
+_ABOUT_OPTIONS = ("dba_core.command", "dba_core.testing.command")
+#: A text with a whole command line of a program, ours or another, may hold its flags.
+_COMMAND_LINE = re.compile(r"\b(dba|hf|pip|torchrun) .*--[a-z]", re.DOTALL)
+_FLAG = re.compile(r"(?<![\w-])--[a-z]")
+
+
+def flags_in_texts(tree: ast.AST) -> list[ast.Constant | ast.JoinedStr]:
+    """Texts that name a flag of the command line; docstrings are none of them."""
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    inside = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    found: list[ast.Constant | ast.JoinedStr] = []
+    for node in ast.walk(tree):
+        if node in docstrings or node in inside or not isinstance(node, (ast.Constant, ast.JoinedStr)):
+            continue
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        text = "".join(
+            part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else "?"
+            for part in parts
+        )
+        if _FLAG.search(text) and not _COMMAND_LINE.search(text):
+            found.append(node)
+    return found
+
+
+def test_the_core_speaks_python() -> None:
+    core = [path for path in python_files("dba_core") if module_name(path) not in _ABOUT_OPTIONS]
+    found = [place(path, node) for path in core for node in flags_in_texts(parse(path))]
+    assert found == [], "say it in Python, and in dba_cli/hints.py how the command line says it"
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("raise E('leave out --strict')", 1),
+        ("raise E(f'{name}: write --{option}, or --plugin {name!r}')", 1),
+        ("raise E('leave out ' f'{name} ' '--strict')", 1),
+        ("raise E('leave out strict=True -- or not')", 0),
+        ("raise E(f'repeat it: dba run --config {file}')", 0),
+        ("def f():\n    '''`dba --help` and --plugin'''", 0),
+    ],
+)
+def test_the_check_finds_flags(source: str, wrong: int) -> None:
+    assert len(flags_in_texts(ast.parse(source))) == wrong

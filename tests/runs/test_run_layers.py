@@ -64,6 +64,9 @@ def test_the_summary_shows_it(layered) -> None:
     }
     assert named["decode_backend"][1] == "0"
     assert "gate" not in named
+    keys = "name distribution version contract options why layers passed_over not_built"
+    assert list(summary["plugins"]["summarizer"]) == keys.split()
+    assert list(summary["layer_plugins"]["0"]["gate"]) == keys.split()
     assert summary["layer_plugins"]["0"]["gate"]["name"] == "static"
     assert summary["layer_plugins"]["1"]["null_token"]["layers"] == "1"
     assert summary["null_attention"] == "Active (Unfused)"

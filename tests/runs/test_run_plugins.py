@@ -16,7 +16,7 @@ def test_auto_passes_over_what_is_blocked_and_strictness_allows_it(inputs) -> No
     gate = done.json["plugins"]["gate"]
     assert gate["name"] == "none"
     assert gate["why"] == "auto: first that supports the request, after causal"
-    assert gate["passed_over"] == ["causal: blocked by --no-plugin gate=causal"]
+    assert gate["passed_over"] == ["causal: blocked by Access(blocked=['gate=causal'])"]
     refused = dba("run", *inputs, "--dry-run", "--no-plugin", "causal", "--plugin", "gate=causal")
     assert refused.code == 4
     assert "it is blocked by --no-plugin causal. Change that, or choose another gate." in refused.err

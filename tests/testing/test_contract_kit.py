@@ -16,7 +16,7 @@ from dba_cli.main import cli
 from dba_core.errors import ConfigError, PluginError, UsageError
 from dba_core.kinds import KINDS
 from dba_core.registry import Registry
-from dba_core.registry.loading import structure_options
+from dba_core.registry.plugin_loading import structure_options
 from dba_core.testing import SUITES, DecodeBackendContract, GateContract, check_plugin
 
 pytestmark = pytest.mark.torch

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dba_cli.hints import in_flags
 from dba_core.contracts import Kind
 from dba_core.kinds import KINDS, per_layer
 
@@ -51,7 +52,7 @@ def info_document(info: PluginInfo) -> dict[str, Any]:
         "distribution": info.distribution,
         "version": info.version,
         "module": info.module,
-        "problem": info.problem,
+        "problem": info.problem and in_flags(info.problem),
         "needs": list(info.needs),
         "missing": list(info.missing),
     }

@@ -13,6 +13,7 @@ import attrs
 import click
 
 from dba_cli.commands.plugins.common import json_option
+from dba_cli.hints import in_flags
 from dba_cli.options import plugin_options
 from dba_cli.terminal import echo
 from dba_core.contracts import Kind, Support
@@ -20,7 +21,7 @@ from dba_core.errors import DBAError, PluginError
 from dba_core.kinds import KINDS, per_layer
 from dba_core.registry import LoadedPlugin, PluginInfo, Registry
 from dba_core.registry.contain import Failure, contain
-from dba_core.registry.loading import options_to_dict, structure_options
+from dba_core.registry.plugin_loading import options_to_dict, structure_options
 from dba_core.runs.choosing import PluginUse
 
 Status = Literal["ok", "warning", "blocked", "error"]
@@ -104,7 +105,7 @@ def diagnose_plugin(registry: Registry, info: PluginInfo, *, device: str) -> Dia
     if isinstance(answer, str):
         return Diagnosis(subject=subject, status="error", text=f"{answer}; report it to the plugin's author")
     if info.problem is not None:
-        return Diagnosis(subject=subject, status="error", text=info.problem)
+        return Diagnosis(subject=subject, status="error", text=in_flags(info.problem))
     reasons = () if answer is None else tuple(map(str, answer.reasons))
     if loaded.deprecation is not None:
         return Diagnosis(subject=subject, status="warning", text=loaded.deprecation, reasons=reasons)

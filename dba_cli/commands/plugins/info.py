@@ -8,6 +8,7 @@ import click
 
 from dba_cli import completing
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text
+from dba_cli.hints import in_flags
 from dba_cli.options import plugin_options
 from dba_core.contracts import Kind
 from dba_core.kinds import KINDS
@@ -45,7 +46,7 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginUse, as_json: bool) -
 
 def _show(loaded: LoadedPlugin) -> None:
     from dba_cli.rendering import columns, two_columns
-    from dba_core.registry.loading import describe_options
+    from dba_core.registry.plugin_loading import describe_options
 
     info, plugin = loaded.info, loaded.plugin
     two_columns(
@@ -56,7 +57,7 @@ def _show(loaded: LoadedPlugin) -> None:
             ("Module", info.module),
             ("Contract", str(plugin.contract)),
             *([("Needs", needs_text(info))] if info.needs else []),
-            ("Choose it with", KINDS[info.kind].chosen_by(info.name)),
+            ("Choose it with", in_flags(KINDS[info.kind].chosen_by(info.name))),
             *([("Warning", loaded.deprecation)] if loaded.deprecation else []),
         ],
     )
@@ -66,7 +67,7 @@ def _show(loaded: LoadedPlugin) -> None:
 
 
 def _document(loaded: LoadedPlugin) -> dict[str, Any]:
-    from dba_core.registry.loading import describe_options
+    from dba_core.registry.plugin_loading import describe_options
 
     options = describe_options(loaded.plugin.options_class)
     return {

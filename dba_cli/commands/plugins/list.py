@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dba_cli.commands.plugins.common import KIND, info_document, json_option, needs_text
+from dba_cli.hints import in_flags
 from dba_cli.options import plugin_options
 from dba_cli.terminal import warn
 from dba_core.contracts import Kind
@@ -64,7 +65,7 @@ def list_plugins(
 
 def _state(info: PluginInfo) -> str:
     if info.problem is not None:
-        return info.problem
+        return in_flags(info.problem)
     return f"needs {needs_text(info)}" if info.missing else "available"
 
 

@@ -8,6 +8,7 @@ import attrs
 import click
 
 from dba_cli.commands.plugins.common import KIND_OF_LAYERS, json_option
+from dba_cli.hints import in_flags
 from dba_cli.options import config_options, plugin_options, strict_option
 from dba_cli.preflight import load_checked
 from dba_cli.terminal import echo
@@ -67,7 +68,7 @@ def _show(placed: PlacedSelection, others: list[dict[str, Any]], *, of_several: 
     known = {other["name"] for other in others}
     for passed in selection.passed_over:
         if passed.name not in known:
-            echo(f"  passed over: {passed}")
+            echo(f"  passed over: {in_flags(str(passed))}")
 
 
 def _document(placed: PlacedSelection, others: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _document(placed: PlacedSelection, others: list[dict[str, Any]]) -> dict[str
         "passed_over": [
             {
                 "name": passed.name,
-                "problem": passed.problem,
+                "problem": passed.problem and in_flags(passed.problem),
                 "reasons": [attrs.asdict(reason) for reason in passed.reasons],
             }
             for passed in selection.passed_over
@@ -116,11 +117,11 @@ def _asked(
     registry: Registry, info: PluginInfo, selection: Selection, *, tried: bool
 ) -> tuple[str, str, tuple[Reason, ...]]:
     """State, why and reasons. Imports the plugin where it may be used."""
-    from dba_core.registry.loading import structure_options
+    from dba_core.registry.plugin_loading import structure_options
 
     refusal = registry.access.refusal(info)
     if refusal is not None:
-        return "blocked", refusal, ()
+        return "blocked", in_flags(refusal), ()
     try:
         loaded = registry.load(info.kind, info.qualified)
         answer = registry.ask(loaded, selection.request, structure_options(loaded, {}))

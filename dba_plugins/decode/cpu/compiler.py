@@ -29,7 +29,6 @@ from dba_plugins.decode.cpu import object_files
 #: Loaded codes that stay although nobody uses them.
 KEPT = 64
 
-Entry = Callable[[int], None]
 #: Compiled functions take the address of an array of int64.
 ENTRY = CFUNCTYPE(None, c_void_p)
 

@@ -2,7 +2,7 @@
 
 A plugin is taken whole or not at all: every plugin gets a plugin manager of its own, so that a broken one
 leaves nothing behind in another's. Of contract numbers the library's own N is taken, and for a time N-1, with
-a warning until when. Options are plain data from TOML or `--plugin kind=name:key=value`; the converter is the
+a warning until when. Options are plain data from TOML or a text (`kind=name:key=value`); the converter is the
 configuration's, so types are exact here too.
 """
 

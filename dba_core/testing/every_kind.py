@@ -17,7 +17,7 @@ from dba_core.contracts import Reason
 from dba_core.kinds import KINDS
 from dba_core.registry.contain import Failure, contain
 from dba_core.registry.discovery import name_problem
-from dba_core.registry.loading import options_to_dict, structure_options
+from dba_core.registry.plugin_loading import options_to_dict, structure_options
 from dba_core.testing.check import Suite
 from dba_core.testing.subject import Subject, Violation, describe
 
