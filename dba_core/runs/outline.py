@@ -68,6 +68,7 @@ class PlacedChoice:
             "version": self.record.version,
             "contract": self.record.contract,
             "options": as_plain(self.options),
+            "how": self.record.how,
             "why": self.record.why,
             "layers": self.layers,
             "passed_over": list(self.passed_over),

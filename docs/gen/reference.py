@@ -25,6 +25,7 @@ from dba_core.config import KVCachePolicy, PluginChoice, PluginChoices, RunConfi
 from dba_core.distribution import NAME
 from dba_core.kinds import KINDS
 from dba_core.registry import Registry
+from dba_core.registry.choice import PluginRecord
 from dba_core.runs.summary import SCHEMA, Summary
 from dba_plugins.auto_order import AUTO_ORDER
 
@@ -197,14 +198,23 @@ def summary_fields() -> str:
 
 
 def summary_sections(cls: type, title: str, rows: list[tuple[str, ...]]) -> Iterator[str]:
-    attrs.resolve_types(cls)
-    fields = [(f.name, f.type) for f in attrs.fields(cls)]
+    fields = list(json_fields(cls))
     rows = rows + [(f"`{name}`", json_type(kind)) for name, kind in fields]
     yield "\n\n".join([f"## {title}", inspect.getdoc(cls) or "", table(("field", "type"), rows)])
     for name, kind in fields:
         for part in (kind, *typing.get_args(kind)):
             if isinstance(part, type) and attrs.has(part):
                 yield from summary_sections(part, f"`{name}`", [])
+
+
+def json_fields(cls: type) -> Iterator[tuple[str, object]]:
+    """Names and types; what the registry records of a plugin stands on one level with the rest."""
+    attrs.resolve_types(cls)
+    for field in attrs.fields(cls):
+        if field.type is PluginRecord:
+            yield from json_fields(PluginRecord)
+        else:
+            yield field.name, field.type
 
 
 def json_type(kind: object) -> str:

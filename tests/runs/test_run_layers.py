@@ -64,7 +64,7 @@ def test_the_summary_shows_it(layered) -> None:
     }
     assert named["decode_backend"][1] == "0"
     assert "gate" not in named
-    keys = "name distribution version contract options why layers passed_over not_built"
+    keys = "name distribution version contract options how why layers passed_over not_built"
     assert list(summary["plugins"]["summarizer"]) == keys.split()
     assert list(summary["layer_plugins"]["0"]["gate"]) == keys.split()
     assert summary["layer_plugins"]["0"]["gate"]["name"] == "static"

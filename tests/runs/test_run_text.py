@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from runs_tiny import Done, dba, only_run, write_inputs
 
 from dba_cli.main import main
+from dba_core.registry.choice import PluginRecord
 from dba_core.runs.pages import markdown
 from dba_core.runs.summary import Summary
 from dba_plugins.convert.decouple import Recipe
@@ -84,6 +85,10 @@ def test_it_is_found_and_read_again(nasty: Path) -> None:
 def summary(tiny) -> Summary:
     data = json.loads(tiny.folder.summary_json.read_text(encoding="utf-8"))
     del data["schema"]
+    for choices in (data["plugins"], *data["layer_plugins"].values()):
+        for choice in choices.values():
+            recorded = (field.name for field in attrs.fields(PluginRecord))
+            choice["record"] = {name: choice.pop(name) for name in recorded}
     return cattrs.structure(data, Summary)
 
 
