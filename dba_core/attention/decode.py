@@ -192,7 +192,8 @@ class DecodeBackends:
         self._given = PluginChoice(given) if isinstance(given, str) else given
         self._shape = shape
         self._has_null = has_null
-        self._registry = registry
+        #: None: that of this process, looked up when it is needed
+        self.registry = registry
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -252,7 +253,7 @@ class DecodeBackends:
     def _for_request(self, choice: PluginChoice, request: DecodeRequest) -> _Chosen:
         chosen = self._newest.pop(request, None)
         if chosen is None:
-            registry = self._registry if self._registry is not None else Registry.default()
+            registry = self.registry if self.registry is not None else Registry.default()
             selection = registry.select("decode_backend", choice, request)
             chosen = selection, built_backend(selection)
         self._newest[request] = chosen

@@ -163,6 +163,7 @@ class DecoupledAttention(HeadProjections):
             device=self.weight.device,
             layer=self.layer,
             rollback=rollback,
+            registry=self._backends.registry,
         )
 
     def selection_without_cache(self, policy: KVCachePolicy, *, capacity: int, device: str) -> Selection:

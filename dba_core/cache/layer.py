@@ -31,6 +31,7 @@ from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.contracts import CachedTensor, TokenWriter
 from dba_core.errors import CacheError
 from dba_core.free_memory import many, require_memory
+from dba_core.registry import Registry
 
 #: Rows whose lengths a representation lists.
 _ROWS_SHOWN = 8
@@ -56,7 +57,9 @@ class LayerCache:
         device: torch.device | str = "cpu",
         layer: int = 0,
         rollback: int | None = None,
+        registry: Registry | None = None,
     ) -> None:
+        """registry: has the formats of the policy; None: that of this process."""
         if not isinstance(policy, KVCachePolicy):
             raise CacheError(
                 f"policy of the cache is {policy!r}; give a KVCachePolicy (new_cache takes its text as well)"
@@ -91,6 +94,7 @@ class LayerCache:
                     lengths=self._rows,
                     capacity=self.capacity,
                     device=where,
+                    registry=Registry.default() if registry is None else registry,
                 )
                 for name, sizes, fmt in (
                     ("k_sem", k_sem, policy.k_sem),

@@ -104,7 +104,14 @@ class TensorStore:
     """One cached tensor. `codes`, `scales` and `recent_ring` are the planes for kernels (None: absent)."""
 
     def __init__(
-        self, spec: CachedTensor, *, label: str, lengths: RowLengths, capacity: int, device: torch.device
+        self,
+        spec: CachedTensor,
+        *,
+        label: str,
+        lengths: RowLengths,
+        capacity: int,
+        device: torch.device,
+        registry: Registry,
     ) -> None:
         batch = len(lengths.host)
         self.spec = spec
@@ -118,7 +125,7 @@ class TensorStore:
         self.quantized = facts.quantized
         #: the largest |x| that `append` takes
         self.max_input = facts.max_input
-        self._who, self.codec = self._chosen_codec(device)
+        self._who, self.codec = self._chosen_codec(device, registry)
         self.codes = torch.zeros(
             batch,
             spec.n_heads,
@@ -251,7 +258,7 @@ class TensorStore:
             self._check_form("scales", encoded.scales, self.scales, taken)
         return encoded
 
-    def _chosen_codec(self, device: torch.device) -> tuple[str, KVCodec | None]:
+    def _chosen_codec(self, device: torch.device, registry: Registry) -> tuple[str, KVCodec | None]:
         """The format's plugin as errors call it and its codec; none where there is nothing to store."""
         spec = self.spec
         if not spec.head_dim:
@@ -259,7 +266,7 @@ class TensorStore:
         request = KVFormatRequest(
             n_heads=spec.n_heads, head_dim=spec.head_dim, qblock=spec.qblock, device=str(device)
         )
-        return _codec(Registry.default(), spec.format, request)
+        return _codec(registry, spec.format, request)
 
     def _decode(self, codes: Tensor, scales: Tensor | None) -> Tensor:
         """Values [B,G,n,D] of planes."""

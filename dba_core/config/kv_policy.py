@@ -48,6 +48,12 @@ def format_facts(name: str) -> FormatFacts:
     return _facts(Registry.default(), name)
 
 
+def check_formats(policy: KVCachePolicy, registry: Registry) -> None:
+    """Raise PluginError where a format of the policy may not be used, or cannot."""
+    for tensor in (policy.k_sem, policy.k_geo, policy.v):
+        registry.load(_KIND, tensor.format)
+
+
 @functools.lru_cache(maxsize=64)
 def _facts(registry: Registry, name: str) -> FormatFacts:
     known = registry.list(_KIND)

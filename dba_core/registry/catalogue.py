@@ -50,8 +50,8 @@ class Access:
         for entry in self.blocked:
             if _fits(entry, info):
                 return f"blocked by Access(blocked=[{entry!r}])"
-        if info.kind == "kv_format" and is_ours(info.distribution):
-            return None  # no cache without one: allow lists were written when these were no plugins
+        if is_ours(info.distribution) and not KINDS[info.kind].per_layer:
+            return None  # the library's own formats, sources and commands: nothing works without them
         if self.allowed is not None and not any(_fits(entry, info) for entry in self.allowed):
             return f"not in the allow list {ALLOW_VARIABLE}={','.join(self.allowed)}"
         return None

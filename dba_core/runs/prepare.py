@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from dba_core.config.data import DataConfig
-from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.kv_policy import KVCachePolicy, check_formats
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
@@ -197,6 +197,7 @@ def prepare(
     """
     warnings = check_records(config.plugins, registry, allow_drift)
     check_options(model_choices(config.plugins), registry)
+    check_formats(policy_of(config), registry)
     corpus = load_corpus(config.data, context=config.model.context)
     resolved = attrs.evolve(
         config,

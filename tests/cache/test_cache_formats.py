@@ -7,10 +7,12 @@ import pytest
 import torch
 from cache_oracle import nf4_levels, pack_halves, quantize
 
+from dba_core import AttentionConfig, DecoupledAttention
 from dba_core.cache.blocks import pack_nibbles, round_up_bf16, unpack_nibbles
 from dba_core.config.kv_policy import TensorFormat, format_facts, installed_formats
 from dba_core.contracts import KVCodec, KVFormatRequest
-from dba_core.registry import Registry
+from dba_core.errors import PluginError
+from dba_core.registry import Access, Registry
 from dba_plugins.kv_formats.nf4 import NF4_LEVELS, nearest_level
 
 pytestmark = pytest.mark.torch
@@ -172,3 +174,19 @@ def test_nibbles_come_back(width):
 def test_float_formats_have_no_scales():
     for fmt in FLOAT_FORMATS:
         assert codec_of(fmt, 2, 4, 0).encode(normal(1, 2, 1, 4)).scales is None
+
+
+def test_a_format_that_is_blocked_is_refused_by_the_registry_that_a_layer_has() -> None:
+    config = AttentionConfig(d_model=16, n_heads=2, sem_head_dim=4, geo_head_dim=4, v_head_dim=8)
+    registry = Registry(access=Access(blocked=("kv_format=q4_0",)))
+    layer = DecoupledAttention(config, registry=registry)
+    layer.new_cache(batch=1, capacity=4, policy="ksem=q8_0,kgeo=fp16,v=nf4")
+    with pytest.raises(PluginError, match=r"kv_format 'q4_0' .* may not be used"):
+        layer.new_cache(batch=1, capacity=4, policy="ksem=q8_0,kgeo=fp16,v=q4_0")
+
+
+def test_an_allow_list_of_others_leaves_the_formats_and_sources_of_the_library() -> None:
+    registry = Registry(access=Access(allowed=("gate=causal",)))
+    for kind in ("kv_format", "checkpoint_source", "command"):
+        assert [info.problem for info in registry.list(kind) if info.problem is not None] == []
+    assert {info.name for info in registry.list("gate") if info.problem is None} == {"causal"}

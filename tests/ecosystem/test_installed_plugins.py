@@ -6,6 +6,7 @@ broken one and one with a name that is taken come beside them, and nothing else 
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -115,6 +116,29 @@ def test_each_runs_in_the_main_job(site: ThirdPartySite, kind: Kind, name: str) 
         "config", "show", "--config", next((site.root / f"runs-{name}").glob("*/resolved_config.json"))
     )
     assert name in shown.out, shown.out
+
+
+def test_an_installed_format_serves_the_main_job_and_sampling(site: ThirdPartySite) -> None:
+    name = SCAFFOLD["kv_format"]
+    policy = f"ksem={name},kgeo={name},v={name},resid=4"
+    done = site.dba(*tiny_run(site, name, "--kv-policy", policy))
+    assert done.code == 0, done.out + done.err
+    run = next((site.root / f"runs-{name}").glob("*/resolved_config.json")).parent
+    recorded = json.loads((run / "resolved_config.json").read_text(encoding="utf-8"))
+    assert recorded["kv_policy"].startswith(f"ksem={name}")
+    assert recorded["plugins"]["decode_backend"]["name"] == "streaming"
+    assert site.dba("sample", run, "--prompt", "one two ", "--max-new-tokens", "3").code == 0
+    refused = site.dba(
+        *tiny_run(site, f"{name}-cpu", "--kv-policy", policy, "--plugin", "decode_backend=cpu")
+    )
+    assert refused.code != 0
+    assert name in refused.err
+    blocked = site.dba(
+        *tiny_run(site, f"{name}-off", "--kv-policy", policy, "--no-plugin", f"kv_format={name}")
+    )
+    assert blocked.code == 4
+    assert f"--no-plugin kv_format={name}" in blocked.err
+    assert not list((site.root / f"runs-{name}-off").glob("*/checkpoint"))
 
 
 def test_a_broken_plugin_and_a_duplicate_break_nothing_else(site: ThirdPartySite) -> None:
