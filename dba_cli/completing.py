@@ -2,8 +2,7 @@
 
     --plugin ga -> gate=      gate=ca -> gate=causal      --kv-policy "ksem=q -> ksem=q4_0, ksem=q8_0
 
-A completer never fails: where something cannot be read it offers nothing. Called by click for the options
-that name one of these as their `shell_complete`.
+A completer never fails: where something cannot be read it offers nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """What an error looks like on the terminal: one paragraph on stderr, a traceback only with DBA_TRACEBACK=1.
 A warning about a plugin is one line.
-
-Called by `main`.
 """
 
 from __future__ import annotations

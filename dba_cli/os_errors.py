@@ -1,4 +1,4 @@
-"""What the operating system refused, as a sentence with the path and the next step. Called by `main`."""
+"""What the operating system refused, as a sentence with the path and the next step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How results look: JSON documents and tables on stdout, bars on stderr. Called by the commands.
+"""How results look: JSON documents and tables on stdout, bars on stderr.
 
 The one place that touches rich: every text it is given is shown as it is (no markup, no emoji codes), through
 `terminal.fit`. rich leaves out colours where stdout is no terminal and where NO_COLOR is set, and draws lines

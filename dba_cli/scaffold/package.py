@@ -1,7 +1,6 @@
 """What `dba plugins new` writes: an installable distribution of one plugin module, a test and a README.
 
 Everything is rendered from the templates beside this file and written to a new folder, whole or not at all.
-Called by `dba_cli.commands.plugins.new`.
 """
 
 from __future__ import annotations

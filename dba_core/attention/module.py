@@ -3,8 +3,7 @@
     y = out_proj(softmax(2g q_sem . k_sem / sqrt(Ds) + 2(1-g) R q_geo . R k_geo / sqrt(Dg)) v),   g = gate(x)
 
 with an optional null key/value, and one projection at the end whatever the path. The path follows from the
-arguments: no cache, several tokens into a cache, one token into a cache. Called by model.block, and usable
-without the rest of the library.
+arguments: no cache, several tokens into a cache, one token into a cache.
 """
 
 from __future__ import annotations

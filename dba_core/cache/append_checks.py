@@ -1,6 +1,6 @@
 """What an append must satisfy before anything is written. Every error names the layer and the numbers.
 
-Called by `cache.layer`. Values are checked with one reduction per tensor; where a bad one sits is looked for
+Values are checked with one reduction per tensor; where a bad one sits is looked for
 only when there is one.
 """
 

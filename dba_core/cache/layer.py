@@ -2,8 +2,7 @@
 
 A query at position t reads the keys of positions (t - resid, t] as the fp16 residual window holds them and
 older ones as stored, however the tokens arrived. `append` is all or nothing over the three tensors;
-`truncate` followed by `append` gives the same bits as never having gone there, or is refused. Called by
-attention and the decode backends.
+`truncate` followed by `append` gives the same bits as never having gone there, or is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""In which keys two configurations differ. Called by `dba config diff`."""
+"""In which keys two configurations differ."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ seeds 1337 and 1, ends at a held-out loss of 1.648 and 1.644, with 0.02 everywhe
 
 Names decide, so exchanging a gate, a null token or a summarizer changes no other parameter. Vectors (norms,
 biases, temperatures) keep what their modules set. Plugin modules initialize themselves: the neutral gate, the
-zero null token and the summarizer that equals `mean` depend on it. Called by model.language_model.
+zero null token and the summarizer that equals `mean` depend on it.
 """
 
 from __future__ import annotations

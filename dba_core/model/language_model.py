@@ -3,8 +3,7 @@
     h_0 = tok_emb[token] (emb_in)        logits = ln_f(h_n) (emb_out) head^T
 
 `head` is the embedding itself (tied) or `lm_head`; `emb_in` / `emb_out` exist only where the embedding is
-narrower than the model. Nothing but the attention knows positions. Called by training, generation and
-evaluation.
+narrower than the model. Nothing but the attention knows positions.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The position-wise feed-forward part of a block:
 
-    swiglu  y = (silu(x W_gate) * (x W_up)) W_down      (Shazeer 2020; what Llama uses)
-    gelu    y = gelu(x W_up) W_down                     (GPT-2, exact gelu)
-    silu    y = silu(x W_up) W_down                     (checkpoints of the origin system)
-
-Called by model.block.
+swiglu  y = (silu(x W_gate) * (x W_up)) W_down      (Shazeer 2020; what Llama uses)
+gelu    y = gelu(x W_up) W_down                     (GPT-2, exact gelu)
+silu    y = silu(x W_up) W_down                     (checkpoints of the origin system)
 """
 
 from __future__ import annotations

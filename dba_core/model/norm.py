@@ -3,7 +3,7 @@
     rmsnorm    y = x / sqrt(mean(x^2) + eps) * weight
     layernorm  y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
 
-RMSNorm: Zhang and Sennrich 2019. Called by model.block and model.language_model.
+RMSNorm: Zhang and Sennrich 2019.
 """
 
 from __future__ import annotations

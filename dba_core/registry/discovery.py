@@ -1,6 +1,6 @@
 """Which plugins are installed, from entry-point metadata alone: nothing is imported.
 
-Called by `Registry`. Broken metadata of one distribution is a problem of that one alone. Which packages a
+Broken metadata of one distribution is a problem of that one alone. Which packages a
 plugin needs beside its distribution is metadata too: the group `dba.needs` has an entry point `KIND.NAME`
 (or `KIND.NAME.MODULE`, for several) whose value is a top-level module.
 """

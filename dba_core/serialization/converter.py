@@ -1,7 +1,7 @@
 """The one cattrs converter: plain data (TOML, JSON) to config classes and back.
 
 Exact about types (see `exact`), unknown keys refused with the nearest name, every error a ConfigError with
-its dotted path. Called by every `from_dict` / `to_dict` and, for plugin options, by the registry.
+its dotted path.
 """
 
 from __future__ import annotations

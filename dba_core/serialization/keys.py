@@ -1,8 +1,4 @@
-"""The dotted keys of a config class, what each takes, and which key a wrong one was meant to be.
-
-Called by the converter for its error of an unknown key, by the command line for options that are settings and
-for completion.
-"""
+"""The dotted keys of a config class, what each takes, and which key a wrong one was meant to be."""
 
 from __future__ import annotations
 

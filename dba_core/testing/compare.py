@@ -1,7 +1,4 @@
-"""Comparisons that answer with violations: closeness by dtype, equality of bits, inputs left alone.
-
-Called by every suite.
-"""
+"""Comparisons that answer with violations: closeness by dtype, equality of bits, inputs left alone."""
 
 from __future__ import annotations
 

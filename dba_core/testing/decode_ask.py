@@ -1,7 +1,4 @@
-"""Asking a decode backend: one case in, its output beside the oracle's, whatever it raises as a violation.
-
-Called by the checks of `testing.decode` and `testing.decode_safety`.
-"""
+"""Asking a decode backend: one case in, its output beside the oracle's, whatever it raises as a violation."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
     flex                compiled FlexAttention (a C++ compiler is needed on a CPU)
     sdpa bf16 / fp16    torch's fused attention on 16-bit tensors
 
-All compute softmax(q k^T) v with q already scaled. Called by `bench.decode`.
+All compute softmax(q k^T) v with q already scaled.
 """
 
 from __future__ import annotations

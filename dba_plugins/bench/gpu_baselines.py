@@ -2,7 +2,7 @@
 
 Each is measured twice: with heads of 128 channels, the usual size, and with the widths of the decoupled cache
 (keys Ds + Dg, values padded to that or keys to the values), so that quantization is not credited with the
-narrower head. Called by `bench.decode_gpu`.
+narrower head.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Times of GPU work: CUDA events around the replay of a CUDA graph, the L2 cache flushed before, in turns.
 
 A graph holds the launches of one call, so that what Python and the driver take per launch does not count,
-for every candidate alike. What cannot be captured is timed as it is and marked. Called by `bench.decode_gpu`.
+for every candidate alike. What cannot be captured is timed as it is and marked.
 """
 
 from __future__ import annotations

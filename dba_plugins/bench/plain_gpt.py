@@ -4,7 +4,7 @@ added.
     x = tok_emb[token] + pos_emb[position];  x += attn(ln1(x));  x += mlp(ln2(x));  logits = ln_f(x) tok_emb^T
 
 Learned positions, one matrix for q, k and v, `scaled_dot_product_attention(is_causal=True)`, as in nanoGPT.
-Norm and feed-forward are of the kind and size that the compared model has. Called by bench.train.
+Norm and feed-forward are of the kind and size that the compared model has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads the machine code of a compiled GPU kernel as text: loads, spills, tensor-core work, its main loop.
 
 The text is what `cuobjdump -sass` and `cuobjdump -res-usage` print for one cubin with one kernel. Nothing
-here needs a GPU. Called by the static proofs of the Triton kernels.
+here needs a GPU.
 
 A loop is the stretch from the target of a backward branch to the branch; code that the compiler has moved
 out of that stretch is not counted. The main loop is the innermost loop with the most tensor-core

@@ -1,7 +1,4 @@
-"""Fair comparison of times: all candidates in one process, taking turns, so that noise hits all alike.
-
-Called by the measurements of this package.
-"""
+"""Fair comparison of times: all candidates in one process, taking turns, so that noise hits all alike."""
 
 from __future__ import annotations
 

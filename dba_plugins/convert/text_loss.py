@@ -3,8 +3,7 @@
     nll = mean over windows of the mean -log p(token | the window before it)
 
 Windows of `context` tokens do not overlap; each goes through the cache in chunks, which gives what decoding
-token by token would (attention.prefill). The standard error is that of the mean over windows. Called by the
-conversion's report.
+token by token would (attention.prefill). The standard error is that of the mean over windows.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     residual(x[n]) = (1/L) sum_l silu(sum_j kernel[j] * x[n, l + j - K//2])   per channel, 0 outside the block
 
 The convolution sees both sides: a block is summarized only when all of it lies in the past. Without the silu
-it would be the mean again but for the edges. The kernel starts as the average of K neighbours. Called by
-attention.long_sequence.
+it would be the mean again but for the edges. The kernel starts as the average of K neighbours.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     residual(x[n]) = (sum_l position[l] * x[n, l]) @ channel
 
 `position` weighs the L places of a block: at first late minus early, which the mean cannot see. `channel`
-mixes the channels of a head and may turn and stretch the summary; at first the identity. Called by
-attention.long_sequence.
+mixes the channels of a head and may turn and stretch the summary; at first the identity.
 """
 
 from __future__ import annotations

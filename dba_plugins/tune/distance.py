@@ -7,7 +7,7 @@ decoding token by token would (attention.prefill).
     kl = mean KL(reference || model)      delta_nll = mean nll - mean reference nll      both in nats
 
 KL is never negative and far less noisy than the difference of two losses, which it equals in the mean where
-the reference is the truth. Called by the policy search and by the search for a conversion's recipe.
+the reference is the truth.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
 each under the same residual window. Quantization noises of different tensors are independent and small, so
 their divergences add to first order; the order of the sums is what the search needs, and what it chooses is
 measured as a whole. Bytes are those of a whole cache at the context that a budget is for, its residual window
-included (cache.bytes): a window costs little of a long context and much of a short one. Called by `dba tune`
-and by `dba convert` with a goal.
+included (cache.bytes): a window costs little of a long context and much of a short one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws the figures of the concept pages from the library's own numbers. Called by mkdocs (`hooks`).
+"""Draws the figures of the concept pages from the library's own numbers.
 
 A page says `![...](../assets/figures/NAME.svg)`; the file exists in the built site only. Lines and text are
 grey, and the background is transparent, so that a figure can be read in the light and in the dark scheme.

@@ -1,7 +1,4 @@
-"""Writes the parts of the pages that come from the repository's own files: the changelog, the requirements.
-
-Called by mkdocs (`hooks`), beside `reference.py`.
-"""
+"""Writes the parts of the pages that come from the repository's own files: changelog, requirements."""
 
 from __future__ import annotations
 

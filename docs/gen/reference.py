@@ -1,4 +1,4 @@
-"""Writes the generated parts of the reference pages from the code itself. Called by mkdocs (`hooks`).
+"""Writes the generated parts of the reference pages from the code itself.
 
 A page says `<!-- generated: config-keys -->` on a line of its own; the marker is replaced at build time.
 Nothing here needs torch: configuration, command line and plugin metadata load without it.

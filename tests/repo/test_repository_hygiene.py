@@ -137,3 +137,26 @@ def test_test_modules_that_import_torch_are_marked() -> None:
 
 def test_no_test_imports_after_code() -> None:
     assert [path.name for path in TESTS if "noqa: " + "E402" in path.read_text(encoding="utf-8")] == []
+
+
+def test_no_module_says_who_calls_it() -> None:
+    """That goes stale; the architecture page shows the ways."""
+    files = python_files(*PACKAGES)
+    said = [
+        str(path.relative_to(ROOT)) for path in files if "Called by" in (ast.get_docstring(parse(path)) or "")
+    ]
+    assert said == []
+
+
+def test_functions_outside_kernels_take_at_most_fifteen_arguments() -> None:
+    many = []
+    for path in python_files(*PACKAGES):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.FunctionDef):
+                names = [
+                    each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                ]
+                jitted = any("jit" in ast.unparse(mark) for mark in node.decorator_list)
+                if len([name for name in names if name not in ("self", "cls")]) > 15 and not jitted:
+                    many.append(place(path, node))
+    assert many == []
