@@ -40,7 +40,7 @@ def plugin_page(kind: str, name: str) -> str:
     return "\n\n".join(
         [
             f"Module `{modules[0]}`. Choose it with `{in_flags(KINDS[kind].chosen_by(name))}`.",
-            as_markdown(ast.get_docstring(tree) or ""),
+            as_markdown((ast.get_docstring(tree, clean=False) or "").strip("\n")),
             request_text(tree) if kind == "command" else options_text(tree),
         ]
     )
