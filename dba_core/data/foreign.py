@@ -1,8 +1,8 @@
 """The wall around foreign code that reads foreign data: a Rust extension (`tokenizers`), a chat template.
 
 `tokenizers` raises bare `Exception` for a damaged file and lets a Rust panic through as a `BaseException` of
-its own; a template may raise whatever its expressions do. Here, and nowhere else in this part, both become
-one DBAError that says what was asked for.
+its own; a template may raise whatever its expressions do. Both become one DBAError that says what was asked
+for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from dba_core.errors import DBAError
 from dba_core.printable import printable
+from dba_core.registry.contain import Failure, contain
 
 T = TypeVar("T")
 _TEXT_LIMIT = 300
@@ -22,12 +23,12 @@ def guarded(action: Callable[[], T], failed: Callable[[str], DBAError]) -> T:
 
     Our own errors, KeyboardInterrupt, SystemExit and MemoryError pass through as they are.
     """
-    try:
-        return action()
-    except (DBAError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
-    except BaseException as error:  # noqa: BLE001
-        raise failed(_described(error)) from None
+    found = contain(action)
+    if not isinstance(found, Failure):
+        return found
+    if isinstance(found.error, (DBAError, SystemExit, GeneratorExit, MemoryError)):
+        raise found.error
+    raise failed(_described(found.error)) from None
 
 
 def _described(error: BaseException) -> str:

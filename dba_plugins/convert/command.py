@@ -1,7 +1,7 @@
 """Decouple a pretrained Llama-family model without training.
 
-    dba convert MODEL --out DIR
-    run(ConvertRequest(model=Path("m"), out=Path("runs/m")), SilentReporter())
+dba convert MODEL --out DIR
+run(ConvertRequest(model=Path("m"), out=Path("runs/m")), SilentReporter())
 """
 
 from __future__ import annotations

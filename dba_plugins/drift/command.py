@@ -1,7 +1,7 @@
 """Long-sequence attention of a run against exact attention.
 
-    dba drift RUN
-    run(DriftRequest(run=RunChoice(run="latest")), SilentReporter())
+dba drift RUN
+run(DriftRequest(run=RunChoice(run="latest")), SilentReporter())
 """
 
 from __future__ import annotations

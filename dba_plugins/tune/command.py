@@ -1,7 +1,7 @@
 """The KV policy of a run that meets a budget or a gate, by measurement.
 
-    dba tune RUN
-    run(TuneRequest(run=RunChoice(run="latest"), budget_bytes=200), SilentReporter())
+dba tune RUN
+run(TuneRequest(run=RunChoice(run="latest"), budget_bytes=200), SilentReporter())
 """
 
 from __future__ import annotations
