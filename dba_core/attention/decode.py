@@ -192,8 +192,7 @@ class DecodeBackends:
         self._given = PluginChoice(given) if isinstance(given, str) else given
         self._shape = shape
         self._has_null = has_null
-        #: None: that of this process, looked up when it is needed
-        self.registry = registry
+        self._registry = registry
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,6 +243,11 @@ class DecodeBackends:
         selection, backend = self._for_request(self._given, request)
         return ServedCache(backend, selection, v_width=cache.v.head_dim)
 
+    @property
+    def registry(self) -> Registry:
+        """The layer's; where it was given none, that of this process, which a copy in another one has too."""
+        return Registry.default() if self._registry is None else self._registry
+
     def _refuse(self) -> NoReturn:
         raise UnsupportedError(
             "the decode backend was given as an instance, so the registry chose nothing; give its name "
@@ -253,8 +257,7 @@ class DecodeBackends:
     def _for_request(self, choice: PluginChoice, request: DecodeRequest) -> _Chosen:
         chosen = self._newest.pop(request, None)
         if chosen is None:
-            registry = self.registry if self.registry is not None else Registry.default()
-            selection = registry.select("decode_backend", choice, request)
+            selection = self.registry.select("decode_backend", choice, request)
             chosen = selection, built_backend(selection)
         self._newest[request] = chosen
         if len(self._newest) > KEPT:

@@ -76,9 +76,10 @@ class DecoupledAttention(HeadProjections):
         self.selections: dict[Kind, Selection] = {}
         self.out_proj = matrix(shape.n_heads * shape.v_head_dim, shape.d_model)
 
-        gate_part = build_part("gate", gate, GateRequest(shape=shape, device=device), registry)
+        installed = Registry.default() if registry is None else registry
+        gate_part = build_part("gate", gate, GateRequest(shape=shape, device=device), installed)
         null_part = build_part(
-            "null_token", null_token, NullTokenRequest(shape=shape, device=device), registry
+            "null_token", null_token, NullTokenRequest(shape=shape, device=device), installed
         )
         self.gate, self.null_token = gate_part.module, null_part.module
         self._note("gate", gate_part.selection)
@@ -91,7 +92,12 @@ class DecoupledAttention(HeadProjections):
         if train_long_seq is not None and train_long_seq.enabled and shape.sem_head_dim:
             self.long_sequence = train_long_seq.resolved(context=context or 0, device=device)
             part = build_summarizer(
-                summarizer, self.long_sequence, shape=shape, context=context, device=device, registry=registry
+                summarizer,
+                self.long_sequence,
+                shape=shape,
+                context=context,
+                device=device,
+                registry=installed,
             )
             self.summarizer = part.module
             self._note("summarizer", part.selection)
@@ -205,7 +211,7 @@ class DecoupledAttention(HeadProjections):
             own=OwnSummarizer(self.summarizer, self.selections.get("summarizer"), self.long_sequence),
             shape=self.shape,
             device=self.weight.device,
-            registry=registry,
+            registry=self._backends.registry if registry is None else registry,
         )
         before, self._at_evaluation = self._at_evaluation, path
         try:

@@ -27,12 +27,12 @@ class ChosenModule:
 
 
 def build_part(
-    kind: Kind, given: str | PluginChoice | nn.Module, request: Request, registry: Registry | None
+    kind: Kind, given: str | PluginChoice | nn.Module, request: Request, registry: Registry
 ) -> ChosenModule:
     """The part that `given` names, built for `request`; a module is taken as it is."""
     if isinstance(given, nn.Module):
         return ChosenModule(module=given)
-    selection = _registry(registry).select(kind, given, request)
+    selection = registry.select(kind, given, request)
     return ChosenModule(module=_built(selection, optional=True), selection=selection)
 
 
@@ -43,7 +43,7 @@ def build_summarizer(
     shape: AttentionShape,
     context: int | None,
     device: str,
-    registry: Registry | None,
+    registry: Registry,
 ) -> ChosenModule:
     """The summarizer of the long-sequence path.
 
@@ -53,7 +53,7 @@ def build_summarizer(
     if isinstance(given, nn.Module):
         return ChosenModule(module=given)
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device)
-    selection = _registry(registry).select("summarizer", given, request)
+    selection = registry.select("summarizer", given, request)
     reached = context is None or config.threshold <= context
     return ChosenModule(module=_built(selection) if reached else None, selection=selection)
 
@@ -90,10 +90,6 @@ def _built(selection: Selection, *, optional: bool = False) -> nn.Module | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return built_module(selection, optional=optional)
-
-
-def _registry(registry: Registry | None) -> Registry:
-    return registry if registry is not None else Registry.default()
 
 
 def sizes_in_words(shape: AttentionShape) -> str:

@@ -195,9 +195,7 @@ class LanguageModel(nn.Module):
         with contextlib.ExitStack() as stack:
             paths = [
                 stack.enter_context(
-                    attention.long_sequence_at_evaluation(
-                        resolved, summarizer=summarizer, registry=registry or self._registry
-                    )
+                    attention.long_sequence_at_evaluation(resolved, summarizer=summarizer, registry=registry)
                 )
                 for attention in self.attentions
             ]

@@ -6,9 +6,12 @@ import attrs
 import pytest
 import torch
 
+from dba_core import AttentionConfig, DecoupledAttention, LongSequenceConfig
 from dba_core.attention.parts import build_part
 from dba_core.contracts import AttentionShape, GateRequest, NoOptions, Support
+from dba_core.errors import PluginError
 from dba_core.registry import Registry
+from dba_plugins.summarizers.mean import MeanSummarizerPlugin
 
 pytestmark = pytest.mark.torch
 
@@ -49,3 +52,21 @@ def test_what_one_part_draws_changes_nothing_for_the_next_one() -> None:
     torch.manual_seed(0)
     first = build_part("gate", "few", GateRequest(shape=SHAPE), registry).module.weight.detach()
     assert not torch.equal(first, second("few"))  # two parts of one model do not get the same numbers
+
+
+def test_a_layer_asks_its_own_registry_whatever_it_is_asked_for_later() -> None:
+    class Own(MeanSummarizerPlugin):
+        name = "own-mean"
+
+    registry = Registry()
+    registry.register("summarizer", Own())
+    config = AttentionConfig(d_model=8, n_heads=2, sem_head_dim=2, geo_head_dim=2, v_head_dim=4)
+    knobs = LongSequenceConfig(mem_block=2, local_window=2, q_chunk=2)
+    layer = DecoupledAttention(config, registry=registry)
+    with layer.long_sequence_at_evaluation(knobs, summarizer="own-mean") as path:
+        assert path.name == "own-mean"
+    with (
+        pytest.raises(PluginError, match="unknown summarizer 'own-mean'"),
+        DecoupledAttention(config).long_sequence_at_evaluation(knobs, summarizer="own-mean"),
+    ):
+        pass

@@ -61,7 +61,7 @@ def evaluation_path(
     own: OwnSummarizer,
     shape: AttentionShape,
     device: torch.device,
-    registry: Registry | None,
+    registry: Registry,
 ) -> LongSequencePath:
     """The path with this summarizer; None and `auto` are the layer's own, or `mean` without one.
 
@@ -92,11 +92,11 @@ def _built(
     config: ResolvedLongSequence,
     shape: AttentionShape,
     device: torch.device,
-    registry: Registry | None,
+    registry: Registry,
 ) -> tuple[nn.Module, Selection]:
     """A fresh summarizer for `config.mem_block`, and how it was chosen."""
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device.type)
-    selection = (registry or Registry.default()).select("summarizer", choice, request)
+    selection = registry.select("summarizer", choice, request)
     with torch.random.fork_rng(devices=[]):  # whatever it draws is replaced or refused
         made = built_module(selection)
     assert made is not None
