@@ -7,6 +7,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is first imported
@@ -39,6 +41,17 @@ def needed_packages(path: Path) -> list[str]:
                 elif isinstance(node, ast.Attribute) and ast.unparse(node) == "pytest.mark.torch":
                     found.append("torch")
     return found
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Signals do what they do in a terminal, however pytest was started: nohup and `&` have some ignored."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    usual = {"SIGINT": signal.default_int_handler}
+    before = {name: signal.signal(getattr(signal, name), usual.get(name, signal.SIG_DFL)) for name in names}
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,12 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+import dba_core
+import dba_plugins
 from dba_core import AttentionConfig, DecoupledAttention, LongSequenceConfig
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("dba_core", "dba_plugins")
+#: The packages that are imported here, of a checkout or installed.
+PACKAGES = [Path(next(iter(package.__path__))) for package in (dba_core, dba_plugins)]
 #: The most files that each way may meet.
 LIMITS = {"training": 6, "long path": 10, "prefill": 10, "decode": 10}
 TOKENS = 24
@@ -40,10 +42,13 @@ def files_met(call: Callable[[], object]) -> tuple[str, ...]:
         call()
     finally:
         sys.setprofile(before)
-    ours = [ROOT / package for package in PACKAGES]
-    paths = [Path(name) for name in found]
-    met = [path for path in paths if any(each in path.parents for each in ours)]
-    return tuple(sorted(path.relative_to(ROOT).as_posix() for path in met))
+    met = [
+        path.relative_to(package.parent).as_posix()
+        for path in map(Path, found)
+        for package in PACKAGES
+        if package in path.parents
+    ]
+    return tuple(sorted(met))
 
 
 def ways(*, backend: str = "cpu", policy: str = "ksem=fp16,kgeo=fp16,v=fp16") -> dict[str, tuple[str, ...]]:

@@ -173,6 +173,7 @@ def test_what_a_killed_process_left_is_cleared_at_a_resume(tiny, tmp_path: Path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_before_the_first_step_ends_the_run_at_once(tiny, tmp_path: Path, name: str) -> None:
     listener = Listener(

@@ -14,7 +14,7 @@ from tiny_run import Trained, events_of, run, tiny_config
 from dba_core.training.checkpoint import has_checkpoint, read_checkpoint
 from dba_core.training.loop import CheckpointSaved, Interrupted, StepFinished, StopRequest
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("default_signals")]
 
 
 CONFIG = tiny_config(steps=8, eval_every=8)
