@@ -23,11 +23,10 @@ from dba_core.attention.decode import decode_request
 from dba_core.contracts import CachedTensor
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry
-from dba_plugins.decode.cpu import backend as cpu_backend
-from dba_plugins.decode.cpu import compiler
 from dba_plugins.decode.cpu.backend import CpuDecode
 from dba_plugins.decode.cpu.kernel import build_module
 from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec, head_layout
+from dba_plugins.native import compiler, threads
 
 pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 
@@ -130,7 +129,7 @@ def test_calls_at_the_same_time_do_not_meet() -> None:
 
 
 def test_a_pool_of_threads_where_torch_has_another_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_backend, "_gnu_openmp", lambda: None)
+    monkeypatch.setattr(threads, "_gnu_openmp", lambda: None)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -185,7 +184,7 @@ def test_an_interrupt_waits_for_the_threads() -> None:
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            cpu_backend._on_pool(entry, 5, 3)
+            threads._on_pool(entry, 5, 3)
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(seen) >= 2, "the other threads have finished"

@@ -15,9 +15,9 @@ import torch
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
 from dba_core.errors import KernelCacheWarning
-from dba_plugins.decode.cpu import compiler, object_files
 from dba_plugins.decode.cpu.kernel import ENTRIES, build_module
 from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec
+from dba_plugins.native import compiler, object_files
 
 pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 
@@ -41,7 +41,7 @@ def compile_small(built: list[int]) -> bytes:
         built.append(1)
         return build_module(spec, has_permute=False)
 
-    code = compiler.object_code("a small one", build)
+    code = compiler.object_code("a small one", build, room=Path(__file__).parent)
     assert set(compiler.Compiled(code, ENTRIES).functions) == set(ENTRIES)
     return code
 

@@ -18,10 +18,10 @@ from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import NoOptions, Support
 from dba_core.registry import Registry
-from dba_plugins.decode.cpu import compiler
 from dba_plugins.decode.cpu.backend import CpuDecode
 from dba_plugins.decode.cpu.spec import KernelSpec
 from dba_plugins.decode.streaming import StreamingDecode, StreamingOptions
+from dba_plugins.native import compiler
 
 pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 

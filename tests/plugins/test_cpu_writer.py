@@ -18,8 +18,8 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.errors import CacheError
 from dba_core.registry import Registry
-from dba_plugins.decode.cpu import backend as cpu_backend
 from dba_plugins.kv_formats.nf4 import NF4_LEVELS
+from dba_plugins.native import threads
 
 pytestmark = [pytest.mark.torch, pytest.mark.needs("llvmlite")]
 
@@ -169,7 +169,7 @@ def test_other_dtypes_are_left_to_the_cache() -> None:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_number_of_threads(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if count == 5:
-        monkeypatch.setattr(cpu_backend, "_gnu_openmp", lambda: None)
+        monkeypatch.setattr(threads, "_gnu_openmp", lambda: None)
     plain, written = make(POLICIES[0], SIZES[0], capacity=900), make(POLICIES[0], SIZES[0], capacity=900)
     x, before = tokens(SIZES[0], 850), torch.get_num_threads()
     try:

@@ -1,47 +1,32 @@
 """The decode backend `cpu` and its writer: one call of a compiled kernel per token and layer.
 
 What does not change while a cache lives (addresses of its planes, sizes) is packed once for each cache; a
-call copies that array and adds what is its own, so that several may run at once. A kernel runs on torch's
-threads:
-
-    GNU OpenMP   `GOMP_parallel` of the library that torch computes with: the team that has just done a matrix
-                 product, still awake, so that nothing is started and nothing competes with it
-    elsewhere    a pool of Python threads, which ctypes lets run at the same time; also in a forked child,
-                 where the team of the parent does not exist
-
-As many as `torch.get_num_threads()` says, the calling one included. A compiled function is called once on
-every thread and shares its work through a counter of its own. A call returns, or raises KeyboardInterrupt,
-only when all threads are done.
+call copies that array and adds what is its own, so that several may run at once, on `native.threads`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from dba_core.contracts import DecodeOutput, KVLayer, NullKV, TokenWriter
-from dba_plugins.decode.cpu.compiler import compiled, machine
 from dba_plugins.decode.cpu.encode import CHUNK, N_ARGS, WRITER_ENTRIES, TensorArg, WriteArg, build_writer
 from dba_plugins.decode.cpu.kernel import ENTRIES, Arg, build_module
 from dba_plugins.decode.cpu.spec import KernelSpec
 from dba_plugins.decode.cpu.tile import STATE, TILE
+from dba_plugins.native.compiler import compiled, machine
+from dba_plugins.native.threads import on_threads
 
 #: Tokens of a partition, and the fewest that are worth a partition of their own.
 PARTITION, LEAST = 2048, 256
 _DECODE_ARRAY = ctypes.c_int64 * len(Arg)
 _WRITE_ARRAY = ctypes.c_int64 * N_ARGS
-_process = os.getpid()
+#: The code that makes these kernels.
+_ROOM = Path(__file__).parent
 
 
 class CpuDecode:
@@ -58,7 +43,7 @@ class CpuDecode:
         self.spec = spec
         self.writer = writer
         has_permute = machine().has_permute
-        code = compiled(repr(spec), lambda: build_module(spec, has_permute=has_permute), ENTRIES)
+        code = compiled(repr(spec), lambda: build_module(spec, has_permute=has_permute), ENTRIES, room=_ROOM)
         self._code = code
         self._run = code.functions["decode_work"]
         self._merge = code.functions["decode_merge"]
@@ -118,7 +103,7 @@ class CpuWriter:
 
     def __init__(self, spec: KernelSpec) -> None:
         self.spec = spec
-        code = compiled(f"writer {spec!r}", lambda: build_writer(spec), WRITER_ENTRIES)
+        code = compiled(f"writer {spec!r}", lambda: build_writer(spec), WRITER_ENTRIES, room=_ROOM)
         self._code = code
         self._check, self._write = code.functions["write_check"], code.functions["write_tokens"]
         self._fixed: WeakKeyDictionary[KVLayer, ctypes.Array[ctypes.c_int64]] = WeakKeyDictionary()
@@ -194,61 +179,3 @@ def _partition(length: int, rows: int, threads: int) -> int:
         size //= 2
     assert size % TILE == 0
     return size
-
-
-def on_threads(entry: Any, arguments: int, count: int) -> None:
-    """Call the ctypes function `entry` with the address `arguments` on `count` threads."""
-    if count <= 1:
-        entry(arguments)
-        return
-    team = _gnu_openmp() if os.getpid() == _process else None
-    if team is not None:
-        team(entry, arguments, count, 0)
-        return
-    _on_pool(entry, arguments, count)
-
-
-def _on_pool(entry: Any, arguments: int, count: int) -> None:
-    pool = _pool(os.getpid(), count - 1)
-    others = [pool.submit(entry, arguments) for _ in range(count - 1)]
-    try:
-        entry(arguments)
-    finally:
-        wait(others)
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def _gnu_openmp() -> Callable[[Any, int, int, int], None] | None:
-    """GOMP_parallel(function, data, threads, flags) of torch's OpenMP library, None where it has another."""
-    folder = Path(torch.__file__).parent / "lib"
-    found = sorted(folder.glob("libgomp*.so*"))
-    if "OpenMP" not in torch.__config__.parallel_info() or len(found) != 1:
-        return None
-    function = ctypes.CDLL(str(found[0])).GOMP_parallel
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    function.restype = None
-    return function
-
-
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-_pools_lock = threading.Lock()
-
-
-def _pool(process: int, size: int) -> ThreadPoolExecutor:
-    """The pool of this process; a forked child makes its own."""
-    with _pools_lock:
-        if (process, size) not in _pools:
-            _pools[process, size] = ThreadPoolExecutor(size, thread_name_prefix="dba-decode")
-        return _pools[process, size]
-
-
-def _after_fork() -> None:
-    global _pools_lock
-    _pools_lock = threading.Lock()
-    _pools.clear()
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_after_fork)

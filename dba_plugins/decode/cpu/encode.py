@@ -19,11 +19,12 @@ from llvmlite import ir
 
 from dba_core.cache.blocks import MIN_SCALE
 from dba_core.contracts import FP16_MAX
-from dba_plugins.decode.cpu.emit import F32, HALF, I8, I16, I32, I64, VI, Emitter, as_float32
 from dba_plugins.decode.cpu.kernel import ENTRY_TYPE, Arguments
-from dba_plugins.decode.cpu.spec import LANES, KernelSpec, TensorSpec
+from dba_plugins.decode.cpu.spec import KernelSpec, TensorSpec
 from dba_plugins.kv_formats.nf4 import NF4_LEVELS
 from dba_plugins.kv_formats.plugins import BF16, FP16, FP32, NF4, Q4_0, Q8_0
+from dba_plugins.native import LANES
+from dba_plugins.native.emit import F32, HALF, I8, I16, I32, I64, VI, Emitter, as_float32
 
 WRITER_ENTRIES = ("write_check", "write_tokens")
 #: Tokens of one piece of work.

@@ -17,9 +17,10 @@ import enum
 
 from llvmlite import ir
 
-from dba_plugins.decode.cpu.emit import F32, I8, I16, I32, I64, LOWEST, Emitter
-from dba_plugins.decode.cpu.spec import LANES, KernelSpec
+from dba_plugins.decode.cpu.spec import KernelSpec
 from dba_plugins.decode.cpu.tile import STATE, TILE, declare_tile, emit_tile
+from dba_plugins.native import LANES
+from dba_plugins.native.emit import F32, I8, I16, I32, I64, LOWEST, Emitter
 
 
 class Arg(enum.IntEnum):

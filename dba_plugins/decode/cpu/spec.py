@@ -13,6 +13,7 @@ import math
 import attrs
 
 from dba_core.contracts import CachedTensor, DecodeRequest
+from dba_plugins.native import LANES
 
 #: The formats whose codes and scales the kernels read and write themselves.
 NATIVE = ("fp32", "fp16", "bf16", "q8_0", "q4_0", "nf4")
@@ -20,8 +21,6 @@ MAX_WIDTH = 256
 MAX_SHARE = 64
 #: Query heads whose scores are computed together: the converted values serve all of them.
 GROUP = 4
-#: Values of a vector.
-LANES = 8
 
 
 @attrs.frozen(kw_only=True)

@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 import attrs
 from llvmlite import ir
 
-from dba_plugins.decode.cpu.emit import F32, I8, I16, I64, LOWEST, VF, VI, Converter, Emitter
+from dba_plugins.decode.cpu.codes import Converter
 from dba_plugins.decode.cpu.spec import (
     GROUP,
-    LANES,
     HeadLayout,
     KernelSpec,
     Piece,
@@ -31,6 +30,8 @@ from dba_plugins.decode.cpu.spec import (
     TensorSpec,
     head_layout,
 )
+from dba_plugins.native import LANES
+from dba_plugins.native.emit import F32, I8, I16, I64, LOWEST, VF, VI, Emitter
 
 TILE = 64
 #: One head's state in memory: m, l, then acc.

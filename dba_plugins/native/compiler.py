@@ -1,11 +1,10 @@
 """LLVM IR to machine code for this machine: a kernel is compiled once, and loaded once in a process.
 
-Code on the disk (`object_files`) is named by everything that decides it: what is asked for, the source of
-this package, the versions of llvmlite and LLVM, the processor and its features.
+Code on the disk (`object_files`) is named by everything that decides it: what is asked for, the source
+that makes it, the versions of llvmlite and LLVM, the processor and its features.
 
 In a process everyone who asks for the same gets the same loaded code. It stays for as long as somebody uses
 it, and the `KEPT` that were asked for last stay anyway: memory does not grow with the number of caches.
-Shared by the decode kernels and the writer.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 import llvmlite
 from llvmlite import binding, ir
 
-from dba_plugins.decode.cpu import object_files
+from dba_plugins.native import object_files
 
 #: Loaded codes that stay although nobody uses them.
 KEPT = 64
@@ -73,12 +72,14 @@ class Compiled:
         self.functions = {name: ENTRY(self._engine.get_function_address(name)) for name in names}
 
 
-def compiled(key: str, build: Callable[[], ir.Module], names: Sequence[str]) -> Compiled:
-    """The functions `names` of the module that `build` makes; `key` says in words what it is."""
+def compiled(key: str, build: Callable[[], ir.Module], names: Sequence[str], *, room: Path) -> Compiled:
+    """The functions `names` of the module that `build` makes; `key` says in words what it is.
+    room: the folder of the code that makes it.
+    """
     with _lock:
         code = _loaded.get(key)
         if code is None:
-            code = _loaded[key] = Compiled(object_code(key, build), names)
+            code = _loaded[key] = Compiled(object_code(key, build, room=room), names)
         _newest[key] = code
         _newest.move_to_end(key)
         if len(_newest) > KEPT:
@@ -86,9 +87,9 @@ def compiled(key: str, build: Callable[[], ir.Module], names: Sequence[str]) -> 
         return code
 
 
-def object_code(key: str, build: Callable[[], ir.Module]) -> bytes:
+def object_code(key: str, build: Callable[[], ir.Module], *, room: Path) -> bytes:
     """The machine code of the module: from the disk, or made by `build` and kept there."""
-    name = f"{_digest(key)}.o"
+    name = f"{_digest(key, room)}.o"
     code = object_files.read(name)
     if code is None:
         code = compile_module(build())
@@ -122,19 +123,20 @@ def optimized(module: ir.Module) -> binding.ModuleRef:
     return parsed
 
 
-def _digest(key: str) -> str:
+def _digest(key: str, room: Path) -> str:
     host = machine()
-    parts = (key, _sources(), llvmlite.__version__, repr(binding.llvm_version_info))
+    parts = (key, _sources(room), llvmlite.__version__, repr(binding.llvm_version_info))
     text = "\n".join([*parts, host.triple, host.cpu, host.features])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 @functools.cache
-def _sources() -> str:
+def _sources(room: Path) -> str:
     """A hash of the code that makes kernels."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for folder in (Path(__file__).parent, room):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
