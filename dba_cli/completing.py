@@ -108,7 +108,7 @@ def _settings(incomplete: str) -> Iterator[str]:
     keys = keys_of(RunConfig)
     dotted, equals, value = incomplete.partition("=")
     if equals:
-        values = _values(dotted, value, keys[dotted].values) if dotted in keys else ()
+        values = _values(dotted, value, keys[dotted]) if dotted in keys else ()
         yield from (f"{dotted}={each}" for each in values)
         return
     table = dotted.rpartition(".")[0]

@@ -12,7 +12,7 @@ from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.config.training import EvaluationConfig, TrainingConfig
 from dba_core.registry.choice import PluginChoice, PluginChoices, PluginRecord
-from dba_core.serialization.converter import Serializable
+from dba_core.serialization.values import Serializable
 
 __all__ = [
     "AttentionConfig",

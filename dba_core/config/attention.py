@@ -12,9 +12,8 @@ import attrs
 
 from dba_core.contracts import AttentionShape
 from dba_core.errors import ConfigError
-from dba_core.serialization.converter import Serializable
-from dba_core.serialization.exact import exact_types
 from dba_core.serialization.validators import at_least, between, one_of, positive
+from dba_core.serialization.values import Serializable, exact_types
 
 MODES = ("standard", "gqa", "bottleneck", "decoupled")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from dba_core.serialization.converter import Serializable
-from dba_core.serialization.exact import exact_types
 from dba_core.serialization.validators import between, not_empty, one_of
+from dba_core.serialization.values import Serializable, exact_types
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)

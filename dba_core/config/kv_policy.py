@@ -18,7 +18,8 @@ from dba_core.contracts import FormatFacts, KVFormatPlugin
 from dba_core.errors import ConfigError, PluginError, unknown
 from dba_core.registry import Registry
 from dba_core.registry.contain import Failure, contain, shown
-from dba_core.serialization.exact import OneText, exact, exact_types
+from dba_core.serialization.keys import OneText
+from dba_core.serialization.values import exact, exact_types
 
 _KIND = "kv_format"
 MAX_RESIDUAL = 10**9 - 1

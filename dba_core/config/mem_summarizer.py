@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dba_core.errors import ConfigError
-from dba_core.serialization.exact import exact
+from dba_core.serialization.values import exact
 
 FIELD = "mem_summarizer"
 #: The same beside the other knobs in their flat spelling, directly under `model`.

@@ -10,9 +10,8 @@ import attrs
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import FLAT_SPELLINGS, LongSequenceConfig
 from dba_core.errors import ConfigError
-from dba_core.serialization.converter import Serializable
-from dba_core.serialization.exact import exact_types, mismatch
 from dba_core.serialization.validators import at_least, between, one_of, positive
+from dba_core.serialization.values import Serializable, exact_types, mismatch
 
 NORMS = ("rmsnorm", "layernorm")
 MLPS = ("swiglu", "gelu", "silu")

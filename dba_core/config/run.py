@@ -14,9 +14,8 @@ from dba_core.config.mem_summarizer import moved
 from dba_core.config.model import ModelConfig
 from dba_core.config.training import EvaluationConfig, TrainingConfig
 from dba_core.registry.choice import PluginChoices
-from dba_core.serialization.converter import Serializable
-from dba_core.serialization.exact import exact_types
 from dba_core.serialization.validators import MAX_SEED, between, device_name, not_empty, one_of, real_text
+from dba_core.serialization.values import Serializable, exact_types
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)

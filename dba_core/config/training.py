@@ -5,9 +5,8 @@ from __future__ import annotations
 import attrs
 
 from dba_core.errors import ConfigError
-from dba_core.serialization.converter import Serializable
-from dba_core.serialization.exact import exact_types
 from dba_core.serialization.validators import at_least, between, positive
+from dba_core.serialization.values import Serializable, exact_types
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)

@@ -16,9 +16,8 @@ import attrs
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, unknown
 from dba_core.kinds import per_layer
-from dba_core.serialization.converter import Serializable
-from dba_core.serialization.exact import exact_types
 from dba_core.serialization.validators import not_empty, one_of
+from dba_core.serialization.values import Serializable, exact_types
 
 #: How a plugin came to be chosen: its name was given, `auto` chose it, or a record says so.
 How = Literal["named", "auto", "recorded"]

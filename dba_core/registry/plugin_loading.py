@@ -25,7 +25,7 @@ from dba_core.kinds import KINDS
 from dba_core.registry.contain import Failure, contain, kept_surroundings, shown
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.trace import Trace
-from dba_core.serialization.converter import UnreadableTypeError, structure, unstructure
+from dba_core.serialization.values import UnreadableTypeError, structure, unstructure
 
 _FACTS = ("name", "contract", "summary", "options_class")
 _FIELD_TYPES = (

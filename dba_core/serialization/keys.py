@@ -3,83 +3,90 @@
 from __future__ import annotations
 
 import difflib
+import types
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 import attrs
 
-from dba_core.serialization.exact import ALLOWED, OneText, optional
-
-#: What other programs call our settings -> the last part of our key.
+#: In a field's metadata: all values that it takes, where its validator lists them.
+ALLOWED = "allowed"
+#: The last part of our key, and what other programs call the setting.
 OTHER_NAMES = {
-    "learning_rate": "lr",
-    "max_lr": "lr",
-    "epochs": "steps",
-    "num_epochs": "steps",
-    "max_steps": "steps",
-    "max_iters": "steps",
-    "iterations": "steps",
-    "iters": "steps",
-    "batch": "batch_size",
-    "bs": "batch_size",
-    "gradient_accumulation_steps": "grad_accum",
-    "warmup": "warmup_steps",
-    "wd": "weight_decay",
-    "clip": "grad_clip",
-    "layers": "n_layers",
-    "n_layer": "n_layers",
-    "num_layers": "n_layers",
-    "depth": "n_layers",
-    "heads": "n_heads",
-    "n_head": "n_heads",
-    "num_heads": "n_heads",
-    "kv_heads": "n_kv_heads",
-    "num_kv_heads": "n_kv_heads",
-    "hidden_size": "d_model",
-    "n_embd": "d_model",
-    "dim": "d_model",
-    "width": "d_model",
-    "block_size": "context",
-    "context_length": "context",
-    "seq_len": "context",
-    "max_seq_len": "context",
-    "ctx": "context",
-    "vocab": "vocab_size",
-    "precision": "dtype",
-    "corpus": "source",
-    "dataset": "source",
-    "max_tokens": "max_new_tokens",
-    "summarizer_name": "summarizer",
-    "mem_summarizer": "summarizer",
+    "lr": ("learning_rate", "max_lr"),
+    "steps": ("epochs", "num_epochs", "max_steps", "max_iters", "iterations", "iters"),
+    "batch_size": ("batch", "bs"),
+    "grad_accum": ("gradient_accumulation_steps",),
+    "warmup_steps": ("warmup",),
+    "weight_decay": ("wd",),
+    "grad_clip": ("clip",),
+    "n_layers": ("layers", "n_layer", "num_layers", "depth"),
+    "n_heads": ("heads", "n_head", "num_heads"),
+    "n_kv_heads": ("kv_heads", "num_kv_heads"),
+    "d_model": ("hidden_size", "n_embd", "dim", "width"),
+    "context": ("block_size", "context_length", "seq_len", "max_seq_len", "ctx"),
+    "vocab_size": ("vocab",),
+    "dtype": ("precision",),
+    "source": ("corpus", "dataset"),
+    "max_new_tokens": ("max_tokens",),
+    "summarizer": ("summarizer_name", "mem_summarizer"),
 }
 _LIKENESS = 0.65
 
 
-@attrs.frozen(kw_only=True)
-class Key:
-    """One key. hint: its type. values: all that it takes, as they are written, where they can be listed."""
+class OneText:
+    """A class of several settings that plain data hold as one text: `parse` reads what `short` writes."""
 
-    dotted: str
-    hint: Any
-    values: tuple[str, ...] = ()
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> OneText:
+        """Raises ConfigError that names the part that is wrong."""
+        raise NotImplementedError
 
     @property
-    def name(self) -> str:
-        """The last part."""
-        return self.dotted.rpartition(".")[2]
+    def short(self) -> str:
+        """The text that `parse` reads back to an equal object."""
+        raise NotImplementedError
+
+    @classmethod
+    def not_one_text(cls, value: Any) -> str:
+        """The error text for plain data of another type."""
+        raise NotImplementedError
 
 
-def keys_of(cls: type, *, above: str = "") -> dict[str, Key]:
-    """Every key of an attrs class by its dotted name, tables before what is in them."""
-    return {key.dotted: key for key in _walk(cls, above)}
+def optional(hint: Any) -> Any:
+    """X for `X | None`, else None."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return None
+    inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    return inner[0] if len(inner) == 1 else None
+
+
+def typed_fields(cls: type) -> list[tuple[attrs.Attribute[Any], Any]]:
+    """The fields of an attrs class that are given to make an object, each with its type."""
+    hints = typing.get_type_hints(cls)
+    return [(field, hints.get(field.name, field.type)) for field in attrs.fields(cls) if field.init]
+
+
+def keys_of(cls: type, *, above: str = "") -> dict[str, tuple[str, ...]]:
+    """Every dotted key of an attrs class, tables before what is in them, with all values that it takes where
+    they can be listed.
+    """
+    keys: dict[str, tuple[str, ...]] = {}
+    for field, hint in typed_fields(cls):
+        dotted = f"{above}.{field.name}" if above else field.name
+        keys[dotted] = _values(hint, field.metadata.get(ALLOWED, ()))
+        if isinstance(hint, type) and attrs.has(hint) and not issubclass(hint, OneText):
+            keys.update(keys_of(hint, above=dotted))
+    return keys
 
 
 def meant_by(cls: type, name: str) -> list[str]:
     """The dotted keys of `cls` that are called `name`, or what `name` is called here; none is no error."""
     plain = name.lower().replace("-", "_")
-    wanted = _run_together(OTHER_NAMES.get(plain, plain))
-    return [key.dotted for key in keys_of(cls).values() if _run_together(key.name) == wanted]
+    ours = next((key for key, others in OTHER_NAMES.items() if plain in others), plain)
+    return [key for key in keys_of(cls) if _run_together(_split(key)[1]) == _run_together(ours)]
 
 
 def unknown_key(cls: type, dotted: str) -> str | None:
@@ -88,15 +95,24 @@ def unknown_key(cls: type, dotted: str) -> str | None:
     The key may be known elsewhere: its full name is the hint then, else the likest of its neighbours.
     """
     keys = keys_of(cls)
-    table, _, name = dotted.rpartition(".")
-    beside = sorted(key.name for key in keys.values() if key.dotted.rpartition(".")[0] == table)
+    table, name = _split(dotted)
+    beside = sorted(_split(key)[1] for key in keys if _split(key)[0] == table)
     if dotted in keys or not beside:
         return None
     meant = meant_by(cls, name)
-    here = [key.rpartition(".")[2] for key in meant if key.rpartition(".")[0] == table]
-    close = here or meant or _like(name, beside) or _like_elsewhere(name, keys)
+    here = [_split(key)[1] for key in meant if _split(key)[0] == table]
+    close = here or meant or difflib.get_close_matches(name, beside, cutoff=0.5)
+    if not close:
+        likest = difflib.get_close_matches(name, {_split(key)[1] for key in keys}, n=1, cutoff=_LIKENESS)
+        close = [key for key in keys if _split(key)[1] in likest]
     hint = f" Did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""
     return f"unknown key {name!r}.{hint} Allowed: {', '.join(beside)}."
+
+
+def _split(dotted: str) -> tuple[str, str]:
+    """The table and the last part."""
+    table, _, name = dotted.rpartition(".")
+    return table, name
 
 
 def _run_together(name: str) -> str:
@@ -104,31 +120,7 @@ def _run_together(name: str) -> str:
     return name.replace("_", "")
 
 
-def _like(name: str, names: list[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-
-
-def _like_elsewhere(name: str, keys: dict[str, Key]) -> list[str]:
-    names = {key.name for key in keys.values()}
-    likest = difflib.get_close_matches(name, names, n=1, cutoff=_LIKENESS)
-    return [key.dotted for key in keys.values() if key.name in likest]
-
-
-def _walk(cls: type, above: str) -> Iterator[Key]:
-    hints = typing.get_type_hints(cls)
-    for field in attrs.fields(cls):
-        if not field.init:
-            continue
-        hint = hints.get(field.name, field.type)
-        dotted = f"{above}.{field.name}" if above else field.name
-        yield Key(dotted=dotted, hint=hint, values=_values(hint, field.metadata.get(ALLOWED, ())))
-        if isinstance(hint, type) and attrs.has(hint) and not issubclass(hint, OneText):
-            yield from _walk(hint, dotted)
-
-
 def _values(hint: Any, allowed: tuple[Any, ...]) -> tuple[str, ...]:
     if bool in (hint, optional(hint)):
         return ("true", "false")
-    if typing.get_origin(hint) is typing.Literal:
-        return tuple(map(str, typing.get_args(hint)))
-    return tuple(map(str, allowed))
+    return tuple(map(str, typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else allowed))

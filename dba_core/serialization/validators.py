@@ -21,35 +21,44 @@ MAX_SEED = 2**63 - 1
 
 
 def at_least(low: float) -> Validator:
-    """The value is finite and >= `low`; None passes (it stands for "chosen later")."""
-
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if value is not None and not low <= value < math.inf:
-            raise ConfigError(f"{value} is too small; allowed: at least {low:g}", path=attribute.name)
-
-    return check
+    """The value is finite and >= `low`."""
+    return _limit(
+        lambda value: low <= value < math.inf,
+        lambda value: f"{value} is too small; allowed: at least {low:g}",
+    )
 
 
 def between(low: float, high: float, *, open_high: bool = False) -> Validator:
-    """low <= value <= high (or < high with `open_high`); None passes."""
-
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if value is None:
-            return
-        inside = low <= value < high if open_high else low <= value <= high
-        if not inside:
-            bound = f"{low} <= value {'<' if open_high else '<='} {high}"
-            raise ConfigError(f"{value} is out of range; allowed: {bound}", path=attribute.name)
-
-    return check
+    """low <= value <= high (or < high with `open_high`)."""
+    bound = f"{low} <= value {'<' if open_high else '<='} {high}"
+    return _limit(
+        lambda value: low <= value < high if open_high else low <= value <= high,
+        lambda value: f"{value} is out of range; allowed: {bound}",
+    )
 
 
 def positive() -> Validator:
-    """The value is finite and > 0; None passes."""
+    """The value is finite and > 0."""
+    return _limit(
+        lambda value: 0 < value < math.inf,
+        lambda value: f"{value} is not positive; allowed: any number above 0",
+    )
+
+
+def among(*allowed: int) -> Validator:
+    """The value is one of these whole numbers."""
+    return _limit(
+        lambda value: value in allowed,
+        lambda value: f"{value!r} is not possible; allowed: {', '.join(map(str, allowed))}",
+    )
+
+
+def _limit(fits: Callable[[Any], bool], wrong: Callable[[Any], str]) -> Validator:
+    """None passes: it stands for "chosen later"."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{value} is not positive; allowed: any number above 0", path=attribute.name)
+        if value is not None and not fits(value):
+            raise ConfigError(wrong(value), path=attribute.name)
 
     return check
 
@@ -105,14 +114,3 @@ def check_device_name(value: str, *, path: str) -> None:
         meant = "cuda" if value.lower() in ("gpu", "nvidia") else close[0] if close else ""
     hint = f" Did you mean {meant!r}?" if meant else ""
     raise ConfigError(f"unknown device {value!r}.{hint} Allowed: auto, cpu, cuda, cuda:N", path=path)
-
-
-def among(*allowed: int) -> Validator:
-    """The value is one of these whole numbers."""
-
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if value not in allowed:
-            numbers = ", ".join(map(str, allowed))
-            raise ConfigError(f"{value!r} is not possible; allowed: {numbers}", path=attribute.name)
-
-    return check

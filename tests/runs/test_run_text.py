@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import attrs
-import cattrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from dba_cli.main import main
 from dba_core.registry.choice import PluginRecord
 from dba_core.runs.pages import markdown
 from dba_core.runs.summary import Summary
+from dba_core.serialization.values import structure
 from dba_plugins.convert.decouple import Recipe
 from dba_plugins.convert.findings import ConversionFindings, VariantFindings, report_of
 from dba_plugins.convert.text_loss import TextLoss
@@ -89,7 +89,7 @@ def summary(tiny) -> Summary:
         for choice in choices.values():
             recorded = (field.name for field in attrs.fields(PluginRecord))
             choice["record"] = {name: choice.pop(name) for name in recorded}
-    return cattrs.structure(data, Summary)
+    return structure(data, Summary)
 
 
 @given(ANY)
