@@ -106,9 +106,14 @@ def nearest(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)
 
 
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """A sentence with the names closest to `name` and a space after it; empty when none is near."""
+    close = nearest(name, allowed)
+    return f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+
+
 def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
     """One sentence for an unknown name: the name, the nearest ones, all that are allowed."""
     names = sorted(allowed)
-    close = nearest(name, names)
-    hint = f" Did you mean {' or '.join(repr(n) for n in close)}?" if close else ""
-    return f"unknown {what} {name!r}.{hint} Allowed: {', '.join(names) if names else 'none'}."
+    listed = ", ".join(names) if names else "none"
+    return f"unknown {what} {name!r}. {did_you_mean(name, names)}Allowed: {listed}."

@@ -9,6 +9,7 @@ to it (`raise_exception`, `strftime_now`, `tojson`, loop controls, `{% generatio
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from dba_core.data.foreign import guarded
-from dba_core.data.tokenizers import Tokenizer, Tokens
+from dba_core.data.tokenizers import Tokenizer, Tokens, guarded
 from dba_core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -98,23 +98,10 @@ def _compiled(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # Jinja's escapes HTML
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(template)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own escapes HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 @attrs.frozen(kw_only=True)
@@ -150,16 +137,15 @@ class Reading:
 
 
 def _check_texts(texts: object) -> None:
+    elsewhere = "and tokens to dba_core.generate(run.model, ...)"
     if not isinstance(texts, (list, tuple)):
         raise DataError(
-            f"prompts is a {type(texts).__name__}; give a text or a list of texts, and tokens to "
-            "dba_core.generate(run.model, ...)",
+            f"prompts is a {type(texts).__name__}; give a text or a list of texts, {elsewhere}",
             path="generation.prompt",
         )
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(
-                f"prompt {row} is {text!r} ({type(text).__name__}); give texts, and tokens to "
-                "dba_core.generate(run.model, ...)",
+                f"prompt {row} is {text!r} ({type(text).__name__}); give texts, {elsewhere}",
                 path="generation.prompt",
             )

@@ -9,7 +9,6 @@ one-dimensional) or `.bin` (raw uint16 or uint32, little-endian).
 from __future__ import annotations
 
 import hashlib
-import tokenize
 import warnings
 from collections.abc import Mapping
 from fractions import Fraction
@@ -24,15 +23,10 @@ from dba_core.data.text_sources import INSTALLED, Texts, bad_source, read_folder
 from dba_core.data.tokenizers import IdTokenizer, Tokenizer, Tokens, load_tokenizer
 from dba_core.errors import DataError
 from dba_core.printable import printable
+from dba_core.registry.contain import Failure, contain
 
 #: Between two documents of one text.
 SEPARATOR = "\n\n"
-_CHUNK = 1 << 22  # tokens looked at in one piece
-#: What numpy's reader of headers answers to bytes that are none: it parses them as Python source.
-_UNREADABLE = (
-    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError),
-    *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError),
-)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -185,15 +179,17 @@ def _text_corpus(source: Texts, tokenizer: Tokenizer, held_out: float) -> Corpus
 
 
 def read_npy(path: Path) -> Tokens:
-    """The array of a `.npy` file, memory-mapped. Its header is judged before anything is mapped."""
+    """The array of a `.npy` file, memory-mapped. Its header is judged before anything is mapped: numpy does
+    not survive every header that lies.
+    """
     size = _require_content(path)
-    try:
-        shape, dtype, offset = _read_header(path)
-    except _UNREADABLE as error:
+    header = contain(lambda: _npy_header(path))
+    if isinstance(header, Failure):
         raise bad_source(
-            f"{str(path)!r} is no readable .npy file ({_escaped(error)}); write it with numpy.save of an "
-            "integer array"
-        ) from error
+            f"{str(path)!r} is no readable .npy file ({_escaped(header.error)}); write it with numpy.save of "
+            "an integer array"
+        ) from header.error
+    shape, dtype, offset = header
     if dtype.kind not in "iu":
         raise bad_source(
             f"{str(path)!r} holds {_escaped(dtype)}, not token numbers; allowed: integer arrays, "
@@ -214,7 +210,7 @@ def read_npy(path: Path) -> Tokens:
     return _mapped(path, dtype, offset=offset, count=shape[0])
 
 
-def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Shape, type and where the numbers begin."""
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a foreign header, which numpy reads as source text
@@ -239,10 +235,10 @@ def read_bin(path: Path, dtype: str) -> Tokens:
             f"{str(path)!r} has {size} bytes, which is no multiple of the {item.itemsize} bytes of {dtype}; "
             "the file is cut off or data.bin_dtype is wrong"
         )
-    return _mapped(path, item, count=size // item.itemsize)
+    return _mapped(path, item, offset=0, count=size // item.itemsize)
 
 
-def _mapped(path: Path, dtype: np.dtype[Any], *, offset: int = 0, count: int) -> Tokens:
+def _mapped(path: Path, dtype: np.dtype[Any], *, offset: int, count: int) -> Tokens:
     try:
         return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
     except (OSError, ValueError) as error:
@@ -266,17 +262,12 @@ def _escaped(value: object) -> str:
 
 def check_vocabulary(tokens: Tokens, *, vocab_size: int, tokenizer: str) -> None:
     """Every token is in 0 .. vocab_size-1; else DataError with the worst one and its position."""
-    low, low_at, high, high_at = 0, 0, -1, 0
-    for start in range(0, len(tokens), _CHUNK):
-        part = np.asarray(tokens[start : start + _CHUNK])
-        if int(part.min()) < low:
-            low, low_at = int(part.min()), start + int(part.argmin())
-        if int(part.max()) > high:
-            high, high_at = int(part.max()), start + int(part.argmax())
-    value, position = (low, low_at) if low < 0 else (high, high_at)
-    if 0 <= value < vocab_size:
+    low, high = int(tokens.min()), int(tokens.max())
+    if low >= 0 and high < vocab_size:
         return
-    what = "smallest" if value < 0 else "largest"
+    value, what, position = (
+        (low, "smallest", tokens.argmin()) if low < 0 else (high, "largest", tokens.argmax())
+    )
     raise DataError(
         f"token {value} at position {position} (the {what}) is outside of the vocabulary of tokenizer "
         f"{tokenizer!r}: {vocab_size} tokens, 0 to {vocab_size - 1}. Give the tokenizer that made the array, "
@@ -286,8 +277,5 @@ def check_vocabulary(tokens: Tokens, *, vocab_size: int, tokenizer: str) -> None
 
 
 def array_sha256(tokens: Tokens) -> str:
-    """The hash of the tokens as stored, piece by piece."""
-    digest = hashlib.sha256()
-    for start in range(0, len(tokens), _CHUNK):
-        digest.update(np.ascontiguousarray(tokens[start : start + _CHUNK]).tobytes())
-    return digest.hexdigest()
+    """The hash of the tokens as stored."""
+    return hashlib.sha256(tokens.view(np.uint8)).hexdigest()

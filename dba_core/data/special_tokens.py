@@ -42,12 +42,12 @@ class SpecialTokens:
 
     def start(self, ids: _Ids) -> _Ids:
         """A prompt as the model reads it: [n] -> [n] or [n + 1], `bos` before it where it is added."""
-        return _joined([self.bos] if self.add_bos and self.bos is not None else [], ids, [])
+        return ids if self.bos is None or not self.add_bos else np.concatenate([_one(self.bos), ids])
 
     def around(self, ids: _Ids) -> _Ids:
         """A text as the model reads it: `bos` before it and `eos` after it, where they are added."""
-        before = [self.bos] if self.add_bos and self.bos is not None else []
-        return _joined(before, ids, list(self.eos[:1]) if self.add_eos else [])
+        begun = self.start(ids)
+        return np.concatenate([begun, _one(self.eos[0])]) if self.add_eos and self.eos else begun
 
     def chosen(self, *, bos: bool | None = None, eos: bool | None = None) -> SpecialTokens:
         """The same with `add_bos` and `add_eos` as told; None leaves them. Raises UsageError for one that the
@@ -75,15 +75,15 @@ class SpecialTokens:
 
     def to_document(self) -> dict[str, Any]:
         """JSON for SPECIAL_FILE, in Hugging Face's names; `from_document` reads it back."""
-        flags = {"add_bos_token": self.add_bos, "add_eos_token": self.add_eos}
-        document: dict[str, Any] = {**self.names, **flags}
-        if self.bos is not None:
-            document["bos_token_id"] = self.bos
-        if self.eos:
-            document["eos_token_id"] = list(self.eos)
-        if self.chat_template is not None:
-            document["chat_template"] = self.chat_template
-        return document
+        document = {
+            **self.names,
+            "add_bos_token": self.add_bos,
+            "add_eos_token": self.add_eos,
+            "bos_token_id": self.bos,
+            "eos_token_id": list(self.eos) or None,
+            "chat_template": self.chat_template,
+        }
+        return {name: value for name, value in document.items() if value is not None}
 
     @classmethod
     def from_document(
@@ -106,8 +106,9 @@ class SpecialTokens:
         add_bos = _flag(document, "add_bos_token", source, otherwise=before is not None)
         add_eos = _flag(document, "add_eos_token", source, otherwise=after is not None)
         named = {name: token_id(text) for name, text in names.items()}
-        bos = _first(before, named.get("bos_token"), *_ids(document, "bos_token_id", source))
+        begins = (before, named.get("bos_token"), *_ids(document, "bos_token_id", source))
         ends = (after, named.get("eos_token"), *_ids(document, "eos_token_id", source))
+        bos = next((token for token in begins if token is not None), None)
         eos = tuple(dict.fromkeys(token for token in ends if token is not None))
         for adds, there, name in ((add_bos, bos is not None, "bos"), (add_eos, bool(eos), "eos")):
             if adds and not there:
@@ -131,16 +132,9 @@ def read_special_document(folder: Path) -> dict[str, Any] | None:
     return read_object(path, error=DataError, advice=_ADVICE) if path.is_file() else None
 
 
-def _joined(before: list[int], ids: _Ids, after: list[int]) -> _Ids:
-    if not before and not after:
-        return ids
-    largest = max([*before, *after])
-    dtype = np.promote_types(ids.dtype, np.min_scalar_type(largest))
-    return np.concatenate([np.array(before, dtype), np.asarray(ids, dtype), np.array(after, dtype)])
-
-
-def _first(*candidates: int | None) -> int | None:
-    return next((token for token in candidates if token is not None), None)
+def _one(token: int) -> _Ids:
+    """[1], of the smallest type that holds it."""
+    return np.array([token], np.min_scalar_type(token))
 
 
 def _at_most_one(side: tuple[int, ...], source: str) -> int | None:
@@ -153,6 +147,10 @@ def _at_most_one(side: tuple[int, ...], source: str) -> int | None:
     return side[0] if side else None
 
 
+def _wrong(document: Mapping[str, Any], name: str, source: str, allowed: str) -> DataError:
+    return DataError(f"{source}: {name} is {document[name]!r:.80}; allowed: {allowed}. {_ADVICE}")
+
+
 def _names(document: Mapping[str, Any], source: str) -> dict[str, str]:
     """The texts of `*_token`, each a text or an object with `content`; null is none."""
     names = {}
@@ -161,46 +159,40 @@ def _names(document: Mapping[str, Any], source: str) -> dict[str, str]:
             continue
         text = value.get("content") if isinstance(value, Mapping) else value
         if not isinstance(text, str):
-            raise DataError(f"{source}: {name} is {value!r:.80}; allowed: the text of a token. {_ADVICE}")
+            raise _wrong(document, name, source, "the text of a token")
         names[name] = text
     return names
 
 
 def _flag(document: Mapping[str, Any], name: str, source: str, *, otherwise: bool) -> bool:
     value = document.get(name)
-    if value is None:
-        return otherwise
-    if not isinstance(value, bool):
-        raise DataError(f"{source}: {name} is {value!r:.80}; allowed: true or false. {_ADVICE}")
-    return value
+    if not isinstance(value, bool | None):
+        raise _wrong(document, name, source, "true or false")
+    return otherwise if value is None else value
 
 
 def _ids(document: Mapping[str, Any], name: str, source: str) -> list[int]:
     value = document.get(name)
-    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    for each in values:
-        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < 1 << 32:
-            raise DataError(
-                f"{source}: {name} is {value!r:.80}; allowed: a token number from 0 on, or a list of them. "
-                f"{_ADVICE}"
-            )
-    return list(values)
+    values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+    if not all(type(each) is int and 0 <= each < 1 << 32 for each in values):
+        raise _wrong(document, name, source, "a token number from 0 on, or a list of them")
+    return values
 
 
 def _chat_template(document: Mapping[str, Any], source: str) -> str | None:
     """One template, or the one called `default` of several: a list of {name, template}, or an object."""
     value = document.get("chat_template")
-    if value is None or isinstance(value, str):
+    if isinstance(value, str | None):
         return value
-    several: dict[Any, Any] = {}
-    if isinstance(value, Mapping):
-        several = dict(value)
-    elif isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
-        several = {str(each.get("name")): each.get("template") for each in value}
-    if not several or not all(isinstance(text, str) for text in several.values()):
-        raise DataError(
-            f"{source}: chat_template is {value!r:.80}; allowed: the text of a Jinja template, or several of "
-            f"them by name. {_ADVICE}"
+    if isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
+        value = {str(each.get("name")): each.get("template") for each in value}
+    if (
+        not isinstance(value, Mapping)
+        or not value
+        or not all(isinstance(text, str) for text in value.values())
+    ):
+        raise _wrong(
+            document, "chat_template", source, "the text of a Jinja template, or several of them by name"
         )
-    template = several.get("default")
-    return None if template is None else str(template)
+    template: str | None = value.get("default")
+    return template

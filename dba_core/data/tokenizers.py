@@ -7,6 +7,7 @@ which are imported when a tokenizer of theirs is asked for.
 
 from __future__ import annotations
 
+import abc
 import copy
 import functools
 import importlib
@@ -15,31 +16,32 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dba_core.data.foreign import guarded
 from dba_core.data.special_tokens import SpecialTokens
 from dba_core.data.text_stream import REPLACEMENT, ByteTextStream, TextStream, WindowTextStream
 from dba_core.distribution import install_command
-from dba_core.documents import parse_object, read_text
-from dba_core.errors import DataError, nearest, unknown
-from dba_core.printable import no_text
+from dba_core.documents import read_object
+from dba_core.errors import DataError, DBAError, did_you_mean, unknown
+from dba_core.printable import no_text, printable
+from dba_core.registry.contain import Failure, contain
 
 T = TypeVar("T")
 Tokens = npt.NDArray[np.integer[Any]]
 #: More tokens than any vocabulary in use has, and few enough that an embedding of them can be allocated.
 MAX_VOCABULARY = 1 << 24
 _ADVICE = "Give a Hugging Face tokenizer.json, whole and unchanged"
+_REASON_LIMIT = 300
 
 
 def _bad_tokenizer(message: str) -> DataError:
     return DataError(message, path="data.tokenizer")
 
 
-class Tokenizer(Protocol):
+class Tokenizer(abc.ABC):
     """`name` is the text that `load_tokenizer` reads back; tokens are 0 .. vocab_size-1.
 
     special: what begins and ends the texts of the model that this tokenizer was loaded for, which `encode`
@@ -47,31 +49,34 @@ class Tokenizer(Protocol):
     none.
     """
 
-    special: SpecialTokens
+    special = SpecialTokens()
 
-    @property
-    def name(self) -> str: ...
+    def __init__(self, *, name: str, vocab_size: int) -> None:
+        self.name = name
+        self.vocab_size = vocab_size
 
-    @property
-    def vocab_size(self) -> int: ...
-
+    @abc.abstractmethod
     def encode(self, text: str) -> Tokens:
         """One-dimensional array of tokens; no special tokens are added. Raises DataError for a text that
         UTF-8 cannot hold.
         """
-        ...
 
+    @abc.abstractmethod
     def decode(self, ids: Sequence[int] | Tokens) -> str:
         """Bytes that are no UTF-8, and ids that are no token, become U+FFFD."""
-        ...
 
     def n_bytes(self, ids: Sequence[int] | Tokens) -> int | None:
-        """UTF-8 bytes of the text of these tokens; None where tokens have no text."""
-        ...
+        """UTF-8 bytes of the text of these tokens, of what is left of it where the tokenizer loses some; None
+        where tokens have no text.
+        """
+        return len(self.decode(ids).encode("utf-8"))
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """A fresh incremental decoder for what follows the tokens `context`."""
-        ...
+        return WindowTextStream(self.decode, context=context)
+
+    def _array(self, ids: Sequence[int]) -> Tokens:
+        return np.array(ids, dtype=token_dtype(self.vocab_size))
 
 
 def real_text(text: str) -> str:
@@ -88,39 +93,43 @@ def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
-class ByteTokenizer:
+class _ByteStrings(Tokenizer):
+    """Each token is a byte string; a model may sample one that is none, which shows as U+FFFD."""
+
+    @abc.abstractmethod
+    def _bytes_of(self, token: int) -> bytes: ...
+
+    def decode(self, ids: Sequence[int] | Tokens) -> str:
+        return b"".join(map(self._bytes_of, ids)).decode("utf-8", errors="replace")
+
+    def n_bytes(self, ids: Sequence[int] | Tokens) -> int:
+        return sum(len(self._bytes_of(token)) for token in ids)
+
+    def stream(self, context: Sequence[int] = ()) -> TextStream:
+        return ByteTextStream(self._bytes_of, context=context)
+
+
+class ByteTokenizer(_ByteStrings):
     """One token per byte of the UTF-8 text."""
 
-    name = "bytes"
-    vocab_size = 256
-    special = SpecialTokens()
+    def __init__(self) -> None:
+        super().__init__(name="bytes", vocab_size=256)
 
     def encode(self, text: str) -> Tokens:
         return np.frombuffer(real_text(text).encode("utf-8"), dtype=np.uint8)
 
-    def decode(self, ids: Sequence[int] | Tokens) -> str:
-        return b"".join(map(_byte, ids)).decode("utf-8", errors="replace")
-
     def n_bytes(self, ids: Sequence[int] | Tokens) -> int:
         return len(ids)
 
-    def stream(self, context: Sequence[int] = ()) -> TextStream:
-        return ByteTextStream(_byte, context=context)
+    def _bytes_of(self, token: int) -> bytes:
+        return bytes((token,)) if 0 <= token < 256 else REPLACEMENT.encode("utf-8")
 
 
-def _byte(token: int) -> bytes:
-    """A model may have a larger vocabulary than 256; what is no byte shows as U+FFFD."""
-    return bytes((token,)) if 0 <= token < 256 else REPLACEMENT.encode("utf-8")
-
-
-class IdTokenizer:
+class IdTokenizer(Tokenizer):
     """Tokens without text, for token arrays: the text form is the numbers themselves, separated by spaces."""
 
-    special = SpecialTokens()
-
     def __init__(self, vocab_size: int) -> None:
-        self.name = f"ids:{vocab_size}"
-        self.vocab_size = vocab_size
+        super().__init__(name=f"ids:{vocab_size}", vocab_size=vocab_size)
 
     def encode(self, text: str) -> Tokens:
         words = text.split()
@@ -130,7 +139,7 @@ class IdTokenizer:
                     f"tokenizer {self.name!r} reads token numbers, got {word!r:.60} at word {position}; "
                     f"allowed: numbers from 0 to {self.vocab_size - 1}, separated by spaces"
                 )
-        return np.array([int(word) for word in words], dtype=token_dtype(self.vocab_size))
+        return self._array([int(word) for word in words])
 
     def decode(self, ids: Sequence[int] | Tokens) -> str:
         return " ".join(str(int(token)) for token in ids)
@@ -138,39 +147,26 @@ class IdTokenizer:
     def n_bytes(self, ids: Sequence[int] | Tokens) -> None:
         return None
 
-    def stream(self, context: Sequence[int] = ()) -> TextStream:
-        return WindowTextStream(self.decode, context=context)
 
-
-class JsonTokenizer:
+class JsonTokenizer(Tokenizer):
     """A Hugging Face `tokenizer.json`. `encode` adds no special tokens; those in a text are tokens of their
     own, and `decode` shows them. What the file says of truncation, padding and random encoding (`dropout`,
     and `nbest_size` with `alpha`) belongs to the training that wrote it and is left out.
     """
 
-    special = SpecialTokens()
-
     def __init__(self, tokenizer: Any, *, name: str) -> None:
-        self.name = name
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        super().__init__(name=name, vocab_size=largest + 1)
         self._tokenizer = tokenizer
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> Tokens:
         encode = functools.partial(self._tokenizer.encode, real_text(text), add_special_tokens=False)
-        ids = self._guarded(lambda: encode().ids, "encode a text")
-        return np.array(ids, dtype=token_dtype(self.vocab_size))
+        return self._array(self._guarded(lambda: encode().ids, "encode a text"))
 
     def decode(self, ids: Sequence[int] | Tokens) -> str:
         known = [int(token) for token in ids if 0 <= token < self.vocab_size]
         decode = functools.partial(self._tokenizer.decode, known, skip_special_tokens=False)
         return str(self._guarded(decode, "decode tokens"))
-
-    def n_bytes(self, ids: Sequence[int] | Tokens) -> int:
-        """Bytes of the decoded text; a tokenizer that loses text on the way counts what is left."""
-        return len(self.decode(ids).encode("utf-8"))
-
-    def stream(self, context: Sequence[int] = ()) -> TextStream:
-        return WindowTextStream(self.decode, context=context)
 
     def token_id(self, text: str) -> int | None:
         """The token whose text this is, as a whole."""
@@ -179,14 +175,13 @@ class JsonTokenizer:
 
     def template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens that the file's post-processor puts before and after a text."""
-        made = self._guarded(
-            lambda: self._tokenizer.encode("a", add_special_tokens=True), "apply its post-processor"
-        )
+        encode = functools.partial(self._tokenizer.encode, "a", add_special_tokens=True)
+        made = self._guarded(encode, "apply its post-processor")
         marked = list(zip(made.ids, made.special_tokens_mask, strict=True))
-        before = tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], marked))
+        before = [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked)]
         rest = marked[len(before) :][::-1]
-        after = tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], rest))
-        return before, after[::-1]
+        after = [token for token, _ in itertools.takewhile(lambda pair: pair[1], rest)]
+        return tuple(before), tuple(after[::-1])
 
     def _guarded(self, action: Callable[[], T], what: str) -> T:
         return guarded(
@@ -197,33 +192,38 @@ class JsonTokenizer:
         )
 
 
-class TiktokenTokenizer:
+class TiktokenTokenizer(_ByteStrings):
     """An encoding of `tiktoken`: tokens are byte strings. Special tokens in a text are plain text."""
 
-    special = SpecialTokens()
-
     def __init__(self, encoding: Any, *, name: str) -> None:
-        self.name = name
+        super().__init__(name=name, vocab_size=int(encoding.n_vocab))
         self._encoding = encoding
-        self.vocab_size = int(encoding.n_vocab)
 
     def encode(self, text: str) -> Tokens:
-        return np.array(self._encoding.encode_ordinary(real_text(text)), dtype=token_dtype(self.vocab_size))
+        return self._array(self._encoding.encode_ordinary(real_text(text)))
 
-    def decode(self, ids: Sequence[int] | Tokens) -> str:
-        return b"".join(map(self._token_bytes, ids)).decode("utf-8", errors="replace")
-
-    def n_bytes(self, ids: Sequence[int] | Tokens) -> int:
-        return sum(len(self._token_bytes(token)) for token in ids)
-
-    def stream(self, context: Sequence[int] = ()) -> TextStream:
-        return ByteTextStream(self._token_bytes, context=context)
-
-    def _token_bytes(self, token: int) -> bytes:
+    def _bytes_of(self, token: int) -> bytes:
         try:
             return bytes(self._encoding.decode_single_token_bytes(int(token)))
-        except KeyError:  # the vocabularies have holes, and a model may sample one
+        except KeyError:  # the vocabularies have holes
             return REPLACEMENT.encode("utf-8")
+
+
+def guarded(action: Callable[[], T], failed: Callable[[str], DBAError]) -> T:
+    """The result of foreign code that reads foreign data. failed: the error to raise for what it raised,
+    which it gets as text.
+
+    `tokenizers` raises bare `Exception` for a damaged file and lets a Rust panic through as a `BaseException`
+    of its own; a chat template may raise whatever its expressions do. Our own errors, KeyboardInterrupt,
+    SystemExit and MemoryError pass through as they are.
+    """
+    found = contain(action)
+    if not isinstance(found, Failure):
+        return found
+    if isinstance(found.error, (DBAError, SystemExit, GeneratorExit, MemoryError)):
+        raise found.error
+    text = printable(" ".join(str(found.error).split())).rstrip(".") or type(found.error).__name__
+    raise failed(text if len(text) <= _REASON_LIMIT else f"{text[:_REASON_LIMIT]}...") from None
 
 
 def load_tokenizer(text: str) -> Tokenizer:
@@ -247,20 +247,13 @@ def load_tokenizer(text: str) -> Tokenizer:
     if path.is_dir():
         raise _bad_tokenizer(f"{text!r} is a folder; give the tokenizer.json inside it")
     if not path.is_file():
-        raise _bad_tokenizer(_not_found(path))
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, ["bytes", "ids:", "tiktoken:", *names])
+        raise _bad_tokenizer(
+            f"no tokenizer {text!r}, and no such file. {hint}Allowed: bytes, ids:VOCABULARY, tiktoken:NAME, "
+            "or the path of a Hugging Face tokenizer.json"
+        )
     return _load_json(path)
-
-
-def _not_found(path: Path) -> str:
-    names = ["bytes", "ids:", "tiktoken:"]
-    if path.parent.is_dir():
-        names += [entry.name for entry in path.parent.iterdir()]
-    close = nearest(path.name, names)
-    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return (
-        f"no tokenizer {str(path)!r}, and no such file. {hint}Allowed: bytes, ids:VOCABULARY, tiktoken:NAME, "
-        "or the path of a Hugging Face tokenizer.json"
-    )
 
 
 def _is_number(text: str) -> bool:
@@ -274,9 +267,7 @@ def _load_json(path: Path) -> JsonTokenizer:
     Raises DataError that names the file for everything that is wrong with it.
     """
     where = str(path)
-    content = parse_object(
-        read_text(path, error=DataError, advice=_ADVICE), source=where, error=DataError, advice=_ADVICE
-    )
+    content = read_object(path, error=DataError, advice=_ADVICE)
     if not isinstance(content.get("model"), dict):
         raise _bad_tokenizer(
             f"{where!r} is JSON but no tokenizer: it has no 'model' object. Give the tokenizer.json that "

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from dba_core.config.data import DataConfig
-from dba_core.data import corpus as corpora
 from dba_core.data.corpus import Corpus, array_sha256, check_vocabulary, load_corpus
 from dba_core.errors import DataError
 
@@ -107,8 +106,7 @@ def test_negative_token(tmp_path: Path) -> None:
         load(save(tmp_path / "a.npy", tokens))
 
 
-def test_scans_go_over_the_whole_array_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "_CHUNK", 7)
+def test_the_first_of_the_largest_tokens_is_named_and_all_are_hashed() -> None:
     tokens = np.zeros(20, dtype=np.int64)
     tokens[[16, 19]] = 12
     with pytest.raises(DataError, match="token 12 at position 16"):

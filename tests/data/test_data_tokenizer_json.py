@@ -11,8 +11,7 @@ from tokenizer_files import adding, byte_level, damaged, documents
 
 from dba_core.config.data import DataConfig
 from dba_core.data.corpus import load_corpus
-from dba_core.data.foreign import guarded
-from dba_core.data.tokenizers import load_tokenizer, special_of
+from dba_core.data.tokenizers import guarded, load_tokenizer, special_of
 from dba_core.errors import DataError
 
 pytestmark = pytest.mark.needs("tokenizers")
