@@ -21,7 +21,7 @@ class BatchSampler:
     """Random batches from one generator. Every rank draws the whole global batch and takes its slice, so the
     sequences of a step are the same for any number of processes.
 
-    batch_size counts the sequences of all ranks together.
+    batch_size counts the sequences of all ranks together. drawn: global batches so far.
     """
 
     def __init__(
@@ -42,28 +42,27 @@ class BatchSampler:
         self._tokens = tokens
         self._context = context
         self._batch_size = batch_size
+        self._of = {"batch_size": batch_size, "context": context, "tokens": len(tokens)}
         share = batch_size // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
         self._generator = np.random.Generator(np.random.PCG64(seed))
-        self._drawn = 0
+        self.drawn = 0
 
     def next(self) -> tuple[Tensor, Tensor]:
         """The next x and y, int64 [batch_size / world_size, context]."""
         offsets = self._generator.integers(0, len(self._tokens) - self._context, size=self._batch_size)
-        self._drawn += 1
+        self.drawn += 1
         windows = np.stack([self._tokens[o : o + self._context + 1] for o in offsets[self._mine]])
         both = torch.from_numpy(windows.astype(np.int64))  # [B, context + 1]
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands; the same on every rank. JSON types only."""
-        own = {"batch_size": self._batch_size, "context": self._context, "tokens": len(self._tokens)}
-        return {"generator": self._generator.bit_generator.state, "drawn": self._drawn, **own}
+        return {"generator": self._generator.bit_generator.state, "drawn": self.drawn, **self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises DataError when it belongs to other batches."""
-        own = {"batch_size": self._batch_size, "context": self._context, "tokens": len(self._tokens)}
-        for key, mine in own.items():
+        for key, mine in self._of.items():
             if state.get(key) != mine:
                 raise DataError(
                     f"the saved data position is for {key}={ascii(state.get(key))[:60]}, this run has "
@@ -81,12 +80,7 @@ class BatchSampler:
                 f"the saved data position is damaged: its generator cannot be set ({error}); restore the "
                 "checkpoint from a copy, or train again"
             ) from None
-        self._drawn = drawn
-
-    @property
-    def drawn(self) -> int:
-        """Global batches drawn so far."""
-        return self._drawn
+        self.drawn = drawn
 
 
 def held_out_windows(

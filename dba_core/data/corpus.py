@@ -19,7 +19,7 @@ import attrs
 import numpy as np
 
 from dba_core.config.data import DataConfig
-from dba_core.data.text_sources import INSTALLED, Texts, bad_source, read_folder, read_text_file, require_path
+from dba_core.data.text_sources import INSTALLED, bad_source, read_texts, require_path
 from dba_core.data.tokenizers import IdTokenizer, Tokenizer, Tokens, load_tokenizer
 from dba_core.errors import DataError
 from dba_core.printable import printable
@@ -95,10 +95,9 @@ def load_corpus(config: DataConfig, *, context: int, tokenizer: Tokenizer | None
     DataError with the file, what is wrong with it and what to do.
     """
     tokenizer = load_tokenizer(config.tokenizer) if tokenizer is None else tokenizer
-    if config.source in INSTALLED:
-        corpus = _text_corpus(INSTALLED[config.source](), tokenizer, config.held_out)
-    else:
-        corpus = _file_corpus(require_path(config.source), tokenizer, config)
+    path = Path(config.source)
+    is_array = config.source not in INSTALLED and path.suffix.lower() in (".npy", ".bin") and path.is_file()
+    corpus = (_array_corpus if is_array else _text_corpus)(config, tokenizer)
     for part, tokens in (("training", corpus.train), ("held-out", corpus.held_out)):
         if len(tokens) < context + 1:
             raise bad_source(
@@ -120,13 +119,9 @@ def train_length(n_tokens: int, held_out: float) -> int:
     return int(n_tokens * (1 - Fraction(repr(held_out))))
 
 
-def _file_corpus(path: Path, tokenizer: Tokenizer, config: DataConfig) -> Corpus:
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        return _text_corpus(read_folder(path), tokenizer, config.held_out)
-    if suffix not in (".npy", ".bin"):
-        return _text_corpus(read_text_file(path), tokenizer, config.held_out)
-    tokens = read_npy(path) if suffix == ".npy" else read_bin(path, config.bin_dtype)
+def _array_corpus(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
+    path = Path(config.source)
+    tokens = read_npy(path) if path.suffix.lower() == ".npy" else read_bin(path, config.bin_dtype)
     check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
     return Corpus(
         name=path.name,
@@ -139,7 +134,8 @@ def _file_corpus(path: Path, tokenizer: Tokenizer, config: DataConfig) -> Corpus
     )
 
 
-def _text_corpus(source: Texts, tokenizer: Tokenizer, held_out: float) -> Corpus:
+def _text_corpus(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
+    source = read_texts(config.source)
     if isinstance(tokenizer, IdTokenizer):
         raise DataError(
             f"{tokenizer.name!r} does not fit {source.name!r}, which is text; it is for .npy and .bin token "
@@ -166,7 +162,7 @@ def _text_corpus(source: Texts, tokenizer: Tokenizer, held_out: float) -> Corpus
     return Corpus(
         name=source.name,
         tokens=tokens,
-        n_train=train_length(len(tokens), held_out),
+        n_train=train_length(len(tokens), config.held_out),
         tokenizer=tokenizer,
         documents={name: len(part.encode("utf-8")) for name, part in source.texts.items()},
         n_bytes=len(data),
@@ -278,4 +274,4 @@ def check_vocabulary(tokens: Tokens, *, vocab_size: int, tokenizer: str) -> None
 
 def array_sha256(tokens: Tokens) -> str:
     """The hash of the tokens as stored."""
-    return hashlib.sha256(tokens.view(np.uint8)).hexdigest()
+    return hashlib.sha256(tokens.view(np.uint8).data).hexdigest()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import attrs
 
-from dba_core.errors import DataError, nearest
+from dba_core.errors import DataError, did_you_mean
 
 TEXT_SUFFIXES = (".md", ".rst", ".tex", ".text", ".txt")
 _LISTED = 5
@@ -154,6 +154,14 @@ def _strings(path: Path) -> list[str]:
 INSTALLED: dict[str, Callable[[], Texts]] = {"pydoc": read_pydoc, "docstrings": read_docstrings}
 
 
+def read_texts(source: str) -> Texts:
+    """The texts of an installed source, a folder or a file. Raises DataError for what is none."""
+    if source in INSTALLED:
+        return INSTALLED[source]()
+    path = require_path(source)
+    return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
 def require_path(text: str) -> Path:
     """The path, which exists; else DataError with the nearest names in its folder."""
     if re.match(r"(https?|ftp|s3|gs|hf)://", text):
@@ -166,17 +174,13 @@ def require_path(text: str) -> Path:
         return path
     if not path.parent.is_dir():
         raise bad_source(f"no file or folder {text!r}, nor its folder {str(path.parent)!r}; give {_FORMS}")
-    close = nearest(path.name, ["pydoc", *sorted(entry.name for entry in path.parent.iterdir())])
-    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    hint = did_you_mean(path.name, ["pydoc", *sorted(entry.name for entry in path.parent.iterdir())])
     raise bad_source(f"no file or folder {text!r}. {hint}Allowed: {_FORMS}")
 
 
-def read_text_file(path: Path) -> Texts:
+def _read_file(path: Path) -> Texts:
     """One text file as one document."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise bad_source(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    data = _content(path)
     if not data:
         raise bad_source(f"the file {str(path)!r} is empty; give a file with text")
     kind, reason = _kind_of(data), _why_binary(data)
@@ -190,7 +194,7 @@ def read_text_file(path: Path) -> Texts:
     return Texts(name=path.name, texts={path.name: data.decode("utf-8")})
 
 
-def read_folder(folder: Path) -> Texts:
+def _read_folder(folder: Path) -> Texts:
     """Every text file under the folder, hidden ones excepted, sorted by path; each is a document."""
     texts: dict[str, str] = {}
     left_out: list[str] = []
@@ -199,15 +203,9 @@ def read_folder(folder: Path) -> Texts:
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() not in TEXT_SUFFIXES:
             left_out.append(f"{name}: not one of {' '.join(TEXT_SUFFIXES)}")
-            continue
-        if path.stat().st_size == 0:
+        elif not (data := _content(path)):
             left_out.append(f"{name}: empty")
-            continue
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise bad_source(f"{str(path)!r} cannot be read: {error.strerror}") from error
-        if reason := _why_binary(data):
+        elif reason := _why_binary(data):
             kind = _kind_of(data)
             binary.append(f"{name} ({kind[0] if kind else reason})")
         else:
@@ -234,6 +232,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise bad_source(f"{str(path)!r} cannot be read: {error.strerror}") from error
+
+
 def _some(items: list[str]) -> str:
     more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return ", ".join(items[:_LISTED]) + more
@@ -241,10 +246,7 @@ def _some(items: list[str]) -> str:
 
 def _kind_of(data: bytes) -> tuple[str, str] | None:
     """What a file is in words and the next step, where its first bytes are a well-known kind's."""
-    for beginning, words, action in _KINDS:
-        if data.startswith(beginning):
-            return words, action
-    return None
+    return next(((words, action) for first, words, action in _KINDS if data.startswith(first)), None)
 
 
 def _why_binary(data: bytes) -> str | None:

@@ -2,33 +2,16 @@
 
 A token of a byte-level vocabulary may hold half a character, so `decode(a) + decode(b)` is not
 `decode(a + b)`. A stream holds the unfinished part back: the pieces of all `push` calls and of `finish`,
-joined, are `decode` of all tokens.
+joined, are `decode` of all tokens. One stream per sequence; `context` are the tokens before it, whose text
+it omits.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-class TextStream(Protocol):
-    """An incremental decoder, one per sequence; `context` are the tokens before it, whose text it omits."""
-
-    @property
-    def pending(self) -> bool:
-        """Whether tokens were pushed whose text is still held back."""
-        ...
-
-    def push(self, ids: Iterable[int]) -> str:
-        """The text that is certain now and was not before."""
-        ...
-
-    def finish(self) -> str:
-        """What was held back; an unfinished character becomes U+FFFD."""
-        ...
 
 
 class ByteTextStream:
@@ -41,17 +24,21 @@ class ByteTextStream:
 
     @property
     def pending(self) -> bool:
+        """Whether tokens were pushed whose text is still held back."""
         return self._decoder.getstate()[0] != b""
 
     def push(self, ids: Iterable[int]) -> str:
-        return self._decoder.decode(b"".join(self._token_bytes(token) for token in ids))
+        """The text that is certain now and was not before."""
+        return self._decoder.decode(b"".join(map(self._token_bytes, ids)))
 
     def finish(self) -> str:
+        """What was held back; an unfinished character becomes U+FFFD."""
         return self._decoder.decode(b"", final=True)
 
 
 class WindowTextStream:
-    """For vocabularies that only decode whole sequences: the text of a window minus the text of its start.
+    """The same for vocabularies that only decode whole sequences: the text of a window minus the text of its
+    start.
 
     The window begins one push back, because a tokenizer may drop the space before the first token of a
     sequence. Text that ends in U+FFFD is held back, since it may be the first part of a character.
@@ -83,3 +70,6 @@ class WindowTextStream:
     def _new_text(self) -> str:
         known = self._decode(self._ids[self._start : self._shown])
         return self._decode(self._ids[self._start :])[len(known) :]
+
+
+TextStream = ByteTextStream | WindowTextStream
