@@ -11,11 +11,10 @@ if TYPE_CHECKING:
     from dba_core.attention.reference import reference_attention
     from dba_core.cache.kv_cache import KVCache
     from dba_core.config.attention import AttentionConfig
-    from dba_core.config.generation import GenerationConfig
     from dba_core.config.kv_policy import KVCachePolicy
     from dba_core.config.long_sequence import LongSequenceConfig
     from dba_core.config.model import ModelConfig
-    from dba_core.config.run import RunConfig
+    from dba_core.config.run import GenerationConfig, RunConfig
     from dba_core.evaluation.metrics import fidelity_metrics
     from dba_core.generation.loop import generate
     from dba_core.hookspecs import hookimpl
@@ -47,7 +46,7 @@ __all__ = [
 _MODULES = {
     "AttentionConfig": "config.attention",
     "DecoupledAttention": "attention.module",
-    "GenerationConfig": "config.generation",
+    "GenerationConfig": "config.run",
     "KVCache": "cache.kv_cache",
     "KVCachePolicy": "config.kv_policy",
     "LanguageModel": "model.language_model",

@@ -5,8 +5,10 @@ No torch.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -98,18 +100,38 @@ def diff(a: str, b: str, as_json: bool) -> int:
       dba config diff latest my.toml --json
     """
     from dba_cli.rendering import columns, echo_json
-    from dba_core.config.difference import differences
 
-    first, second = _configuration(a), _configuration(b)
-    found = differences(first, second)
+    first, second = _leaves(_configuration(a)), _leaves(_configuration(b))
+    keys = [key for key in {**first, **second} if _text(first, key) != _text(second, key)]
     if as_json:
-        rows = [{"key": each.key, "a": each.a, "b": each.b, "only_in": each.only_in} for each in found]
-        echo_json({"a": a, "b": b, "same": not found, "differences": rows})
-    elif found:
-        columns("Differences", ["key", a, b], [(each.key, each.text_a, each.text_b) for each in found])
+        rows = [
+            {
+                "key": key,
+                "a": first.get(key),
+                "b": second.get(key),
+                "only_in": None if key in first and key in second else "a" if key in first else "b",
+            }
+            for key in keys
+        ]
+        echo_json({"a": a, "b": b, "same": not keys, "differences": rows})
+    elif keys:
+        columns("Differences", ["key", a, b], [(key, _text(first, key), _text(second, key)) for key in keys])
     else:
         echo("The two configurations are the same.")
-    return 1 if found else 0
+    return 1 if keys else 0
+
+
+def _leaves(config: RunConfig) -> dict[str, Any]:
+    """By dotted key, without empty tables of options."""
+    from dba_core.config.layers import flatten
+
+    leaves = {".".join(path): setting.value for path, setting in flatten(config.to_dict(), "").items()}
+    return {key: value for key, value in leaves.items() if value != {}}
+
+
+def _text(leaves: Mapping[str, Any], key: str) -> str:
+    """As JSON, in which 1 and true, and 1 and 1.0, are not the same."""
+    return json.dumps(leaves[key], ensure_ascii=False) if key in leaves else "not there"
 
 
 def _configuration(text: str) -> RunConfig:

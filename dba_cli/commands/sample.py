@@ -15,8 +15,8 @@ from dba_core.errors import UsageError
 from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice
 
 if TYPE_CHECKING:
-    from dba_core.config.generation import GenerationConfig
     from dba_core.config.kv_policy import KVCachePolicy
+    from dba_core.config.run import GenerationConfig
     from dba_core.data.chat import Reading
     from dba_core.runs.load import Run
     from dba_core.runs.sample import Continuation

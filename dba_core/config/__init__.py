@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dba_core.config.attention import AttentionConfig
-from dba_core.config.data import DataConfig
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
 from dba_core.config.loading import LoadedConfig, load_config, render_toml
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.run import RunConfig
-from dba_core.config.training import EvaluationConfig, TrainingConfig
+from dba_core.config.run import DataConfig, EvaluationConfig, GenerationConfig, RunConfig, TrainingConfig
 from dba_core.registry.choice import PluginChoice, PluginChoices, PluginRecord
 from dba_core.serialization.values import Serializable
 

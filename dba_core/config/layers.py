@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from dba_core.config.long_sequence import FLAT_SPELLINGS
-from dba_core.config.mem_summarizer import FLAT, FORMER, PRESENT
+from dba_core.config.run import FORMER, PRESENT
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError
 from dba_core.kinds import per_layer
@@ -122,8 +122,6 @@ def _moved(layer: Layer) -> Layer:
 
 
 def _field_path(path: Path) -> Path:
-    if path == ("model", FLAT):
-        return FORMER
     if len(path) == 2 and path[0] == "model" and path[1] in FLAT_SPELLINGS:
         return ("model", "train_long_seq", FLAT_SPELLINGS[path[1]])
     path = _with_layers(path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import attrs
 
+from dba_core.errors import ConfigError
 from dba_core.serialization.validators import at_least
-from dba_core.serialization.values import Serializable, exact_types
+from dba_core.serialization.values import Serializable, exact_types, mismatch
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
@@ -62,7 +66,31 @@ class ResolvedLongSequence(LongSequenceConfig):
         return LongSequenceConfig(**attrs.asdict(self))
 
 
+#: The summarizer's name stood among the knobs once.
+MEM_SUMMARIZER = "mem_summarizer"
 #: The flat spelling of each knob in older configurations, `train_long_seq_enabled` and so on, -> the field.
 FLAT_SPELLINGS: dict[str, str] = {
-    f"train_long_seq_{field.name}": field.name for field in attrs.fields(LongSequenceConfig)
+    f"train_long_seq_{name}": name
+    for name in (*(field.name for field in attrs.fields(LongSequenceConfig)), MEM_SUMMARIZER)
 }
+
+
+def nested(model: Any) -> Any:
+    """The table `model` with every flat knob inside `train_long_seq`; `model` as it is where it has none.
+
+    Raises ConfigError for a knob that is given in both spellings with different values.
+    """
+    if not isinstance(model, Mapping) or not FLAT_SPELLINGS.keys() & model.keys():
+        return model
+    given = model.get("train_long_seq", {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(mismatch(given, "a table"), path="train_long_seq")
+    knobs = dict(given)
+    for flat, field in FLAT_SPELLINGS.items():
+        if flat in model and knobs.setdefault(field, model[flat]) != model[flat]:
+            raise ConfigError(
+                f"{model[flat]!r} contradicts train_long_seq.{field}={knobs[field]!r}; give one of them",
+                path=flat,
+            )
+    rest = {key: value for key, value in model.items() if key not in FLAT_SPELLINGS}
+    return {**rest, "train_long_seq": knobs}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
 from dba_core.config.attention import AttentionConfig
-from dba_core.config.long_sequence import FLAT_SPELLINGS, LongSequenceConfig
+from dba_core.config.long_sequence import LongSequenceConfig, nested
 from dba_core.errors import ConfigError
 from dba_core.serialization.validators import at_least, between, one_of, positive
-from dba_core.serialization.values import Serializable, exact_types, mismatch
+from dba_core.serialization.values import Serializable, exact_types, inside
 
 NORMS = ("rmsnorm", "layernorm")
 MLPS = ("swiglu", "gelu", "silu")
@@ -46,29 +45,10 @@ class ModelConfig(Serializable):
     @classmethod
     def prepare(cls, data: Any) -> Any:
         """Takes the flat spelling of older configurations too: `train_long_seq_enabled` and so on."""
-        if not isinstance(data, Mapping) or not FLAT_SPELLINGS.keys() & data.keys():
-            return data
-        nested = data.get("train_long_seq", {})
-        if not isinstance(nested, Mapping):
-            raise ConfigError(mismatch(nested, "a table"), path="train_long_seq")
-        knobs = dict(nested)
-        for flat, field in FLAT_SPELLINGS.items():
-            if flat not in data:
-                continue
-            if field in knobs and knobs[field] != data[flat]:
-                raise ConfigError(
-                    f"{data[flat]!r} contradicts train_long_seq.{field}={knobs[field]!r}; give one of them",
-                    path=flat,
-                )
-            knobs[field] = data[flat]
-        rest = {key: value for key, value in data.items() if key not in FLAT_SPELLINGS}
-        return {**rest, "train_long_seq": knobs}
+        return nested(data)
 
     def __attrs_post_init__(self) -> None:
-        try:
-            self.attention.resolved(d_model=self.d_model)
-        except ConfigError as error:
-            raise error.under("attention") from None
+        inside("attention", lambda attention: attention.resolved(d_model=self.d_model), self.attention)
 
     @property
     def has_norm_bias(self) -> bool:

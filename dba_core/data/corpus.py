@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from dba_core.config.data import DataConfig
+from dba_core.config.run import DataConfig
 from dba_core.data.text_sources import INSTALLED, bad_source, read_texts, require_path
 from dba_core.data.tokenizers import IdTokenizer, Tokenizer, Tokens, load_tokenizer
 from dba_core.errors import DataError

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dba_core.cache.kv_cache import KVCache
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
+from dba_core.config.run import GenerationConfig
 from dba_core.data.tokenizers import Tokenizer
 from dba_core.errors import CacheError, CheckpointError, ConfigError, DataError, DBAError, LongPromptWarning
 from dba_core.generation.inference import inference

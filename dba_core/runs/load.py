@@ -11,9 +11,8 @@ from typing import Any, overload
 
 import attrs
 
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.run import RunConfig
+from dba_core.config.run import GenerationConfig, RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.chat import Reading
 from dba_core.data.corpus import Corpus

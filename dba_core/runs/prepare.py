@@ -13,10 +13,9 @@ from pathlib import Path
 import attrs
 import torch
 
-from dba_core.config.data import DataConfig
 from dba_core.config.kv_policy import KVCachePolicy, check_formats
 from dba_core.config.model import ModelConfig
-from dba_core.config.run import RunConfig
+from dba_core.config.run import DataConfig, RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.text_sources import INSTALLED

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.run import GenerationConfig
 from dba_core.data.chat import Reading
 from dba_core.data.tokenizers import Tokenizer
 from dba_core.errors import ConfigError, unknown

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from dba_core.attention.module import DecoupledAttention
-from dba_core.config.mem_summarizer import FIELD
+from dba_core.config.long_sequence import MEM_SUMMARIZER
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig
 from dba_core.contracts import Kind
@@ -49,7 +49,9 @@ def settings_fingerprint(
     """
     long_sequence = settings.train_long_seq.resolved(context=settings.context, device=device)
     model = attrs.evolve(settings, train_long_seq=long_sequence).to_dict()
-    model["train_long_seq"][FIELD] = None  # as in every checkpoint since the first; `plugins` says which
+    model["train_long_seq"][MEM_SUMMARIZER] = (
+        None  # as in every checkpoint since the first; `plugins` says which
+    )
     training = config.training.to_dict()
     data = {
         "seed": config.seed,

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dba_core.config.run import RunConfig
-from dba_core.config.training import TrainingConfig
+from dba_core.config.run import RunConfig, TrainingConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
 

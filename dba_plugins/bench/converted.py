@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from dba_core.command import Command, argument, command_line, group, option, summary_of
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.run import GenerationConfig
 from dba_core.errors import DataError, UsageError
 from dba_core.hookspecs import hookimpl
 from dba_core.report import Column, Report, Reporter

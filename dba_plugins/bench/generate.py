@@ -19,10 +19,10 @@ import attrs
 
 from dba_core.command import Command, command_line, option, summary_of
 from dba_core.config.attention import AttentionConfig
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
+from dba_core.config.run import GenerationConfig
 from dba_core.errors import ConfigError, UsageError
 from dba_core.hookspecs import hookimpl
 from dba_core.registry.choice import PluginChoice, PluginChoices

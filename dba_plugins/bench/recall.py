@@ -24,7 +24,7 @@ from dba_core.command import Command, command_line, option, summary_of
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig, ResolvedLongSequence
 from dba_core.config.model import ModelConfig
-from dba_core.config.training import TrainingConfig
+from dba_core.config.run import TrainingConfig
 from dba_core.errors import ConfigError
 from dba_core.hookspecs import hookimpl
 from dba_core.report import Column, Report, Reporter

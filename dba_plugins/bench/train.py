@@ -19,8 +19,7 @@ import attrs
 from dba_core.command import Command, command_line, group, option, summary_of
 from dba_core.config.attention import MODES, AttentionConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.run import RunConfig
-from dba_core.config.training import TrainingConfig
+from dba_core.config.run import RunConfig, TrainingConfig
 from dba_core.errors import UsageError, unknown
 from dba_core.hookspecs import hookimpl
 from dba_core.report import Column, Report, Reporter

@@ -6,11 +6,9 @@ from typing import Any
 
 import attrs
 
-from dba_core.config.data import DataConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
-from dba_core.config.run import RunConfig
-from dba_core.config.training import EvaluationConfig, TrainingConfig
+from dba_core.config.run import DataConfig, EvaluationConfig, RunConfig, TrainingConfig
 from dba_core.data.special_tokens import SPECIAL_FILE
 from dba_core.data.tokenizers import Tokenizer
 from dba_core.documents import write_json, write_whole

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dba_core.config.data import DataConfig
+from dba_core.config.run import DataConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit
 from dba_core.errors import DataError

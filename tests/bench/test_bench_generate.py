@@ -41,7 +41,7 @@ def test_a_filled_cache_has_its_length_in_every_layer_and_the_bytes_of_its_polic
 
 
 def test_our_greedy_tokens_are_the_argmax_of_the_whole_sequence():
-    from dba_core.config.generation import GenerationConfig
+    from dba_core.config.run import GenerationConfig
     from dba_core.generation.loop import generate
     from dba_plugins.bench.generate import build_ours
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.config.run import GenerationConfig
 from dba_core.data.chat import chat_of, encode_chat
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
 from dba_core.generation.loop import generate

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dba_core.config.data import DataConfig
+from dba_core.config.run import DataConfig
 from dba_core.data.corpus import Corpus, load_corpus, train_length
 from dba_core.data.text_sources import repeated_topics
 from dba_core.errors import DataError

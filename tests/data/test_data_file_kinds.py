@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dba_core.config.data import DataConfig
+from dba_core.config.run import DataConfig
 from dba_core.data.corpus import check_source, load_corpus
 from dba_core.errors import DataError
 

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from dba_core.config.data import DataConfig
+from dba_core.config.run import DataConfig
 from dba_core.data.corpus import Corpus, array_sha256, check_vocabulary, load_corpus
 from dba_core.errors import DataError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizer_files import adding, byte_level, damaged, documents
 
-from dba_core.config.data import DataConfig
+from dba_core.config.run import DataConfig
 from dba_core.data.corpus import load_corpus
 from dba_core.data.tokenizers import guarded, load_tokenizer, special_of
 from dba_core.errors import DataError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dba_core.cache.bytes import bytes_per_token, residual_bytes
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
+from dba_core.config.run import GenerationConfig
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices

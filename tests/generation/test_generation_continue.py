@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dba_core.config.generation import GenerationConfig
+from dba_core.config.run import GenerationConfig
 
 pytestmark = pytest.mark.torch
 

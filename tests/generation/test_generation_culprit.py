@@ -8,9 +8,9 @@ import torch
 from broken_plugins.decode_backends import Dense, DensePlugin
 
 from dba_core.config.attention import AttentionConfig
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
+from dba_core.config.run import GenerationConfig
 from dba_core.errors import CheckpointError, DBAError, PluginError
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel

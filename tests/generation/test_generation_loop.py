@@ -7,7 +7,7 @@ import pytest
 import torch
 from generation_toy import VOCAB, ToyModel, oracle_logits
 
-from dba_core.config.generation import GenerationConfig
+from dba_core.config.run import GenerationConfig
 from dba_core.data.special_tokens import SpecialTokens
 from dba_core.data.tokenizers import ByteTokenizer, with_special
 from dba_core.errors import ConfigError, DataError

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dba_core.config.attention import AttentionConfig
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
+from dba_core.config.run import GenerationConfig
 from dba_core.generation import loop
 from dba_core.generation.loop import generate, prefill
 from dba_core.model.language_model import LanguageModel

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dba_core.config.attention import AttentionConfig
-from dba_core.config.generation import GenerationConfig
 from dba_core.config.model import ModelConfig
+from dba_core.config.run import GenerationConfig
 from dba_core.errors import CacheError, DataError
 from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel

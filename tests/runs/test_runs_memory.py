@@ -17,8 +17,7 @@ from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
-from dba_core.config.run import RunConfig
-from dba_core.config.training import TrainingConfig
+from dba_core.config.run import RunConfig, TrainingConfig
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import load_tokenizer
 from dba_core.free_memory import NotEnoughMemoryError, free_bytes, gib, require_memory

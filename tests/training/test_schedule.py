@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from dba_core.config.training import TrainingConfig
+from dba_core.config.run import TrainingConfig
 from dba_core.training.step import learning_rate
 
 pytestmark = pytest.mark.torch

@@ -7,7 +7,7 @@ import torch
 from tiny_run import build, tiny_config
 from torch import nn
 
-from dba_core.config.training import TrainingConfig
+from dba_core.config.run import TrainingConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_core.training.step import build_optimizer

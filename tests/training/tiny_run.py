@@ -11,8 +11,7 @@ import numpy as np
 
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
-from dba_core.config.run import RunConfig
-from dba_core.config.training import TrainingConfig
+from dba_core.config.run import RunConfig, TrainingConfig
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import load_tokenizer
 from dba_core.model.language_model import LanguageModel
