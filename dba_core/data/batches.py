@@ -60,25 +60,24 @@ class BatchSampler:
         """Where the stream stands; the same on every rank. JSON types only."""
         return {"generator": self._generator.bit_generator.state, "drawn": self.drawn, **self._of}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises DataError when it belongs to other batches."""
+    def load_state_dict(self, state: object) -> None:
+        """Go on where `state` was taken. Raises DataError when it belongs to other batches, or is none."""
+        saved = state if isinstance(state, dict) else {}
         for key, mine in self._of.items():
-            if state.get(key) != mine:
+            if saved.get(key) != mine:
                 raise DataError(
-                    f"the saved data position is for {key}={ascii(state.get(key))[:60]}, this run has "
+                    f"the saved data position is for {key}={ascii(saved.get(key))[:60]}, this run has "
                     f"{mine}; resume with the same data, batch size and context"
                 )
-        drawn = state.get("drawn")
-        if isinstance(drawn, bool) or not isinstance(drawn, int) or drawn < 0:
-            raise DataError(
-                f"the saved data position has drawn={ascii(drawn)[:60]}; allowed: a count of batches"
-            )
         try:
-            self._generator.bit_generator.state = state["generator"]
+            drawn = saved["drawn"]
+            if type(drawn) is not int or drawn < 0:
+                raise ValueError(f"drawn={drawn!a:.60}")
+            self._generator.bit_generator.state = saved["generator"]
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise DataError(
-                f"the saved data position is damaged: its generator cannot be set ({error}); restore the "
-                "checkpoint from a copy, or train again"
+                f"the saved data position is damaged ({error}): no generator and count of batches; restore "
+                "the checkpoint from a copy, or train again"
             ) from None
         self.drawn = drawn
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from types import TracebackType
 
 import attrs
 import torch
@@ -33,7 +32,7 @@ def _indexed(device: str | torch.device) -> torch.device:
 
 
 @attrs.frozen
-class World:
+class World(contextlib.AbstractContextManager["World"]):
     """This process's place among those that train together, and the device that it trains on."""
 
     rank: int = 0
@@ -120,12 +119,7 @@ class World:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def __enter__(self) -> World:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 

@@ -8,12 +8,13 @@ on the main process, between steps; one that raises KeyboardInterrupt stops the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -27,7 +28,7 @@ from dba_core.model.language_model import LanguageModel
 from dba_core.report import Reporter, SilentReporter
 from dba_core.training.distributed import World
 from dba_core.training.metrics_log import MetricsLog
-from dba_core.training.session import Evaluated, Session
+from dba_core.training.session import Session
 from dba_core.training.step import Gradients
 
 if TYPE_CHECKING:
@@ -192,32 +193,37 @@ class _Loop:
 
     def run(self) -> bool:
         """All remaining steps. Returns whether a request to stop ended them early."""
-        world_size, first_step = self._session.world.size, self._session.progress.step
-        self._emit(TrainingStarted(first_step=first_step, steps=self._settings.steps, world_size=world_size))
-        if self._settings.steps == 0:
+        session, steps = self._session, self._settings.steps
+        first_step, world_size = session.progress.step, session.world.size
+        self._emit(TrainingStarted(first_step=first_step, steps=steps, world_size=world_size))
+        if steps == 0:
             self._save(self._evaluate())
         stopping = False
-        while self._session.progress.step < self._settings.steps and not stopping:
+        while session.progress.step < steps and not stopping:
             stopping = self._one_step()
         return stopping
 
     def _one_step(self) -> bool:
         """One optimizer step and what is due after it. Returns whether to stop before the last step."""
-        settings = self._settings
+        settings, session = self._settings, self._session
+        # The clock of the main process alone asks for a checkpoint; it tells the others.
+        limit = 60 * settings.checkpoint_minutes if session.world.is_main else 0
         begun = time.perf_counter()
-        gradients, lr = self._session.optimize(stop=self._stop.requested, save=self._save_is_due())
+        gradients, lr = session.optimize(
+            stop=self._stop.requested, save=limit > 0 and time.monotonic() - self._saved >= limit
+        )
         self._stop.at_once = False  # from here on there is something to save
         self._seconds += time.perf_counter() - begun
         self._steps += 1
-        step = self._session.progress.step
+        step = session.progress.step
         self._report(gradients, lr)
         pointers: tuple[str, ...] = ()
         if step % settings.eval_every == 0 or step == settings.steps:
             pointers = self._evaluate()
         elif gradients.save or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
             pointers = ("last",)
-        alone = self._session.world.size == 1
-        stopping = (self._stop.requested if alone else gradients.stop) and step < settings.steps
+        stopping = self._stop.requested if session.world.size == 1 else gradients.stop
+        stopping = stopping and step < settings.steps
         try:
             if stopping:
                 self._emit(Interrupted(step=step))
@@ -225,11 +231,6 @@ class _Loop:
             if pointers or stopping:
                 self._save(pointers or ("last",))
         return stopping
-
-    def _save_is_due(self) -> bool:
-        """Whether the clock asks for a checkpoint: that of the main process alone, which tells the others."""
-        limit = self._settings.checkpoint_minutes
-        return bool(limit) and self._session.world.is_main and time.monotonic() - self._saved >= 60 * limit
 
     def _report(self, gradients: Gradients, lr: float) -> None:
         step, steps = self._session.progress.step, self._settings.steps
@@ -251,7 +252,7 @@ class _Loop:
 
     def _evaluate(self) -> tuple[str, ...]:
         """Returns the pointers that a checkpoint of this step deserves."""
-        event: Evaluated = self._session.evaluate()
+        event = self._session.evaluate()
         if self._log:
             self._log.write({"kind": "eval", **attrs.asdict(event)})
         self._emit(event)
@@ -272,7 +273,7 @@ class _Loop:
             self._stop.requested = True
 
 
-class StopRequest:
+class StopRequest(contextlib.ExitStack):
     """Ctrl-C, SIGTERM and SIGHUP: `with StopRequest() as stop:` ... `if stop.requested:`.
 
     The handlers are set only inside the block, on the main thread, and the previous ones put back after it. A
@@ -282,29 +283,21 @@ class StopRequest:
     """
 
     def __init__(self, *, at_once: bool = False) -> None:
+        super().__init__()
         self.requested = False
         self.at_once = at_once
-        self._previous: dict[signal.Signals, _HANDLER] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                always = number in (signal.SIGINT, signal.SIGTERM)
-                if always or signal.getsignal(number) != signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._on_signal)
+                previous = signal.getsignal(number)
+                if previous != signal.SIG_IGN or number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, functools.partial(self._on_signal, previous))
+                    self.callback(signal.signal, number, previous)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number in list(self._previous):
-            self._restore(number)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, previous: _HANDLER, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore(signal.Signals(number))
+        signal.signal(number, previous)
         if self.at_once:
             raise KeyboardInterrupt
-
-    def _restore(self, number: signal.Signals) -> None:
-        signal.signal(number, self._previous.pop(number))

@@ -19,19 +19,19 @@ import math
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-from dba_core.documents import parse_object, read_text
+from dba_core.documents import parse_object, read_text, write_whole
 from dba_core.errors import CheckpointError
 
-Value = float | int | bool | str | None
+Row = dict[str, Any]  # numbers, texts, truth values and null
 
 _KINDS = ("train", "eval")
 _ADVICE = "Repair the line or delete the file, then resume"
 _LIMIT = 1 << 34  # bytes; more than any run logs
 
 
-def read_metrics(path: Path) -> list[dict[str, Value]]:
+def read_metrics(path: Path) -> list[Row]:
     """All lines of the file, none where there is no file. A last line that a crash cut short is left out; any
     other broken line is a CheckpointError.
     """
@@ -46,10 +46,11 @@ def read_metrics(path: Path) -> list[dict[str, Value]]:
     return rows
 
 
-def _row(line: str, source: str) -> dict[str, Value]:
+def _row(line: str, source: str) -> Row:
     row = parse_object(line, source=source, error=CheckpointError, advice=_ADVICE)
     kind, step, loss = row.get("kind"), row.get("step"), row.get("loss", "")
-    if kind not in _KINDS or not is_count(step) or not _is_loss(loss):
+    is_loss = loss is None or (type(loss) in (int, float) and abs(loss) <= sys.float_info.max)
+    if kind not in _KINDS or not is_count(step) or not is_loss:
         raise CheckpointError(
             f"{source} is no line of metrics: kind {ascii(kind)[:40]}, step {ascii(step)[:40]}, loss "
             f"{ascii(loss)[:40]}; allowed: kind {' or '.join(_KINDS)}, a step from 0 on, a number or null as "
@@ -58,16 +59,7 @@ def _row(line: str, source: str) -> dict[str, Value]:
     return row
 
 
-def _is_loss(value: object) -> bool:
-    """null, or a number that a float holds."""
-    if value is None:
-        return True
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    )
-
-
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """An open metrics file. Every line is written at once, whole or not at all, so a reader sees it."""
 
     def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
@@ -82,12 +74,13 @@ class MetricsLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if resume_step is not None and path.exists():
-                _keep_until(path, resume_step)
+                kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
+                write_whole(path, "".join(map(_line, kept)))
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise self._refused(error) from error
 
-    def write(self, row: dict[str, Value]) -> None:
+    def write(self, row: Row) -> None:
         """Append one line. Raises CheckpointError when the disk refuses, or the folder is gone."""
         line = _line(row).encode()
         before = self._file.tell()
@@ -101,12 +94,7 @@ class MetricsLog:
         if not self._path.exists():
             raise self._refused(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
 
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._file.close()
 
     def _refused(self, error: OSError) -> CheckpointError:
@@ -117,19 +105,11 @@ class MetricsLog:
         )
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Rewrite the file, whole or not at all, with the lines up to `step`."""
-    kept = [row for row in read_metrics(path) if isinstance(row["step"], int) and row["step"] <= step]
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-    os.replace(fresh, path)
-
-
-def _line(row: dict[str, Value]) -> str:
+def _line(row: Row) -> str:
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def is_count(value: object) -> bool:
     """Whether this is a whole number from 0 on, and no truth value."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+    return type(value) is int and 0 <= value < 1 << 62

@@ -12,9 +12,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
@@ -25,9 +23,12 @@ from dba_core.data.batches import BatchSampler
 from dba_core.data.corpus import Corpus
 from dba_core.errors import CheckpointError, ConfigError, TrainingError
 from dba_core.evaluation.held_out import held_out_loss
+from dba_core.evaluation.metrics import exp_or_inf
 from dba_core.model.finite import check_finite
 from dba_core.model.init import seed_of
 from dba_core.model.language_model import LanguageModel
+from dba_core.serialization.validators import at_least
+from dba_core.serialization.values import Serializable, exact_types
 from dba_core.training.checkpoint import (
     StoredCheckpoint,
     has_checkpoint,
@@ -39,41 +40,31 @@ from dba_core.training.checkpoint import (
 )
 from dba_core.training.distributed import World
 from dba_core.training.fingerprint import differences, fingerprint
-from dba_core.training.metrics_log import is_count
 from dba_core.training.step import Gradients, TrainingStep, autocast, build_optimizer, learning_rate
 
 #: What AdamW keeps of a parameter.
 _MOMENTS = {"exp_avg", "exp_avg_sq"}
 
 
-@attrs.define(kw_only=True)
-class Progress:
+@attrs.define(kw_only=True, field_transformer=exact_types)
+class Progress(Serializable):
     """How far a run is. eval_loss: of the newest evaluation; best_loss: the lowest one, and its step."""
 
-    step: int = 0
-    eval_loss: float | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
+    step: int = attrs.field(validator=at_least(0))
+    eval_loss: float | None
+    best_loss: float | None
+    best_step: int | None = attrs.field(validator=at_least(0))
 
     @classmethod
     def of(cls, stored: StoredCheckpoint) -> Progress:
         """What a checkpoint says. Raises CheckpointError for a value that is missing or none."""
-        state = stored.state
-        for name in ("eval_loss", "best_loss"):
-            loss = state.get(name, "")
-            if loss is not None and (isinstance(loss, bool) or not isinstance(loss, (int, float))):
-                raise _no_position(stored, name, loss)
-        best = state.get("best_step", "")
-        if best is not None and not is_count(best):
-            raise _no_position(stored, "best_step", best)
-        return cls(**{field.name: state[field.name] for field in attrs.fields(cls)})
-
-
-def _no_position(stored: StoredCheckpoint, name: str, value: object) -> CheckpointError:
-    given = f"gives {name!r} as {ascii(value)[:60]}" if name in stored.state else f"has no {name!r}"
-    return CheckpointError(
-        f"{stored.path} {given}, so training cannot go on from it; restore it from a copy, or train again"
-    )
+        names = [field.name for field in attrs.fields(cls)]
+        try:
+            return cls.from_dict({name: stored.state[name] for name in names if name in stored.state})
+        except ConfigError as error:
+            raise CheckpointError(
+                f"training cannot go on from {stored.path}: {error}. Restore it from a copy, or train again"
+            ) from None
 
 
 @attrs.frozen(kw_only=True)
@@ -99,7 +90,7 @@ class Session:
         self.config = config
         self.checkpoint_dir = checkpoint_dir
         self.world = world
-        self.progress = Progress()
+        self.progress = Progress(step=0, eval_loss=None, best_loss=None, best_step=None)
         self._fingerprint = fingerprint(model, corpus, config, world)
         self._optimizer = build_optimizer(model, config.training)
         self._step = TrainingStep(model, self._optimizer, config, world)
@@ -145,7 +136,7 @@ class Session:
         self._check_same_step(progress.step)
         restore_weights(self.model, stored)
         restore_optimizer(self.model, self._optimizer, stored)
-        self._sampler.load_state_dict(_table(stored, "sampler"))
+        self._sampler.load_state_dict(stored.state.get("sampler"))
         restore_random_states(self.world, stored)
         self.progress = progress
         if self.world.is_main:
@@ -200,7 +191,7 @@ class Session:
         return Evaluated(
             step=self.progress.step,
             loss=loss,
-            perplexity=math.exp(loss) if loss < 700 else math.inf,
+            perplexity=exp_or_inf(loss),
             tokens=int(tokens),
             seconds=time.perf_counter() - begun,
             is_best=is_best,
@@ -256,14 +247,13 @@ class Session:
         )
 
 
-def _table(stored: StoredCheckpoint, name: str) -> dict[str, Any]:
-    table = stored.state.get(name)
-    if not isinstance(table, dict):
-        raise CheckpointError(
-            f"{stored.path} has no table {name!r}, so training cannot go on from it; restore it from a copy, "
-            "or train again"
-        )
-    return table
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`name.exp_avg` and so on, for every parameter that was updated."""
+    return {
+        f"{name}.{part}": tensor
+        for name, parameter in model.named_parameters()
+        for part, tensor in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, stored: StoredCheckpoint) -> None:
@@ -271,13 +261,23 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, stored
 
     Raises CheckpointError for moments of another model, or with a NaN or an infinity.
     """
-    by_name: dict[str, dict[str, Tensor]] = {}
+    where = stored.path / "optimizer.safetensors"
+    saved: dict[str, dict[str, Tensor]] = {}
     for key, tensor in stored.tensors("optimizer").items():
+        check_finite(tensor, name=key, where=str(where))
         name, _, part = key.rpartition(".")
-        by_name.setdefault(name, {})[part] = tensor
-    _check_moments(model, by_name, where=stored.path / "optimizer.safetensors")
-    order = _names_in_order(model, optimizer)
-    state = {index: by_name[name] for index, name in enumerate(order) if name in by_name}
+        saved.setdefault(name, {})[part] = tensor
+    parameters = dict(model.named_parameters())
+    for name, parts in saved.items():
+        sound = name in parameters and parts.keys() == _MOMENTS | {"step"} and parts["step"].numel() == 1
+        if not sound or any(parts[moment].shape != parameters[name].shape for moment in _MOMENTS):
+            raise CheckpointError(
+                f"{where} holds {ascii(name)[:80]} with {', '.join(sorted(map(ascii, parts)))[:80]}, which "
+                "is no AdamW state of this model; restore the checkpoint from a copy, or train again"
+            )
+    names = {parameter: name for name, parameter in parameters.items()}
+    numbered = enumerate(p for group in optimizer.param_groups for p in group["params"])
+    state = {number: saved[names[p]] for number, p in numbered if names[p] in saved}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -303,30 +303,3 @@ def restore_random_states(world: World, stored: StoredCheckpoint) -> None:
             f"{stored.path / 'random.safetensors'} does not hold the generators {', '.join(names)} of this "
             f"version of torch ({error}); resume with the version that wrote it, or train again"
         ) from None
-
-
-def _check_moments(model: nn.Module, by_name: Mapping[str, Mapping[str, Tensor]], *, where: Path) -> None:
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, parts in by_name.items():
-        sound = name in shapes and parts.keys() == _MOMENTS | {"step"} and parts["step"].numel() == 1
-        if not sound or any(parts[moment].shape != shapes[name] for moment in _MOMENTS):
-            raise CheckpointError(
-                f"{where} holds {ascii(name)[:80]} with {', '.join(sorted(map(ascii, parts)))[:80]}, which "
-                "is no AdamW state of this model; restore the checkpoint from a copy, or train again"
-            )
-        for part, tensor in parts.items():
-            check_finite(tensor, name=f"{name}.{part}", where=str(where))
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = _names_in_order(model, optimizer)
-    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {
-        f"{names[index]}.{part}": tensor for index, parts in state.items() for part, tensor in parts.items()
-    }
-
-
-def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The parameters' names in the order in which the optimizer numbers them."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
