@@ -5,6 +5,7 @@ A layer is flat: the path of each leaf with its value and where it came from.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,7 +37,8 @@ def flatten(tree: Mapping[str, Any], origin: str, *, above: Path = ()) -> Layer:
     layer: Layer = {}
     for key, value in tree.items():
         path = (*above, str(key))
-        if isinstance(value, Mapping) and (value or not _is_options(path)):
+        is_options = path[-1] == "options" and _choice_of(path) == path[:-1]
+        if isinstance(value, Mapping) and (value or not is_options):
             layer.update(flatten(value, origin, above=path))
         else:
             layer[path] = Setting(value, origin)
@@ -60,13 +62,12 @@ def normalized(layer: Layer) -> Layer:
     Raises ConfigError when the layer contradicts itself, naming both spellings.
     """
     spelled: Layer = {}
-    origin_of: dict[Path, Path] = {}
+    given: dict[Path, Path] = {}
     for path, setting in layer.items():
         target = _field_path(path)
         if target in spelled and spelled[target].value != setting.value:
-            raise contradiction((origin_of[target], spelled[target]), (path, setting))
-        spelled[target] = setting
-        origin_of[target] = path
+            raise contradiction((given[target], spelled[target]), (path, setting))
+        spelled[target], given[target] = setting, path
     return _moved(spelled)
 
 
@@ -75,17 +76,12 @@ def merge(below: Layer, above: Layer, *, replaced: Iterable[Path] = ()) -> Layer
     record; layers that `above` chooses a plugin for leave the choices that `below` has for more layers.
     """
     below = _without_layers(below, above)
-    dropped = {path for path in map(_choice_of, above) if path and _renamed(path, below, above)}
+    dropped = {choice for choice in map(_choice_of, above) if choice and _renamed(choice, below, above)}
     dropped |= set(replaced)
-    merged = {
-        path: setting
-        for path, setting in below.items()
-        if _choice_of(path) not in dropped or path[-1] == "name"
-    }
+    merged = {path: setting for path, setting in below.items() if _choice_of(path) not in dropped}
     for path, setting in above.items():
-        for other in [other for other in merged if _overlap(path, other)]:
-            del merged[other]
-        merged[path] = setting
+        beside = {other: kept for other, kept in merged.items() if not all(map(operator.eq, path, other))}
+        merged = {**beside, path: setting}  # what is neither the same path, nor a table above it, nor in it
     return merged
 
 
@@ -114,77 +110,56 @@ def _moved(layer: Layer) -> Layer:
     rest = {path: setting for path, setting in layer.items() if path != FORMER}
     if former.value in (None, "auto"):
         return {**rest, PRESENT: present or Setting("auto", former.origin)}
-    if present is None or present.value in (None, "auto"):
-        return {**rest, PRESENT: former}
-    if present.value != former.value:
+    if present is not None and present.value not in (None, "auto", former.value):
         raise contradiction((PRESENT, present), (FORMER, former))
-    return rest
+    return {**rest, PRESENT: former}
 
 
 def _field_path(path: Path) -> Path:
     if len(path) == 2 and path[0] == "model" and path[1] in FLAT_SPELLINGS:
         return ("model", "train_long_seq", FLAT_SPELLINGS[path[1]])
-    path = _with_layers(path)
+    layers = _layers(path)  # spelled shortest; a wrong text stays, for the configuration's error
+    path = _with_layers(path, layers) if layers else path
     return (*path, "name") if path == _choice_of(path) else path
 
 
-def _with_layers(path: Path) -> Path:
-    """The path with its layers spelled shortest; a wrong text stays, for the configuration's error."""
-    if path[:2] != ("plugins", "layers") or len(path) < 3:
-        return path
-    layers = _layers(path)
-    return (*path[:2], layers_text(layers), *path[3:]) if layers else path
+def _with_layers(path: Path, layers: frozenset[int]) -> Path:
+    return (*path[:2], layers_text(layers), *path[3:])
 
 
 def _layers(path: Path) -> frozenset[int]:
-    """The layers of a path below `plugins.layers`; none where the text is wrong."""
+    """The layers of a path below `plugins.layers`; none where the text is wrong, and of any other path."""
     try:
-        return parse_layers(path[2])
+        return parse_layers(path[2]) if path[:2] == ("plugins", "layers") and len(path) > 2 else frozenset()
     except ConfigError:
         return frozenset()
 
 
 def _choice_of(path: Path) -> Path | None:
     """The path of the choice that a path belongs to, None for any other path."""
-    if path[0] == "plugins":
-        for length in (2, 4):
-            in_layers = path[1:2] == ("layers",)
-            if len(path) >= length and path[length - 1] in per_layer() and in_layers == (length == 4):
-                return path[:length]
-    return None
+    length = 4 if path[:2] == ("plugins", "layers") else 2
+    chooses = path[0] == "plugins" and len(path) >= length and path[length - 1] in per_layer()
+    return path[:length] if chooses else None
 
 
 def _without_layers(below: Layer, above: Layer) -> Layer:
     """`below` without the layers that `above` chooses a plugin of the same kind for."""
-    chosen = {path for path in map(_choice_of, above) if path}
+    chosen = {choice for choice in map(_choice_of, above) if choice and len(choice) == 4}
     taken: dict[str, frozenset[int]] = {}
     for choice in chosen:
-        if len(choice) == 4:
-            taken[choice[3]] = taken.get(choice[3], frozenset()) | _layers(choice)
+        taken[choice[3]] = taken.get(choice[3], frozenset()) | _layers(choice)
     kept: Layer = {}
     for path, setting in below.items():
-        choice = _choice_of(path) or ()
-        layers = _layers(path) if len(choice) == 4 and choice not in chosen else frozenset()
+        own = _choice_of(path)
+        layers = _layers(path) if own and own not in chosen else frozenset()
         left = layers - taken.get(path[3] if layers else "", frozenset())
         if left == layers:
             kept[path] = setting
         elif left:
-            shorter = (*path[:2], layers_text(left), *path[3:])
-            kept[shorter] = setting
+            kept[_with_layers(path, left)] = setting
     return kept
-
-
-def _is_options(path: Path) -> bool:
-    choice = _choice_of(path)
-    return choice is not None and path == (*choice, "options")
 
 
 def _renamed(choice: Path, below: Layer, above: Layer) -> bool:
     old, new = below.get((*choice, "name")), above.get((*choice, "name"))
     return new is not None and (old is None or old.value != new.value)
-
-
-def _overlap(path: Path, other: Path) -> bool:
-    """One is the other or a table above it."""
-    shorter = min(len(path), len(other))
-    return path[:shorter] == other[:shorter]

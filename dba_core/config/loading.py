@@ -5,20 +5,22 @@ Precedence: defaults < preset < file < environment < `sets`, `plugins`, `kv_poli
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from dba_core.config.layers import Layer, contradiction, flatten, merge, nest, normalized
-from dba_core.config.overrides import from_environment, from_kv_policy, from_options, from_plugins, from_sets
-from dba_core.config.presets import load_preset
+from dba_core.config.files import load_preset, read_config_file
+from dba_core.config.layers import Layer, Setting, contradiction, flatten, merge, nest, normalized
+from dba_core.config.overrides import from_environment, from_plugins, from_sets
 from dba_core.config.run import RunConfig
-from dba_core.config.toml_io import dump_toml, read_config_file
 from dba_core.errors import ConfigError
 
 DEFAULT_ORIGIN = "default"
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @attrs.frozen(kw_only=True)
@@ -45,14 +47,21 @@ def load_config(
 
     Raises ConfigError with the dotted path, the value, what is allowed and which source set it.
     """
-    settings: Layer = {}
+    below: list[Layer] = []
     if preset is not None:
-        settings = merge(settings, normalized(flatten(load_preset(preset), f"preset {preset}")))
+        below.append(flatten(load_preset(preset), f"preset {preset}"))
     if file is not None:
-        settings = merge(settings, normalized(flatten(read_config_file(file), f"file {file}")))
+        below.append(flatten(read_config_file(file), f"file {file}"))
     if environ is not None:
-        settings = merge(settings, normalized(from_environment(environ)))
-    settings = _with_arguments(settings, sets, plugins, kv_policy, options or {})
+        below.append(from_environment(environ))
+    settings: Layer = {}
+    for layer in below:
+        settings = merge(settings, normalized(layer))
+    chosen, replaced = from_plugins(plugins)
+    single = {**(options or {}), **({} if kv_policy is None else {"kv_policy=": ("kv_policy", kv_policy)})}
+    one_key_each = {tuple(key.split(".")): Setting(value, origin) for origin, (key, value) in single.items()}
+    arguments = _together([normalized(chosen), normalized(from_sets(sets)), one_key_each])
+    settings = merge(settings, arguments, replaced=replaced)
     try:
         config = RunConfig.from_dict(nest(settings))
     except ConfigError as error:
@@ -62,31 +71,20 @@ def load_config(
 
 def render_toml(loaded: LoadedConfig) -> str:
     """The configuration as TOML that reads back to the same, each value's origin beside it."""
-    text_none = {
-        path: setting.value for path, setting in flatten(RunConfig().to_dict(), "").items() if setting.value
-    }
-    spell_none = frozenset(".".join(path) for path in text_none)
+    defaults = flatten(RunConfig().to_dict(), "")
+    spell_none = frozenset(".".join(path) for path, setting in defaults.items() if setting.value)
     return dump_toml(loaded.config.to_dict(), loaded.origins, spell_none=spell_none)
 
 
-def _with_arguments(
-    below: Layer,
-    sets: Sequence[str],
-    plugins: Sequence[str],
-    kv_policy: str | None,
-    options: Mapping[str, tuple[str, Any]],
-) -> Layer:
+def _together(layers: Sequence[Layer]) -> Layer:
     """All arguments stand on one level: where they contradict each other, that is an error."""
-    chosen, replaced = from_plugins(plugins)
-    layers = [normalized(chosen), normalized(from_sets(sets)), from_kv_policy(kv_policy)]
-    layers.append(from_options(options))
-    for index, layer in enumerate(layers):
-        for other in layers[:index]:
-            for path in layer.keys() & other.keys():
-                if layer[path].value != other[path].value:
-                    raise contradiction((path, other[path]), (path, layer[path]))
-    together = {path: setting for layer in layers for path, setting in layer.items()}
-    return merge(below, together, replaced=replaced)
+    together: Layer = {}
+    for layer in layers:
+        for path, setting in layer.items():
+            if path in together and together[path].value != setting.value:
+                raise contradiction((path, together[path]), (path, setting))
+            together[path] = setting
+    return together
 
 
 def _with_origin(error: ConfigError, settings: Layer) -> ConfigError:
@@ -101,3 +99,58 @@ def _with_origin(error: ConfigError, settings: Layer) -> ConfigError:
 def _origins(config: RunConfig, settings: Layer) -> dict[str, str]:
     leaves = flatten(config.to_dict(), DEFAULT_ORIGIN)
     return {".".join(path): settings.get(path, leaf).origin for path, leaf in leaves.items()}
+
+
+def dump_toml(tree: Mapping[str, Any], comments: Mapping[str, str], *, spell_none: frozenset[str]) -> str:
+    """TOML with the comment of each dotted key beside its value.
+
+    TOML has no None: such a key is shown as a comment, but written as "none" where `spell_none` names it.
+    """
+    return "\n".join(_table_lines(tree, (), comments, spell_none)).strip("\n") + "\n"
+
+
+def _table_lines(
+    tree: Mapping[str, Any], above: tuple[str, ...], comments: Mapping[str, str], spell_none: frozenset[str]
+) -> list[str]:
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            continue
+        dotted = ".".join((*above, key))
+        if value is None and dotted not in spell_none:
+            line = f"# {_key(key)} is none"
+        else:
+            line = f"{_key(key)} = {_value('none' if value is None else value)}"
+        lines.append(f"{line}  # {_one_line(comments[dotted])}" if dotted in comments else line)
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            below = (*above, key)
+            header = ["", f"[{'.'.join(map(_key, below))}]"]
+            lines += header + _table_lines(value, below, comments, spell_none)
+    return lines
+
+
+def _one_line(comment: str) -> str:
+    """A comment cannot run on into the next line, whatever a file is called."""
+    return "".join(letter if letter.isprintable() else "?" for letter in comment)
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _text(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+def _text(text: str) -> str:
+    """A TOML basic string: JSON's escapes, and DEL, which TOML wants escaped too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

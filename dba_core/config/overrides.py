@@ -14,9 +14,9 @@ from typing import Any
 
 import attrs
 
+from dba_core.config.files import parse_toml
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.layers import Layer, Path, Setting, choice_path, flatten
-from dba_core.config.toml_io import parse_toml
 from dba_core.contracts import Kind
 from dba_core.errors import ConfigError, unknown
 from dba_core.kinds import per_layer
@@ -68,16 +68,6 @@ def from_plugins(plugins: Sequence[str]) -> tuple[Layer, frozenset[Path]]:
         layer.update(flatten({"name": each.name}, "plugins=", above=path))
         layer.update(flatten(each.options, "plugins=", above=(*path, "options")))
     return layer, frozenset(given)
-
-
-def from_kv_policy(kv_policy: str | None) -> Layer:
-    """The layer of the policy alone."""
-    return {} if kv_policy is None else {("kv_policy",): Setting(kv_policy, "kv_policy=")}
-
-
-def from_options(options: Mapping[str, tuple[str, Any]]) -> Layer:
-    """The layer of the arguments that stand for one key each: origin -> (dotted key, value)."""
-    return {tuple(key.split(".")): Setting(value, option) for option, (key, value) in options.items()}
 
 
 @attrs.frozen(kw_only=True)
@@ -144,19 +134,15 @@ def parse_value(text: str) -> Any:
 
 
 def _settings(path: Path, text: str, origin: str) -> Layer:
-    if path[0] == "kv_policy":
-        if len(path) > 1:
-            raise ConfigError(
-                f"{KVCachePolicy.not_one_text(text.strip())} (set by {origin})", path=".".join(path)
-            )
-        return {path: Setting(text.strip().strip("\"'"), origin)}
+    where = ".".join(path)
+    if path[0] == "kv_policy" and len(path) > 1:
+        raise ConfigError(f"{KVCachePolicy.not_one_text(text.strip())} (set by {origin})", path=where)
     try:
         value = parse_value(text)
     except ConfigError as error:
-        raise ConfigError(f"{error.message} (set by {origin})", path=".".join(path)) from None
-    if isinstance(value, dict) and value:
-        return flatten(value, origin, above=path)
-    return {path: Setting(value, origin)}
+        raise ConfigError(f"{error.message} (set by {origin})", path=where) from None
+    is_table = isinstance(value, dict) and value
+    return flatten(value, origin, above=path) if is_table else {path: Setting(value, origin)}
 
 
 def _option(part: str, text: str) -> tuple[str, Any]:

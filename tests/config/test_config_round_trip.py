@@ -25,8 +25,8 @@ from dba_core.config import (
     TrainingConfig,
     render_toml,
 )
+from dba_core.config.files import parse_json, parse_toml
 from dba_core.config.model import MLPS, NORMS
-from dba_core.config.toml_io import parse_json, parse_toml
 
 counts = st.integers(1, 10**6)
 shares = st.floats(0, 1, exclude_max=True)
