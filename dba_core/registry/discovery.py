@@ -11,6 +11,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, EntryPoint
+from typing import Any
 
 import attrs
 
@@ -44,6 +45,16 @@ class PluginInfo:
     module: str
     problem: str | None = None
     needs: tuple[str, ...] = ()
+
+    @classmethod
+    def of_object(
+        cls, kind: Kind, plugin: Any, *, distribution: str = "local", version: str = "0"
+    ) -> PluginInfo:
+        """A plugin made in code."""
+        stated = contain(lambda: plugin.name)
+        name = stated if isinstance(stated, str) else "unnamed"
+        module = f"{type(plugin).__module__}:{type(plugin).__qualname__}"
+        return cls(kind=kind, name=name, distribution=distribution, version=version, module=module)
 
     @property
     def who(self) -> str:

@@ -125,11 +125,8 @@ class Registry:
     ) -> LoadedPlugin:
         """Add a plugin made in code. Raises PluginError, and adds nothing, if it is none or known."""
         self._catalogue.check_kind(kind)
-        stated = contain(lambda: plugin.name)
-        name = stated if isinstance(stated, str) else "unnamed"
-        module = f"{type(plugin).__module__}:{type(plugin).__qualname__}"
-        info = PluginInfo(kind=kind, name=name, distribution=distribution, version=version, module=module)
-        problem = name_problem(name)
+        info = PluginInfo.of_object(kind, plugin, distribution=distribution, version=version)
+        problem = name_problem(info.name)
         if problem is not None:
             raise PluginError(f"this {kind} cannot be registered: {problem}")
         loaded = check_plugin(info, plugin)

@@ -6,20 +6,24 @@ From the shell: `dba plugins check mine`. Imports torch, and not pytest.
 
 from __future__ import annotations
 
-from dba_core.testing.check import Check, CheckReport, CheckResult, Suite, run_check
-from dba_core.testing.subject import Subject, Violation
-from dba_core.testing.suites import (
+from dba_core.testing.check import (
     SUITES,
+    Check,
     CheckpointSourceContract,
+    CheckReport,
+    CheckResult,
     CommandContract,
     Contract,
     DecodeBackendContract,
     GateContract,
     KvFormatContract,
     NullTokenContract,
+    Suite,
     SummarizerContract,
     check_plugin,
+    run_check,
 )
+from dba_core.testing.subject import Subject, Violation
 
 __all__ = [
     "SUITES",

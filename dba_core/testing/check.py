@@ -1,24 +1,38 @@
-"""A check: a name, what it proves, and a function that yields violations. A suite: the checks of one kind.
+"""A check: a name, what it proves, and a function that yields violations. A suite: the checks of one kind,
+and the ways to run it: `check_plugin`, and classes that pytest collects.
 
-    @SUITE.check("the null token counts exactly once")
+    @SUITE.check("the null token counts exactly once", hint="It is one more key of every row.")
     def null_token_once(subject: Subject) -> Iterator[Violation]: ...
 
+    class TestMine(SummarizerContract):
+        plugin = "mine"
+
 Whatever the plugin raises becomes a violation; a check whose every case was declined fails too, because it
-proved nothing.
+proved nothing. Every check is a method `test_NAME` of the class; pytest itself is not imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
 
 from dba_core.contracts import Kind
 from dba_core.errors import UsageError, unknown
+from dba_core.kinds import KINDS
+from dba_core.registry import Registry
 from dba_core.registry.contain import Failure, contain, kept_surroundings
+from dba_core.testing.every_kind import (
+    capabilities_of,
+    metadata_without_torch,
+    options_round_trip,
+    well_formed,
+)
 from dba_core.testing.subject import BreachError, Subject, Tally, Violation
 
 CheckFunction = Callable[[Subject], Iterator[Violation]]
@@ -28,11 +42,33 @@ MAX_VIOLATIONS = 3
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """One promise of a contract."""
+    """One promise of a contract. hint: where to look, for a violation that has none of its own."""
 
     name: str
     proves: str
     run: CheckFunction
+    hint: str = ""
+
+
+_EVERY_KIND = (
+    Check(
+        name="well_formed",
+        proves="name, contract number and one-line summary are those of a plugin",
+        run=well_formed,
+        hint="`dba plugins list` shows it to users.",
+    ),
+    Check(
+        name="options_round_trip",
+        proves="options survive the way to plain data, JSON and back",
+        run=options_round_trip,
+    ),
+    Check(
+        name="metadata_without_torch",
+        proves="finding the plugin, and the order of auto, import neither torch nor the plugin",
+        run=metadata_without_torch,
+        hint="An auto order, and packages around a plugin, must be light: no torch there.",
+    ),
+)
 
 
 @attrs.frozen
@@ -42,14 +78,22 @@ class Suite:
     kind: Kind
     checks: list[Check] = attrs.field(factory=list)
 
-    def check(self, proves: str) -> Callable[[CheckFunction], CheckFunction]:
-        """Adds the function under its own name."""
+    def check(
+        self, proves: str, *, name: str = "", hint: str = ""
+    ) -> Callable[[CheckFunction], CheckFunction]:
+        """Adds the function, under its own name where no other is given."""
 
         def add(function: CheckFunction) -> CheckFunction:
-            self.checks.append(Check(name=function.__name__, proves=proves, run=function))
+            check = Check(name=name or function.__name__, proves=proves, run=function, hint=hint)
+            self.checks.append(check)
             return function
 
         return add
+
+    def capabilities(self, requests: Callable[[Subject], Iterator[Any]]) -> None:
+        """Adds the check that the plugin tells the truth about these requests, as a decorator of them."""
+        proves = "supports() answers any request, what it accepts is built, what it declines has reasons"
+        self.check(proves)(capabilities_of(requests))
 
     def find(self, name: str) -> Check:
         """Raises UsageError for a name that the suite lacks."""
@@ -58,6 +102,30 @@ class Suite:
                 return check
         names = [check.name for check in self.checks]
         raise UsageError(unknown(f"check of kind {self.kind}:", name, names))
+
+
+class _Suites(Mapping[Kind, Suite]):
+    """By kind, in the order of the table of kinds, each imported when it is asked for."""
+
+    def __getitem__(self, kind: Kind) -> Suite:
+        return _suite(KINDS[kind].suite)
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter(KINDS)
+
+    def __len__(self) -> int:
+        return len(KINDS)
+
+
+@functools.cache
+def _suite(reference: str) -> Suite:
+    module, _, name = reference.partition(":")
+    suite: Suite = getattr(importlib.import_module(module), name)
+    suite.checks.extend(_EVERY_KIND)
+    return suite
+
+
+SUITES: Mapping[Kind, Suite] = _Suites()
 
 
 @attrs.frozen(kw_only=True)
@@ -105,41 +173,25 @@ class CheckReport:
 def run_check(check: Check, subject: Subject) -> CheckResult:
     """Run one check under a fixed random state, which is restored. What the plugin prints goes to stderr."""
     mine = attrs.evolve(subject, tally=Tally())
+    tally = mine.tally
     with torch.random.fork_rng(devices=[]), kept_surroundings():
         torch.manual_seed(0)
         found = contain(lambda: list(islice(_violations(check, mine), MAX_VIOLATIONS)))
     if isinstance(found, Failure):
-        found = [
-            Violation(
-                case="while the check ran",
-                expected="no exception",
-                got=str(found),
-                hint="Decline in supports() what cannot run, or repair it.",
-            )
-        ]
-    if not found and mine.tally.declined and not mine.tally.cases:
-        found = [_nothing_ran(mine.tally)]
+        hint = "Decline in supports() what cannot run, or repair it."
+        found = [Violation("while the check ran", "no exception", str(found), hint)]
+    if not found and tally.declined and not tally.cases:
+        got = f"all {tally.declined} were declined: {'; '.join(list(tally.refused)[:3])}"
+        hint = (
+            "Run the check where the plugin can run (another device?), or let supports() accept what works."
+        )
+        found = [Violation("all", "a case that the plugin supports", got, hint)]
     return CheckResult(
         name=check.name,
         proves=check.proves,
-        cases=mine.tally.cases,
-        refused=dict(mine.tally.refused),
-        violations=tuple(attrs.evolve(each, check=check.name) for each in found),
-    )
-
-
-def run_suite(suite: Suite, subject: Subject, *, only: tuple[str, ...] = ()) -> CheckReport:
-    """Every check of the suite, or those named in `only`."""
-    checks = [suite.find(name) for name in only] if only else suite.checks
-    info = subject.loaded.info
-    return CheckReport(
-        kind=info.kind,
-        name=info.name,
-        distribution=info.distribution,
-        version=info.version,
-        device=subject.device,
-        quick=subject.quick,
-        results=tuple(run_check(check, subject) for check in checks),
+        cases=tally.cases,
+        refused=dict(tally.refused),
+        violations=tuple(attrs.evolve(v, check=check.name, hint=v.hint or check.hint) for v in found),
     )
 
 
@@ -150,10 +202,106 @@ def _violations(check: Check, subject: Subject) -> Iterator[Violation]:
         yield breach.violation
 
 
-def _nothing_ran(tally: Tally) -> Violation:
-    return Violation(
-        case="all",
-        expected="a case that the plugin supports",
-        got=f"all {tally.declined} were declined: {'; '.join(list(tally.refused)[:3])}",
-        hint="Run the check where the plugin can run (another device?), or let supports() accept what works.",
+def check_plugin(
+    kind: Kind,
+    plugin: Any,
+    *,
+    options: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+    device: str = "cpu",
+    quick: bool = False,
+    only: tuple[str, ...] = (),
+) -> CheckReport:
+    """Run the contract of `kind` on a plugin: its name, or the object that its hook returns.
+
+    Raises PluginError for a plugin that is missing or lacks the form of one, ConfigError for its options,
+    UsageError for an unknown check in `only`. Anything else that is wrong is in the report.
+    """
+    registry = Registry.default() if registry is None else registry
+    subject = Subject.of(kind, plugin, options=options or {}, registry=registry, device=device, quick=quick)
+    suite, info = SUITES[kind], subject.loaded.info
+    return CheckReport(
+        kind=kind,
+        name=info.name,
+        distribution=info.distribution,
+        version=info.version,
+        device=device,
+        quick=quick,
+        results=tuple(
+            run_check(check, subject)
+            for check in ([suite.find(name) for name in only] if only else suite.checks)
+        ),
     )
+
+
+def _method(check: Check) -> Callable[[Any], None]:
+    def test(self: Any) -> None:
+        result = run_check(check, self.subject())
+        if result.violations:
+            raise AssertionError("\n".join(str(violation) for violation in result.violations))
+
+    test.__name__ = f"test_{check.name}"
+    test.__doc__ = check.proves
+    return test
+
+
+class Contract:
+    """The suite of one kind: `class TestMine(Contract, kind="gate")`, or a subclass of one of those below.
+
+    plugin: a name, or the object that the hook returns. options: the plugin's own. device: where to test.
+    quick: the small grids. Raises UsageError where a subclass names no plugin.
+    """
+
+    kind: ClassVar[Kind]
+    plugin: ClassVar[Any] = None
+    options: ClassVar[Mapping[str, Any]] = {}
+    device: ClassVar[str] = "cpu"
+    quick: ClassVar[bool] = False
+
+    def __init_subclass__(cls, kind: Kind | None = None) -> None:
+        super().__init_subclass__()
+        if kind is not None:
+            cls.kind = kind
+            for check in SUITES[kind].checks:
+                setattr(cls, f"test_{check.name}", _method(check))
+
+    def subject(self) -> Subject:
+        """The plugin, loaded."""
+        if self.plugin is None:
+            raise UsageError(f'{type(self).__name__} names no plugin; write `plugin = "its name"` in it')
+        return Subject.of(
+            self.kind,
+            self.plugin,
+            options=self.options,
+            registry=Registry.default(),
+            device=self.device,
+            quick=self.quick,
+        )
+
+
+class SummarizerContract(Contract, kind="summarizer"):
+    """What every memory summarizer promises."""
+
+
+class GateContract(Contract, kind="gate"):
+    """What every gate promises."""
+
+
+class NullTokenContract(Contract, kind="null_token"):
+    """What every null token promises."""
+
+
+class KvFormatContract(Contract, kind="kv_format"):
+    """What every cache format promises."""
+
+
+class CheckpointSourceContract(Contract, kind="checkpoint_source"):
+    """What every checkpoint source promises."""
+
+
+class DecodeBackendContract(Contract, kind="decode_backend"):
+    """What every decode backend promises."""
+
+
+class CommandContract(Contract, kind="command"):
+    """What every command promises."""

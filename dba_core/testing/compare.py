@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dba_core.testing.subject import Violation
+from dba_core.testing.subject import Violation, torch_dtype
 
 #: |got - expected| <= x + x |expected|, by the dtype of the inputs. Sums and softmax are float32 inside: half
 #: precision differs by the rounding of one result, and float64 is no closer than float32.
@@ -30,13 +30,12 @@ def far(got: Tensor, expected: Tensor, *, dtype: str) -> str | None:
 
 
 def near(
-    got: Tensor, expected: Tensor, *, dtype: str, what: str, case: str, hint: str
+    case: object, got: Tensor, expected: Tensor, *, dtype: str, what: str, hint: str = ""
 ) -> Iterator[Violation]:
     """A violation where `far` finds a difference."""
     difference = far(got, expected, dtype=dtype)
     if difference is not None:
-        wanted = f"{what} within {TOLERANCE[dtype]:g}"
-        yield Violation(case=case, expected=wanted, got=difference, hint=hint)
+        yield Violation(case, f"{what} within {TOLERANCE[dtype]:g}", difference, hint)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -49,14 +48,15 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def well_shaped(
-    got: Tensor, *, shape: Sequence[int], dtype: torch.dtype, device: str, what: str, case: str
+    case: object, got: Tensor, shape: Sequence[int], *, dtype: str, device: str, what: str
 ) -> Iterator[Violation]:
-    """Violations for a wrong shape, dtype or device."""
-    wanted = f"{what} {list(shape)} {dtype} on {torch.device(device).type}"
-    found = f"{list(got.shape)} {got.dtype} on {got.device.type}"
-    if (list(got.shape), got.dtype, got.device.type) != (list(shape), dtype, torch.device(device).type):
+    """A violation for a wrong shape, dtype or device."""
+    wanted = list(shape), torch_dtype(dtype), torch.device(device).type
+    found = list(got.shape), got.dtype, got.device.type
+    if found != wanted:
+        expected, seen = (f"{sizes} {kind} on {where}" for sizes, kind, where in (wanted, found))
         hint = "Return the shape, dtype and device that the contract states."
-        yield Violation(case=case, expected=wanted, got=found, hint=hint)
+        yield Violation(case, f"{what} {expected}", seen, hint)
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,13 +64,9 @@ def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, case: str) -> Iterator[Violation]:
+def changed(case: object, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Iterator[Violation]:
     """A violation for every tensor that no longer holds the bits of its copy."""
     for name, copy in before.items():
         if not same_bits(copy, after[name].detach()):
-            yield Violation(
-                case=case,
-                expected=f"{name} as it was given",
-                got=f"{name} was changed in place",
-                hint="Work on a copy, or with operations that are not in place.",
-            )
+            hint = "Work on a copy, or with operations that are not in place."
+            yield Violation(case, f"{name} as it was given", f"{name} was changed in place", hint)

@@ -6,6 +6,7 @@ gets about half of the mass at any length: leaving it out, or counting it twice,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -18,48 +19,33 @@ from dba_core.config.kv_policy import KVCachePolicy, installed_formats
 from dba_core.contracts import AttentionShape, CachedTensor, DecodeRequest, FormatFacts, NullKV
 from dba_core.distribution import is_ours
 from dba_core.registry import Registry
-from dba_core.testing.subject import Subject, torch_dtype
+from dba_core.testing.subject import DTYPES, Subject, torch_dtype
 
 #: Unwritten memory behind the tokens of every row, and tokens that `truncate` could take back.
 SPARE, ROLLBACK = 3, 2
 
 
-@attrs.frozen(kw_only=True)
-class Sizes:
-    """Query heads, heads of k_sem, k_geo (and the null token) and v, widths of one head."""
-
-    heads: int
-    sem_heads: int
-    kv_heads: int
-    v_heads: int
-    sem: int
-    geo: int
-    v: int
-
-    @property
-    def shape(self) -> AttentionShape:
-        return AttentionShape(
-            d_model=8,
-            n_heads=self.heads,
-            n_kv_heads=self.kv_heads,
-            sem_head_dim=self.sem,
-            geo_head_dim=self.geo,
-            v_head_dim=self.v,
-            sem_kv_heads=self.sem_heads,
-            v_kv_heads=self.v_heads,
-        )
-
-
-def sizes(heads: int, kv_heads: int, sem: int, geo: int, v: int) -> Sizes:
-    """One number of KV heads for all three tensors."""
-    return Sizes(heads=heads, sem_heads=kv_heads, kv_heads=kv_heads, v_heads=kv_heads, sem=sem, geo=geo, v=v)
+def sizes(
+    heads: int, kv_heads: int, sem: int, geo: int, v: int, *, sem_heads: int = 0, v_heads: int = 0
+) -> AttentionShape:
+    """Query heads, KV heads and widths; of k_sem and v fewer heads where they are given."""
+    return AttentionShape(
+        d_model=8,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        sem_head_dim=sem,
+        geo_head_dim=geo,
+        v_head_dim=v,
+        sem_kv_heads=sem_heads or kv_heads,
+        v_kv_heads=v_heads or kv_heads,
+    )
 
 
 PLAIN = sizes(4, 4, 16, 16, 16)
 GROUPED = sizes(4, 2, 16, 32, 32)
 ODD = sizes(4, 2, 3, 6, 5)
 NO_SEMANTIC = sizes(3, 1, 0, 8, 7)
-SHARED_LATENT = Sizes(heads=8, sem_heads=1, kv_heads=4, v_heads=2, sem=5, geo=2, v=1)
+SHARED_LATENT = sizes(8, 4, 5, 2, 1, sem_heads=1, v_heads=2)
 WIDE = sizes(8, 1, 32, 64, 128)
 QUICK_SIZES = (PLAIN, GROUPED, ODD)
 FULL_SIZES = (*QUICK_SIZES, NO_SEMANTIC, SHARED_LATENT, WIDE)
@@ -88,36 +74,40 @@ QUICK_LONG_LENGTHS = (1031, 515)
 
 @attrs.frozen(kw_only=True)
 class DecodeCase:
-    """One question to a backend."""
+    """One question to a backend. hint: where to look when the answer is wrong."""
 
-    sizes: Sizes
+    shape: AttentionShape
     policy: str
     lengths: tuple[int, ...]
     null: bool = False
     dtype: str = "float32"
+    hint: str = ""
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Of one head of k_sem, k_geo and v."""
+        return self.shape.sem_head_dim, self.shape.geo_head_dim, self.shape.v_head_dim
 
     def __str__(self) -> str:
-        s = self.sizes
+        heads, widths = ("/".join(map(str, three)) for three in (self.shape.cached_heads, self.widths))
         null = ", null token" if self.null else ""
         return (
-            f"H{s.heads} heads {s.sem_heads}/{s.kv_heads}/{s.v_heads} widths {s.sem}/{s.geo}/{s.v}, "
-            f"{self.policy}, lengths {list(self.lengths)}, {self.dtype}{null}"
+            f"H{self.shape.n_heads} heads {heads} widths {widths}, {self.policy}, "
+            f"lengths {list(self.lengths)}, {self.dtype}{null}"
         )
 
     def request(self, *, device: str, needs_lse: bool) -> DecodeRequest:
         """What a backend is asked to support."""
-        s, policy = self.sizes, KVCachePolicy.parse(self.policy)
+        policy = KVCachePolicy.parse(self.policy)
         k_sem, k_geo, v = (
             CachedTensor(n_heads=heads, head_dim=width, format=how.format, qblock=how.qblock)
-            for heads, width, how in (
-                (s.sem_heads, s.sem, policy.k_sem),
-                (s.kv_heads, s.geo, policy.k_geo),
-                (s.v_heads, s.v, policy.v),
+            for heads, width, how in zip(
+                self.shape.cached_heads, self.widths, (policy.k_sem, policy.k_geo, policy.v), strict=True
             )
         )
         cuda = torch.device(device).type == "cuda"
         return DecodeRequest(
-            shape=s.shape,
+            shape=self.shape,
             k_sem=k_sem,
             k_geo=k_geo,
             v=v,
@@ -135,51 +125,50 @@ class DecodeCase:
         """The same numbers every time. poison: NaN and wild codes wherever no token is written. values:
         [B,G,S,Dv] float32, in place of the usual ones.
         """
-        s, batch, total = self.sizes, len(self.lengths), max(self.lengths)
-        cache = self._cache(device=subject.device)
+        batch, total, heads = len(self.lengths), max(self.lengths), self.shape.n_heads
+        sizes = list(zip(self.shape.cached_heads, self.widths, strict=True))
+        k_sem, k_geo, v = sizes
+        cache = LayerCache(
+            k_sem=k_sem,
+            k_geo=k_geo,
+            v=v,
+            batch=batch,
+            capacity=total + SPARE,
+            policy=KVCachePolicy.parse(self.policy),
+            device=subject.device,
+            rollback=ROLLBACK,
+        )
         if poison:
             for plane in planes(cache).values():
                 plane.fill_(torch.nan if plane.is_floating_point() else 119)
-        k_sem = subject.random(batch, s.sem_heads, total, s.sem, seed=0, dtype="float32")
-        k_geo = subject.random(batch, s.kv_heads, total, s.geo, seed=1, dtype="float32")
-        v = values
-        if v is None:
-            v = subject.random(batch, s.v_heads, total, s.v, seed=2, dtype="float32")
-        cache.append(k_sem, k_geo, v, counts=self.lengths)
-        q_sem = subject.random(batch, s.heads, s.sem, seed=3) / max(1.0, s.sem**0.5)
-        q_geo = subject.random(batch, s.heads, s.geo, seed=4) / max(1.0, s.geo**0.5)
+        tokens = [
+            subject.random(batch, n, total, width, seed=seed, dtype="float32")
+            for seed, (n, width) in enumerate(sizes)
+        ]
+        if values is not None:
+            tokens[2] = values
+        cache.append(*tokens, counts=self.lengths)
+        q_sem, q_geo = (
+            subject.random(batch, heads, width, seed=seed) / max(1.0, width**0.5)
+            for seed, width in ((3, self.widths[0]), (4, self.widths[1]))
+        )
         q_geo[..., 0] = 1.0
         dtype = torch_dtype(self.dtype)
         return Filled(
             cache=cache,
-            tokens=(k_sem, k_geo, v),
+            tokens=tokens,
             q_sem=q_sem.to(dtype),
             q_geo=q_geo.to(dtype),
             null=self._null(subject, dtype) if self.null else None,
         )
 
-    def _cache(self, *, device: str) -> LayerCache:
-        s = self.sizes
-        return LayerCache(
-            k_sem=(s.sem_heads, s.sem),
-            k_geo=(s.kv_heads, s.geo),
-            v=(s.v_heads, s.v),
-            batch=len(self.lengths),
-            capacity=max(self.lengths) + SPARE,
-            policy=KVCachePolicy.parse(self.policy),
-            device=device,
-            rollback=ROLLBACK,
-        )
-
     def _null(self, subject: Subject, dtype: torch.dtype) -> NullKV:
-        s = self.sizes
-        k_geo = subject.random(s.kv_heads, s.geo, seed=6)
-        k_geo[:, 0] = math.log(max(2, max(self.lengths)))
-        return NullKV(
-            k_sem=subject.random(s.kv_heads, s.sem, seed=5).to(dtype),
-            k_geo=k_geo.to(dtype),
-            v=(2.0 + subject.random(s.kv_heads, s.v, seed=7)).to(dtype),
+        k_sem, k_geo, v = (
+            subject.random(self.shape.n_kv_heads, width, seed=5 + number)
+            for number, width in enumerate(self.widths)
         )
+        k_geo[:, 0] = math.log(max(2, max(self.lengths)))
+        return NullKV(k_sem=k_sem.to(dtype), k_geo=k_geo.to(dtype), v=(2.0 + v).to(dtype))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -187,7 +176,7 @@ class Filled:
     """A cache; its tokens as they went in, k_sem [B,G,S,Ds], k_geo, v; scaled queries [B,H,*]; null token."""
 
     cache: LayerCache
-    tokens: tuple[Tensor, ...]
+    tokens: list[Tensor]
     q_sem: Tensor
     q_geo: Tensor
     null: NullKV | None
@@ -200,34 +189,27 @@ class Filled:
         return named
 
 
+def planes(cache: LayerCache) -> dict[str, Tensor]:
+    """The tensors that a cache holds, the lengths left out."""
+    found = {
+        f"{name}.{plane}": getattr(store, plane)
+        for name, store in (("k_sem", cache.k_sem), ("k_geo", cache.k_geo), ("v", cache.v))
+        for plane in ("codes", "scales", "recent_ring")
+    }
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
 def own_formats() -> dict[str, FormatFacts]:
     """The cache formats that come with the library; what is wrong with another is no backend's fault."""
     own = {i.name for i in Registry.default().list("kv_format") if is_ours(i.distribution)}
     return {name: facts for name, facts in installed_formats().items() if name in own}
 
 
-def planes(cache: LayerCache) -> dict[str, Tensor]:
-    """The tensors that a cache holds, the lengths left out."""
-    named = {}
-    for name, store in (("k_sem", cache.k_sem), ("k_geo", cache.k_geo), ("v", cache.v)):
-        for plane, tensor in (
-            ("codes", store.codes),
-            ("scales", store.scales),
-            ("recent_ring", store.recent_ring),
-        ):
-            if tensor is not None:
-                named[f"{name}.{plane}"] = tensor
-    return named
-
-
 def parity_grid(subject: Subject) -> Iterator[DecodeCase]:
-    """Sizes x policies x lengths x null token in float32, one size of it in every other dtype."""
+    """Sizes x policies x lengths x null token in float32, the first two sizes in every other dtype."""
     quick = subject.quick
-    all_sizes, policies = (QUICK_SIZES, QUICK_POLICIES) if quick else (FULL_SIZES, FULL_POLICIES)
-    for number, each in enumerate(all_sizes):
-        for policy in policies:
-            for lengths in QUICK_LENGTHS if quick else FULL_LENGTHS:
-                for null in (False, True):
-                    case = DecodeCase(sizes=each, policy=policy, lengths=lengths, null=null)
-                    for dtype in subject.dtypes if number < 2 else subject.dtypes[:1]:
-                        yield attrs.evolve(case, dtype=dtype)
+    shapes, policies = (QUICK_SIZES, QUICK_POLICIES) if quick else (FULL_SIZES, FULL_POLICIES)
+    all_lengths = QUICK_LENGTHS if quick else FULL_LENGTHS
+    for shape, policy, lengths, null in itertools.product(shapes, policies, all_lengths, (False, True)):
+        for dtype in DTYPES if shape in FULL_SIZES[:2] else DTYPES[:1]:
+            yield DecodeCase(shape=shape, policy=policy, lengths=lengths, null=null, dtype=dtype)

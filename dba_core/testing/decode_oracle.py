@@ -8,13 +8,18 @@ block formats. It can be wrong on purpose, to tell in a report which mistake a b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import attrs
 import torch
 from torch import Tensor
 
-from dba_core.contracts import NullKV
-from dba_core.testing.decode_cases import Filled
+from dba_core.contracts import DecodeBackend, DecodeOutput, NullKV
+from dba_core.registry.contain import contain
+from dba_core.testing.compare import far, near
+from dba_core.testing.decode_cases import DecodeCase, Filled
+from dba_core.testing.subject import BreachError, Subject, Violation, told
 
 
 class Answer(NamedTuple):
@@ -30,46 +35,31 @@ def oracle(
     null_count: int = 1,
     interleaved_heads: bool = False,
     residual: bool = True,
-    extra: int = 0,
+    quantized: bool = True,
 ) -> Answer:
-    """The right answer; other arguments than the defaults give a known wrong one.
+    """The right answer; other arguments than the defaults give another one.
 
     null_count: how often the null token counts. interleaved_heads: head h reads KV head h % G. residual:
-    False reads the newest tokens as stored. extra: tokens past (or, negative, short of) each length.
+    False reads the newest tokens as stored. quantized: False reads all as they were before the cache stored
+    them.
     """
-    rows = [
-        _row(filled, row, null_count, interleaved_heads, residual, extra) for row in range(filled.cache.batch)
-    ]
-    return Answer(torch.stack([row.out for row in rows]), torch.stack([row.lse for row in rows]))
-
-
-def unquantized(filled: Filled) -> Answer:
-    """The answer over the tokens as they were before the cache stored them."""
-    heads, outs, lses = filled.q_geo.shape[1], [], []
-    for row, length in enumerate(filled.cache.lengths):
-        k_sem, k_geo, v = (_per_head(x[row, :, :length].double(), heads, False) for x in filled.tokens)
-        answer = _softmax(filled, row, k_sem, k_geo, v)
-        outs.append(answer.out)
-        lses.append(answer.lse)
-    return Answer(torch.stack(outs), torch.stack(lses))
-
-
-def _row(filled: Filled, row: int, null_count: int, interleaved: bool, residual: bool, extra: int) -> Answer:
-    cache, heads = filled.cache, filled.q_geo.shape[1]
-    length = max(0, min(cache.lengths[row] + extra, cache.length))
-    keys = []
-    for store, x in zip((cache.k_sem, cache.k_geo, cache.v), filled.tokens, strict=True):
-        values = store.stored(0, length)[row].double()  # [G, length, D]
-        window = max(0, cache.lengths[row] - cache.residual_len)
-        if residual and store.quantized and cache.residual_len:
-            values = torch.cat((values[:, :window], x[row, :, window:length].half().double()), dim=1)
-        keys.append(_per_head(values, heads, interleaved))
-    if filled.null is not None:
-        keys = [
-            torch.cat((null.expand(-1, null_count, -1), rest), dim=1)
-            for null, rest in zip(_null_heads(filled.null, heads, interleaved), keys, strict=True)
-        ]
-    return _softmax(filled, row, *keys)
+    cache, heads, answers = filled.cache, filled.q_geo.shape[1], []
+    for row, length in enumerate(cache.lengths):
+        keys = []
+        window = max(0, length - cache.residual_len)
+        for store, x in zip((cache.k_sem, cache.k_geo, cache.v), filled.tokens, strict=True):
+            given = x[row, :, :length]
+            values = store.stored(0, length)[row].double() if quantized else given.double()  # [G, length, D]
+            if residual and quantized and store.quantized and cache.residual_len:
+                values = torch.cat((values[:, :window], given[:, window:].half().double()), dim=1)
+            keys.append(_per_head(values, heads, interleaved_heads))
+        if filled.null is not None:
+            keys = [
+                torch.cat((null.expand(-1, null_count, -1), rest), dim=1)
+                for null, rest in zip(_null_heads(filled.null, heads, interleaved_heads), keys, strict=True)
+            ]
+        answers.append(_softmax(filled, row, *keys))
+    return Answer(torch.stack([row.out for row in answers]), torch.stack([row.lse for row in answers]))
 
 
 def _softmax(filled: Filled, row: int, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> Answer:
@@ -89,3 +79,99 @@ def _per_head(x: Tensor, heads: int, interleaved: bool) -> Tensor:
 def _null_heads(null: NullKV, heads: int, interleaved: bool) -> list[Tensor]:
     """k_sem, k_geo and v as [H,1,D]."""
     return [_per_head(t.double(), heads, interleaved)[:, None] for t in (null.k_sem, null.k_geo, null.v)]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Asked:
+    """A backend built for one case. has_lse: it is asked for the log-sum-exp too, where it supports that."""
+
+    case: DecodeCase
+    backend: DecodeBackend
+    has_lse: bool
+
+    def decode(self, filled: Filled) -> DecodeOutput:
+        """Raises BreachError where the backend raises, or returns no DecodeOutput."""
+        done: object = contain(
+            lambda: self.backend.decode(
+                filled.q_sem, filled.q_geo, filled.cache, null=filled.null, needs_lse=self.has_lse
+            )
+        )
+        if isinstance(done, DecodeOutput) and (done.lse is not None or not self.has_lse):
+            return done
+        expected = "a DecodeOutput" + (" with lse, as asked for" if self.has_lse else "")
+        hint = "Let supports() decline what decode() cannot do, with a Reason."
+        raise BreachError(self.case, expected, told(done), hint)
+
+    def answers(self, got: DecodeOutput, wanted: Answer) -> Iterator[Violation]:
+        """Violations for output and log-sum-exp that differ from `wanted` by more than the dtype allows."""
+        case = self.case
+        yield from near(case, got.out, wanted.out, dtype=case.dtype, what="out", hint=case.hint)
+        if got.lse is not None:
+            yield from near(case, got.lse, wanted.lse, dtype=case.dtype, what="lse", hint=case.hint)
+
+
+def asked(subject: Subject, case: DecodeCase) -> Iterator[tuple[Asked, Filled]]:
+    """The backend for this case and its input, once; nothing where it declines. Prefers to be asked for the
+    lse.
+    """
+    with_lse = case.request(device=subject.device, needs_lse=True)
+    has_lse = subject.answer(with_lse).ok
+    request = with_lse if has_lse else case.request(device=subject.device, needs_lse=False)
+    for backend in subject.built(request):
+        yield Asked(case=case, backend=backend, has_lse=has_lse), case.filled(subject)
+
+
+def compared(subject: Subject, case: DecodeCase) -> Iterator[Violation]:
+    """The backend's answer to the case against the oracle's, the hint naming the mistake where the output
+    equals a known wrong one.
+    """
+    for each, filled in asked(subject, case):
+        got, wanted = each.decode(filled), oracle(filled)
+        violations = list(each.answers(got, wanted))
+        mistake = _mistake(each, filled, got, wanted) if violations else ""
+        for violation in violations:
+            yield attrs.evolve(violation, hint=mistake or violation.hint)
+
+
+def _mistake(each: Asked, filled: Filled, got: DecodeOutput, wanted: Answer) -> str:
+    """Which wrong oracle the first wrong row equals."""
+    dtype, lengths = each.case.dtype, filled.cache.lengths
+    wrong = [row for row in range(len(lengths)) if far(got.out[row], wanted.out[row], dtype=dtype)]
+    if got.out.shape != wanted.out.shape or not wrong:
+        return ""
+    row = wrong[0]
+    for what, answer in _wrong_answers(each, filled):
+        if far(got.out[row], answer.out[row], dtype=dtype) is None:
+            return f"Row {row} of {lengths[row]} tokens equals the result {what}."
+    return ""
+
+
+def _wrong_answers(each: Asked, filled: Filled) -> Iterator[tuple[str, Answer]]:
+    """Known mistakes with their answers."""
+    if filled.null is not None:
+        yield "without the null token", oracle(filled, null_count=0)
+        for n in range(2, 9):
+            yield f"with the null token counted {n} times", oracle(filled, null_count=n)
+    yield from _other_rows(filled)
+    if each.case.shape.n_heads > each.case.shape.n_kv_heads:
+        text = "with query head h reading KV head h % G; right is h // (H/G)"
+        yield text, oracle(filled, interleaved_heads=True)
+        right, groups = oracle(filled), each.case.shape.n_kv_heads
+        turned = torch.unflatten(right.out, 1, (groups, -1)).flip(2).flatten(1, 2)
+        yield "with the query heads of a group in another order", right._replace(out=turned)
+    if filled.cache.residual_len:
+        text = "that reads the residual window as stored; right is from recent_ring"
+        yield text, oracle(filled, residual=False)
+
+
+def _other_rows(filled: Filled) -> Iterator[tuple[str, Answer]]:
+    """Answers with the rows of a batch of equal lengths mixed up."""
+    right = oracle(filled)
+    if len(set(filled.cache.lengths)) > 1:
+        return
+    for shift in range(1, filled.cache.batch):
+        yield "that belongs to another row of the batch", right._replace(out=right.out.roll(shift, 0))
+        q_sem, q_geo = filled.q_sem.roll(shift, 0), filled.q_geo.roll(shift, 0)
+        other = oracle(attrs.evolve(filled, q_sem=q_sem, q_geo=q_geo))
+        yield "with the query of another row of the batch", other
+        yield "over the tokens of another row of the batch", other._replace(out=other.out.roll(-shift, 0))

@@ -13,23 +13,28 @@ from typing import Any
 import attrs
 import torch
 
-from dba_core.contracts import AttentionShape, DecodeRequest, Kind, Request, Support
+from dba_core.contracts import DecodeRequest, Kind, Request, Support
 from dba_core.errors import UsageError
 from dba_core.registry import LoadedPlugin, Registry
-from dba_core.registry.contain import Failure, contain
+from dba_core.registry.contain import Failure, contain, shown
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.plugin_loading import check_plugin, structure_options
 from dba_core.registry.selection import answer_problem
 
+#: What inputs are tried in.
+DTYPES = ("float32", "float16", "bfloat16")
 
-@attrs.frozen(kw_only=True)
+
+@attrs.frozen
 class Violation:
-    """A promise that a plugin broke. case: the input; hint: where to look; check: filled in by the run."""
+    """A promise that a plugin broke. case: the input; hint: where to look, "" for the check's own words about
+    it; check: filled in by the run.
+    """
 
-    case: str
+    case: str = attrs.field(converter=str)
     expected: str
     got: str
-    hint: str
+    hint: str = ""
     check: str = ""
 
     def __str__(self) -> str:
@@ -39,9 +44,14 @@ class Violation:
 class BreachError(Exception):
     """A violation after which a check cannot go on."""
 
-    def __init__(self, violation: Violation) -> None:
-        super().__init__(str(violation))
-        self.violation = violation
+    def __init__(self, case: object, expected: str, got: str, hint: str) -> None:
+        self.violation = Violation(case, expected, got, hint)
+        super().__init__(str(self.violation))
+
+
+def told(outcome: object) -> str:
+    """What foreign code gave back, or raised, in the `got` of a violation."""
+    return f"it raised {outcome}" if isinstance(outcome, Failure) else shown(outcome)
 
 
 @attrs.define
@@ -55,14 +65,13 @@ class Tally:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Subject:
-    """A loaded plugin with its options. device: where tensors live; dtypes: what inputs are tried in."""
+    """A loaded plugin with its options. device: where tensors live; installed: it has metadata."""
 
     loaded: LoadedPlugin
     options: Any
-    device: str = "cpu"
-    quick: bool = False
-    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
-    installed: bool = True
+    device: str
+    quick: bool
+    installed: bool
     tally: Tally = attrs.field(factory=Tally)
 
     @classmethod
@@ -71,11 +80,10 @@ class Subject:
         kind: Kind,
         plugin: Any,
         *,
-        options: Mapping[str, Any] | None = None,
-        registry: Registry | None = None,
-        device: str = "cpu",
-        quick: bool = False,
-        dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16"),
+        options: Mapping[str, Any],
+        registry: Registry,
+        device: str,
+        quick: bool,
     ) -> Subject:
         """plugin: an installed one's name, or the object that its hook returns.
 
@@ -86,19 +94,14 @@ class Subject:
         if isinstance(reached, Failure):
             raise UsageError(f"device {device!r} cannot be used here ({reached}); give cpu, cuda or cuda:N")
         if isinstance(plugin, str):
-            loaded = (Registry.default() if registry is None else registry).load(kind, plugin)
+            loaded = registry.load(kind, plugin)
         else:
-            where = f"{type(plugin).__module__}:{type(plugin).__qualname__}"
-            stated = contain(lambda: plugin.name)
-            name = stated if isinstance(stated, str) else "unnamed"
-            info = PluginInfo(kind=kind, name=name, distribution="local", version="0", module=where)
-            loaded = check_plugin(info, plugin)
+            loaded = check_plugin(PluginInfo.of_object(kind, plugin), plugin)
         return cls(
             loaded=loaded,
-            options=structure_options(loaded, dict(options or {})),
+            options=structure_options(loaded, options),
             device=device,
             quick=quick,
-            dtypes=dtypes,
             installed=isinstance(plugin, str),
         )
 
@@ -106,45 +109,40 @@ class Subject:
     def kind(self) -> Kind:
         return self.loaded.info.kind
 
-    def answer(self, request: object, options: Any = None) -> Support:
+    @property
+    def module(self) -> str:
+        """The plugin's module, by name."""
+        return self.loaded.info.module.partition(":")[0]
+
+    def answer(self, request: object) -> Support:
         """What `supports()` says. Raises BreachError where it raises or answers with something else."""
-        chosen = self.options if options is None else options
-        said: object = contain(lambda: self.loaded.plugin.supports(request, chosen))
+        said: object = contain(lambda: self.loaded.plugin.supports(request, self.options))
         problem = answer_problem(said)
         if problem is None and isinstance(said, Support):
             return said
         raise BreachError(
-            Violation(
-                case=describe(request),
-                expected="supports() answers with a Support",
-                got=f"it {problem}",
-                hint="Return Support.yes() or Support.no(Reason(...)); never raise to say no.",
-            )
+            describe(request),
+            "supports() answers with a Support",
+            f"it {problem}",
+            "Return Support.yes() or Support.no(Reason(...)); never raise to say no.",
         )
 
-    def built(self, request: object, options: Any = None) -> Iterator[Any]:
+    def built(self, request: object) -> Iterator[Any]:
         """What the plugin builds for the request, once; nothing where it declines or builds None.
 
         Raises BreachError where `build()` raises for a request that `supports()` took.
         """
-        answer = self.answer(request, options)
+        answer = self.answer(request)
         if not answer.ok:
             self.tally.declined += 1
             self.tally.refused.update({str(reason) for reason in answer.reasons})
             return
         self.tally.cases += 1
-        chosen = self.options if options is None else options
         torch.manual_seed(0)
-        part = contain(lambda: self.loaded.plugin.build(request, chosen))
+        part = contain(lambda: self.loaded.plugin.build(request, self.options))
         if isinstance(part, Failure):
-            raise BreachError(
-                Violation(
-                    case=describe(request),
-                    expected="build() makes what supports() accepted",
-                    got=f"it raised {part}",
-                    hint="Let supports() decline what cannot be built, with a Reason.",
-                )
-            )
+            hint = "Let supports() decline what cannot be built, with a Reason."
+            raise BreachError(describe(request), "build() makes what supports() accepted", told(part), hint)
         if part is not None:
             yield part
 
@@ -155,36 +153,25 @@ class Subject:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """`float32` -> torch.float32. Raises ValueError for a name that is no dtype."""
-    dtypes = {
-        "float64": torch.float64,
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-    }
-    if name not in dtypes:
-        raise ValueError(f"unknown dtype {name!r}; allowed: {', '.join(dtypes)}")
-    return dtypes[name]
+    """`float32` -> torch.float32."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def describe(request: object) -> str:
     """A request in one line, as a case of a report."""
     if not isinstance(request, Request):
         return str(request)
-    shape = describe_shape(request.shape)
+    shape = request.shape
+    text = (
+        f"H{shape.n_heads} G{shape.n_kv_heads} Ds{shape.sem_head_dim} Dg{shape.geo_head_dim} "
+        f"Dv{shape.v_head_dim}"
+    )
     if not isinstance(request, DecodeRequest):
-        return f"{shape}, {request.dtype}, {request.device}"
+        return f"{text}, {request.dtype}, {request.device}"
     formats = "/".join(
         f"{each.format}@{each.qblock}" if each.qblock else each.format
         for each in (request.k_sem, request.k_geo, request.v)
     )
     null = ", null token" if request.has_null else ""
-    return f"{shape}, {formats}, resid {request.residual_len}, {request.dtype}, {request.device}{null}"
-
-
-def describe_shape(shape: AttentionShape) -> str:
-    """H/G heads and widths of one shape."""
-    return (
-        f"H{shape.n_heads} G{shape.n_kv_heads} Ds{shape.sem_head_dim} Dg{shape.geo_head_dim} "
-        f"Dv{shape.v_head_dim}"
-    )
+    return f"{text}, {formats}, resid {request.residual_len}, {request.dtype}, {request.device}{null}"

@@ -19,7 +19,7 @@ pytestmark = [
 
 
 PROGRAM = """
-from dba_core.testing.suites import SUITES, check_plugin
+from dba_core.testing import SUITES, check_plugin
 
 kind = "decode_backend"
 elsewhere = ("equals_float64", "equals_when_long")

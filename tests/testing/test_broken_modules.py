@@ -12,8 +12,8 @@ pytestmark = pytest.mark.torch
 SOUND = [("summarizer", broken.Learned), ("gate", broken.CausalGate), ("null_token", broken.LearnedNull)]
 CASES = [
     ("summarizer", broken.LeaksNextBlock, "each_block_alone", "other values at (row, block) [[0, 0]]"),
-    ("summarizer", broken.LeaksNextBlock, "gradient_stays_in_block", "of blocks 0 and 2"),
-    ("summarizer", broken.LeaksNextBlock, "chunks_equal_whole", "k_mem of single blocks"),
+    ("summarizer", broken.LeaksNextBlock, "gradient_stays_in_block", "some to blocks [2]"),
+    ("summarizer", broken.LeaksNextBlock, "chunks_equal_whole", "k_mem block by block"),
     ("summarizer", broken.ReturnsList, "output_form", "returned list, no tuple of two tensors"),
     ("summarizer", broken.NotMeanAtStart, "mean_at_start", "the mean as k_mem"),
     ("summarizer", broken.Detached, "gradcheck", "gradcheck passes"),
