@@ -6,42 +6,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dba_core import hookspecs
-    from dba_core.attention.module import DecoupledAttention
-    from dba_core.attention.reference import reference_attention
-    from dba_core.cache.kv_cache import KVCache
-    from dba_core.config.attention import AttentionConfig
-    from dba_core.config.kv_policy import KVCachePolicy
-    from dba_core.config.long_sequence import LongSequenceConfig
-    from dba_core.config.model import ModelConfig
-    from dba_core.config.run import GenerationConfig, RunConfig
-    from dba_core.evaluation.metrics import fidelity_metrics
-    from dba_core.generation.loop import generate
-    from dba_core.hookspecs import hookimpl
-    from dba_core.model.language_model import LanguageModel
-    from dba_core.registry.choice import PluginChoice
-    from dba_core.registry.registry import Registry
-    from dba_core.runs.load import load_run
-
-__all__ = [
-    "AttentionConfig",
-    "DecoupledAttention",
-    "GenerationConfig",
-    "KVCache",
-    "KVCachePolicy",
-    "LanguageModel",
-    "LongSequenceConfig",
-    "ModelConfig",
-    "PluginChoice",
-    "Registry",
-    "RunConfig",
-    "fidelity_metrics",
-    "generate",
-    "hookimpl",
-    "hookspecs",
-    "load_run",
-    "reference_attention",
-]
+    from dba_core import hookspecs as hookspecs
+    from dba_core.attention.module import DecoupledAttention as DecoupledAttention
+    from dba_core.attention.reference import reference_attention as reference_attention
+    from dba_core.cache.kv_cache import KVCache as KVCache
+    from dba_core.config.attention import AttentionConfig as AttentionConfig
+    from dba_core.config.kv_policy import KVCachePolicy as KVCachePolicy
+    from dba_core.config.long_sequence import LongSequenceConfig as LongSequenceConfig
+    from dba_core.config.model import ModelConfig as ModelConfig
+    from dba_core.config.run import GenerationConfig as GenerationConfig
+    from dba_core.config.run import RunConfig as RunConfig
+    from dba_core.evaluation.metrics import fidelity_metrics as fidelity_metrics
+    from dba_core.generation.loop import generate as generate
+    from dba_core.hookspecs import hookimpl as hookimpl
+    from dba_core.model.language_model import LanguageModel as LanguageModel
+    from dba_core.registry.choice import PluginChoice as PluginChoice
+    from dba_core.registry.registry import Registry as Registry
+    from dba_core.runs.load import load_run as load_run
 
 _MODULES = {
     "AttentionConfig": "config.attention",
@@ -61,6 +42,7 @@ _MODULES = {
     "load_run": "runs.load",
     "reference_attention": "attention.reference",
 }
+__all__ = ["hookspecs", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

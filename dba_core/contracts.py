@@ -29,7 +29,6 @@ from dba_core.support import Reason as Reason  # a plugin finds all that it need
 from dba_core.support import Support as Support
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -118,40 +117,6 @@ class DecodeRequest(Request):
     needs_lse: bool = False
     device_capability: tuple[int, int] | None = None
     multiprocessors: int | None = None
-
-
-@attrs.frozen(kw_only=True)
-class CompiledKernel:
-    """A GPU kernel compiled for a device that need not be there, for `dba bench kernels`.
-
-    See `CompilesOffline`. sass, usage: what `cuobjdump
-    -sass` and `-res-usage` print. tokens: cached tokens that one round of the main loop takes, warps: of the
-    program that does. tensor_core: how many tensor-core instructions a round needs; scale_loads: how many
-    loads of scales. most_registers, most_per_token: what must not be exceeded (None: no limit), the latter in
-    warp instructions.
-    """
-
-    kernel: str
-    case: str
-    target: str
-    sass: str
-    usage: str
-    shared_bytes: int
-    tokens: int
-    warps: int
-    tensor_core: int
-    scale_loads: int
-    most_registers: int | None = None
-    most_per_token: float | None = None
-
-
-@runtime_checkable
-class CompilesOffline(Protocol):
-    """What a decode backend's plugin has beside its contract, where its kernels can be read without a GPU."""
-
-    def compiled_kernels(self) -> Iterator[CompiledKernel]:
-        """Compiles as it goes."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

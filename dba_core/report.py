@@ -1,23 +1,38 @@
 """What a job leaves for its reader, and what it tells while it runs: one `Report` and one `Reporter`.
 
 A report is complete as data. It knows its JSON, its tables as text, its Markdown page and its pictures, and
-writes them as files; the command line only shows it. No torch, and matplotlib only where a picture is drawn.
+writes them as files; the command line only shows it. Whatever a text holds is read as that text: in Markdown
+not as markup, HTML or a new line (escapes are those that CommonMark, GitHub and Python-Markdown read alike;
+`~` has none in the last), in a picture not as a formula. No torch; matplotlib only where a picture is drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
 from dba_core.documents import write_json, write_whole
 from dba_core.errors import DBAError, UsageError
-from dba_core.markdown import fenced, inline, prose, table
+from dba_core.printable import one_line, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
+#: Letters of a name and of a whole title in a picture; longer ones leave no room for the picture.
+NAME, TITLE = 64, 120
+#: What means something anywhere in Markdown: a backslash before punctuation or at the end, marks of emphasis,
+#: code, links and tables, an underline that does not stand inside a word.
+_MARKS = re.compile(r"\\(?=[!-/:-@\[-`{-~]|$)|[`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
+#: What means something at the beginning of a line: a heading, a quotation, a rule, lists.
+_OPENING = re.compile(r"^(\s*)([#>]|[+-](?=[\s-]|$))|^(\s*\d+)([.)])(?=\s|$)")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
 class GoalError(DBAError):
@@ -120,7 +135,7 @@ class Report:
             lines += [f"![{title}]({picture})", ""]
         for each in self.tables:
             lines += [f"## {inline(each.title)}", ""] if each.title else []
-            lines += [*table(each.header, each.cells), ""]
+            lines += [*markdown_table(each.header, each.cells), ""]
         lines += [f"- {prose(note)}" for note in self.notes]
         if self.machine is not None:
             lines += ["", f"Measured on {inline(machine_line(self.machine))}."]
@@ -217,3 +232,53 @@ def as_plain(value: Any) -> Any:
 
 def _cell(value: Any, form: str) -> str:
     return "" if value is None else form.format(value)
+
+
+def prose(text: str) -> str:
+    """One line that shows the text as it is, in a paragraph, a heading or a list."""
+    shown = inline(text)
+    opening = _OPENING.match(shown)
+    if opening is None:
+        return shown
+    mark = opening.start(2) if opening[2] else opening.start(4)
+    return f"{shown[:mark]}\\{shown[mark:]}"
+
+
+def inline(text: str) -> str:
+    """The same inside of a line, and in a cell of a table."""
+    shown = _MARKS.sub(lambda found: f"\\{found.group()}", one_line(text))
+    return _ENTITY.sub("&amp;", shown).replace("<", "&lt;").replace("~", "&#126;")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table; every cell is `inline`."""
+    lines = [[inline(cell) for cell in row] for row in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """A block of code whose fence is longer than any run of backticks inside."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return [f"{fence}{language}", printable(text, lines=True), fence]
+
+
+def drawn(text: str, *, longest: int = NAME) -> str:
+    """A text in a title, a label or a legend: one line, shown as it is, its middle left out if it is long.
+
+    matplotlib reads `$...$` as a formula unless each dollar has a backslash, which it takes off again.
+    """
+    shown = one_line(text)
+    if len(shown) > longest:
+        shown = f"{shown[: longest // 2 - 2]} ... {shown[3 - longest // 2 :]}"
+    return shown.replace("$", r"\$")
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the picture, and the folder that it is for. The fonts at hand may lack a letter of a name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+|Matplotlib currently does not support", UserWarning)
+        figure.savefig(path, format="png")

@@ -153,8 +153,8 @@ def _configuration(text: str) -> RunConfig:
 
 def print_config(flags: ConfigChoice, *, as_json: bool) -> None:
     """What `dba config show` and `dba run --print-config` print."""
+    from dba_cli.config_toml import render_toml
     from dba_cli.rendering import echo_json, echo_toml
-    from dba_core.config.loading import render_toml
 
     loaded = flags.load()
     origins = {key: in_flags(origin) for key, origin in loaded.origins.items()}

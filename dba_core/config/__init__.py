@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
-from dba_core.config.loading import LoadedConfig, load_config, render_toml
+from dba_core.config.loading import LoadedConfig, load_config
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import DataConfig, EvaluationConfig, GenerationConfig, RunConfig, TrainingConfig
@@ -28,5 +28,4 @@ __all__ = [
     "TensorFormat",
     "TrainingConfig",
     "load_config",
-    "render_toml",
 ]

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from dba_core.evaluation.metrics import FidelityMetrics
 from dba_core.free_memory import gib
 from dba_core.kinds import KINDS, per_layer
-from dba_core.markdown import fenced, inline, table
 from dba_core.registry.choice import in_words
-from dba_core.report import Table
+from dba_core.report import Table, fenced, inline, markdown_table
 from dba_core.runs.estimate import KvMemory, human_bytes, times_smaller
 from dba_core.runs.outline import DryRun, Outline, PlacedChoice
 from dba_core.runs.summary import LossFacts, Summary
@@ -101,7 +100,7 @@ def markdown(summary: Summary) -> str:
     for warning in summary.warnings:
         lines += ["", f"**Warning:** {inline(warning)}"]
     for part in summary_tables(summary):
-        lines += ["", f"## {part.title}", "", *table(part.header, part.cells)]
+        lines += ["", f"## {part.title}", "", *markdown_table(part.header, part.cells)]
     lines += ["", "## Plots", ""]
     for name, value in summary.plots.items():
         lines += [f"![{name}]({value})" if value.endswith(".png") else f"{name}: {inline(value)}", ""]

@@ -23,9 +23,9 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.data.batches import held_out_windows
 from dba_core.data.tokenizers import Tokens
-from dba_core.figures import drawn, save_png
 from dba_core.generation.inference import inference
 from dba_core.model.language_model import LanguageModel
+from dba_core.report import drawn, save_png
 from dba_core.runs.estimate import human_bytes, times_smaller
 from dba_core.runs.folder import RunFolder
 from dba_core.runs.prepare import Prepared

@@ -12,8 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from dba_core.figures import TITLE, drawn, save_png
-from dba_core.report import Report
+from dba_core.report import TITLE, Report, drawn, save_png
 
 _DPI = 150
 Draw = Callable[[Path, Report], None]

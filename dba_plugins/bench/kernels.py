@@ -1,6 +1,6 @@
 """Machine code of the GPU kernels, without a GPU.
 
-A decode backend's plugin that is a `contracts.CompilesOffline` is asked for them. Each is read by `sass` and
+A decode backend's plugin that is a `CompilesOffline` is asked for them. Each is read by `sass` and
 held to its limits: no spill, no 1-byte load, in the main loop 2-byte loads for scales alone, tensor-core
 instructions as many as the shapes need, registers and warp instructions per token.
 """
@@ -8,12 +8,11 @@ instructions as many as the shapes need, registers and warp instructions per tok
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from dba_core.command import Command, command_line, option, summary_of
-from dba_core.contracts import CompiledKernel, CompilesOffline
 from dba_core.distribution import install_command
 from dba_core.errors import UsageError
 from dba_core.hookspecs import hookimpl
@@ -35,6 +34,39 @@ COLUMNS = (
     Column("limit", "limit"),
     Column("verdict", "verdict"),
 )
+
+
+@attrs.frozen(kw_only=True)
+class CompiledKernel:
+    """A GPU kernel compiled for a device that need not be there.
+
+    sass, usage: what `cuobjdump -sass` and `-res-usage` print. tokens: cached tokens that one round of the
+    main loop takes, warps: of the program that does. tensor_core: how many tensor-core instructions a round
+    needs; scale_loads: how many loads of scales. most_registers, most_per_token: what must not be exceeded
+    (None: no limit), the latter in warp instructions.
+    """
+
+    kernel: str
+    case: str
+    target: str
+    sass: str
+    usage: str
+    shared_bytes: int
+    tokens: int
+    warps: int
+    tensor_core: int
+    scale_loads: int
+    most_registers: int | None = None
+    most_per_token: float | None = None
+
+
+@runtime_checkable
+class CompilesOffline(Protocol):
+    """What a decode backend's plugin has beside its contract, where its kernels can be read without a GPU."""
+
+    def compiled_kernels(self) -> Iterator[CompiledKernel]:
+        """Compiles as it goes."""
+        ...
 
 
 @attrs.frozen(kw_only=True)

@@ -14,8 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from dba_core.figures import TITLE, drawn, save_png
-from dba_core.report import Report
+from dba_core.report import TITLE, Report, drawn, save_png
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
 _DPI = 150

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from dba_core.figures import TITLE, drawn, save_png
+from dba_core.report import TITLE, drawn, save_png
 
 _DPI = 150
 _LINEAR = 5.0  # percent up to which the axis of the increase is linear

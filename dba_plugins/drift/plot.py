@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dba_core.figures import drawn, save_png
+from dba_core.report import drawn, save_png
 from dba_plugins.drift.findings import CurvePoint, DriftFindings, DriftOfSetting
 
 _DPI = 150

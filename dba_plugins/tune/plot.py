@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from dba_core.figures import drawn, save_png
+from dba_core.report import drawn, save_png
 from dba_plugins.tune.measure import TuneFindings
 from dba_plugins.tune.policy_search import TENSORS, combinations
 from dba_plugins.tune.search import frontier

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dba_cli.config_toml import render_toml
 from dba_core.config import (
     AttentionConfig,
     DataConfig,
@@ -23,7 +24,6 @@ from dba_core.config import (
     RunConfig,
     TensorFormat,
     TrainingConfig,
-    render_toml,
 )
 from dba_core.config.files import parse_json, parse_toml
 from dba_core.config.model import MLPS, NORMS

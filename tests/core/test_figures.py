@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from dba_core.figures import NAME, drawn, save_png
 from dba_core.printable import one_line
+from dba_core.report import NAME, drawn, save_png
 
 
 @given(st.text(max_size=NAME // 10))  # an escape takes up to ten letters

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dba_core.markdown import fenced, inline, prose, table
 from dba_core.printable import one_line
+from dba_core.report import fenced, inline, markdown_table, prose
 
 NASTY = st.text(st.sampled_from("ab 1.)#>-+=|`*_[]()<>&;!~\\\n\r\t\x1b\u202e\u2028\udcff/:'\"")) | st.text()
 
@@ -83,7 +83,7 @@ def test_a_fence_ends_where_it_should(text: str) -> None:
 
 @given(st.lists(st.tuples(NASTY, NASTY), min_size=1, max_size=3))
 def test_a_table_has_the_cells_it_was_given(rows: list[tuple[str, str]]) -> None:
-    lines = table(("a|b", "c"), rows)
+    lines = markdown_table(("a|b", "c"), rows)
     assert len(lines) == 2 + len(rows)
     for line in lines:
         plain = unescaped_marks(line.replace("\\x", "x").replace("\\u", "u"))

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dba_core.contracts import CompiledKernel
+from dba_plugins.bench.kernels import CompiledKernel
 from dba_plugins.decode.triton.attend import NullParts
 from dba_plugins.decode.triton.kernel import Planes, attend_kernel
 from dba_plugins.decode.triton.spec import LEAST_ROWS, KernelSpec, TensorSpec

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from dba_core.contracts import (
-    CompiledKernel,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeRequest,
@@ -15,6 +14,11 @@ from dba_core.contracts import (
 from dba_core.hookspecs import hookimpl
 from dba_plugins.decode.triton.spec import KernelSpec
 from dba_plugins.decode.triton.support import OnePassOptions, reasons
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dba_plugins.bench.kernels import CompiledKernel
 
 #: Programs that keep a multiprocessor busy without splitting rows; tokens that are not worth a split.
 BUSY, SHORT = 8, 512

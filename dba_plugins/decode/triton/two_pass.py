@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from dba_core.contracts import (
-    CompiledKernel,
     DecodeBackend,
     DecodeBackendPlugin,
     DecodeRequest,
@@ -14,6 +13,11 @@ from dba_core.contracts import (
 from dba_core.hookspecs import hookimpl
 from dba_plugins.decode.triton.spec import KernelSpec
 from dba_plugins.decode.triton.support import TwoPassOptions, reasons
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dba_plugins.bench.kernels import CompiledKernel
 
 
 class TwoPassPlugin:
