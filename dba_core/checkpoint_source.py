@@ -131,18 +131,43 @@ class OpenedSource:
 
 def expected_shapes(model: ModelDescription) -> Iterator[tuple[str, Shape]]:
     """Every weight of the model but its table of rotation frequencies; nothing is allocated."""
-    embed = model.d_model if model.embed_dim is None else model.embed_dim
+    width, embed = model.d_model, model.d_model if model.embed_dim is None else model.embed_dim
+    heads, kv_heads = model.n_heads, model.n_kv_heads
+    norms = {"weight": (width,)}
+    if model.norm == "layernorm" and model.norm_bias:
+        norms["bias"] = (width,)
+    block: dict[str, Shape] = {f"{norm}.{name}": norms[name] for norm in ("ln1", "ln2") for name in norms}
+    block["ff.w_up.weight"] = (model.d_ff, width)
+    block["ff.w_down.weight"] = (width, model.d_ff)
+    if model.mlp == "swiglu":
+        block["ff.w_gate.weight"] = (model.d_ff, width)
+    for path, head_dim in (("geo", model.geo_head_dim), ("sem", model.sem_head_dim)):
+        if head_dim:
+            block[f"attn.q_{path}.weight"] = (heads * head_dim, width)
+        if head_dim and not model.tie_qk:
+            block[f"attn.k_{path}.weight"] = (kv_heads * head_dim, width)
+        if head_dim and model.null_token == "learned":
+            block[f"attn.null_token.k_{path}_null"] = (kv_heads, head_dim)
+    block["attn.v_proj.weight"] = (kv_heads * model.v_head_dim, width)
+    block["attn.out_proj.weight"] = (width, heads * model.v_head_dim)
+    if model.null_token == "learned":
+        block["attn.null_token.v_null"] = (kv_heads, model.v_head_dim)
+    if model.learned_temperature:
+        block["attn.logit_scale"] = (heads,)
+    if model.gate in ("causal", "static"):
+        block["attn.gate.decoupled_gate_logit"] = (heads,)
+    if model.gate == "causal":
+        block["attn.gate.decoupled_gate_proj.weight"] = (heads, width)
+
     yield "tok_emb.weight", (model.vocab_size, embed)
-    if embed != model.d_model:
-        yield "emb_in.weight", (model.d_model, embed)
-        yield "emb_out.weight", (embed, model.d_model)
+    if embed != width:
+        yield "emb_in.weight", (width, embed)
+        yield "emb_out.weight", (embed, width)
     if not model.tie_embeddings:
         yield "lm_head.weight", (model.vocab_size, embed)
-    block = [*_norm("ln1", model), *_norm("ln2", model), *_feed_forward(model), *_attention(model)]
     for layer in range(model.n_layers):
-        for name, shape in block:
-            yield f"blocks.{layer}.{name}", shape
-    yield from _norm("ln_f", model)
+        yield from ((f"blocks.{layer}.{name}", shape) for name, shape in block.items())
+    yield from ((f"ln_f.{name}", shape) for name, shape in norms.items())
 
 
 #: What a source may write as its `example`.
@@ -168,38 +193,3 @@ def example_weights(model: ModelDescription = EXAMPLE) -> dict[str, Tensor]:
         name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 + (1.0 if len(shape) == 1 else 0.0)
         for name, shape in expected_shapes(model)
     }
-
-
-def _norm(name: str, model: ModelDescription) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (model.d_model,)
-    if model.norm == "layernorm" and model.norm_bias:
-        yield f"{name}.bias", (model.d_model,)
-
-
-def _feed_forward(model: ModelDescription) -> Iterator[tuple[str, Shape]]:
-    yield "ff.w_up.weight", (model.d_ff, model.d_model)
-    yield "ff.w_down.weight", (model.d_model, model.d_ff)
-    if model.mlp == "swiglu":
-        yield "ff.w_gate.weight", (model.d_ff, model.d_model)
-
-
-def _attention(model: ModelDescription) -> Iterator[tuple[str, Shape]]:
-    width, heads, kv_heads = model.d_model, model.n_heads, model.n_kv_heads
-    for path, head_dim in (("geo", model.geo_head_dim), ("sem", model.sem_head_dim)):
-        if not head_dim:
-            continue
-        yield f"attn.q_{path}.weight", (heads * head_dim, width)
-        if not model.tie_qk:
-            yield f"attn.k_{path}.weight", (kv_heads * head_dim, width)
-        if model.null_token == "learned":
-            yield f"attn.null_token.k_{path}_null", (kv_heads, head_dim)
-    yield "attn.v_proj.weight", (kv_heads * model.v_head_dim, width)
-    yield "attn.out_proj.weight", (width, heads * model.v_head_dim)
-    if model.null_token == "learned":
-        yield "attn.null_token.v_null", (kv_heads, model.v_head_dim)
-    if model.learned_temperature:
-        yield "attn.logit_scale", (heads,)
-    if model.gate in ("causal", "static"):
-        yield "attn.gate.decoupled_gate_logit", (heads,)
-    if model.gate == "causal":
-        yield "attn.gate.decoupled_gate_proj.weight", (heads, width)

@@ -99,15 +99,7 @@ class AttentionConfig(Serializable):
         `bottleneck` and `decoupled` use a quarter of it, of which `decoupled` gives a quarter to the semantic
         path and the rest to the geometric one (rounded to even). `gqa` keeps a quarter of the heads.
         """
-        shape = self._shape(d_model)
-        return attrs.evolve(
-            self,
-            d_model=shape.d_model,
-            n_kv_heads=shape.n_kv_heads,
-            sem_head_dim=shape.sem_head_dim,
-            geo_head_dim=shape.geo_head_dim,
-            v_head_dim=shape.v_head_dim,
-        )
+        return attrs.evolve(self, **attrs.asdict(self._shape(d_model)))
 
     def _kv_heads(self) -> int:
         if self.n_kv_heads is not None:

@@ -19,7 +19,7 @@ from dba_core.errors import ConfigError, PluginError, unknown
 from dba_core.registry import Registry
 from dba_core.registry.contain import Failure, contain, shown
 from dba_core.serialization.keys import OneText
-from dba_core.serialization.values import exact, exact_types
+from dba_core.serialization.values import exact, exact_types, inside
 
 _KIND = "kv_format"
 MAX_RESIDUAL = 10**9 - 1
@@ -151,28 +151,21 @@ class KVCachePolicy(OneText):
                 raise ConfigError(
                     f"{part.strip()!r} is not name=value in KV policy {text!r}. Example: {_EXAMPLE}"
                 )
-            if name not in _FIELDS:
-                raise ConfigError(
-                    f"KV policy {text!r}: {unknown('field', name, _FIELDS)} Example: {_EXAMPLE}"
-                )
-            if name in found:
-                raise ConfigError(f"KV policy {text!r}: {name!r} is given twice. Example: {_EXAMPLE}")
+            if name not in _FIELDS or name in found:
+                wrong = f"{name!r} is given twice." if name in found else unknown("field", name, _FIELDS)
+                raise ConfigError(f"KV policy {text!r}: {wrong} Example: {_EXAMPLE}")
             found[name] = value
-        missing = [name for name in ("ksem", "kgeo", "v") if name not in found]
+        missing = [name for name in _FIELDS[:3] if name not in found]
         if missing:
             raise ConfigError(
                 f"KV policy {text!r} lacks {', '.join(missing)}: a policy sets the whole cache at once. "
                 f"Example: {_EXAMPLE}"
             )
         try:
-            return cls(
-                k_sem=_format("ksem", found),
-                k_geo=_format("kgeo", found),
-                v=_format("v", found),
-                residual=_count(found.get("resid", "0")),
-            )
+            k_sem, k_geo, v = (inside(name, TensorFormat.parse, found[name]) for name in _FIELDS[:3])
+            return cls(k_sem=k_sem, k_geo=k_geo, v=v, residual=_count(found.get("resid", "0")))
         except ConfigError as error:
-            wrong = error.message.rstrip(".")
+            wrong = str(error).rstrip(".")
             raise ConfigError(f"KV policy {text!r}: {wrong}. Example: {_EXAMPLE}") from None
 
     @classmethod
@@ -192,14 +185,6 @@ class KVCachePolicy(OneText):
     def short(self) -> str:
         """The text that `parse` reads back to an equal policy."""
         return f"ksem={self.k_sem.short},kgeo={self.k_geo.short},v={self.v.short},resid={self.residual}"
-
-
-def _format(name: str, found: dict[str, str]) -> TensorFormat:
-    """The format of one field; its error names the field."""
-    try:
-        return TensorFormat.parse(found[name])
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error.message}") from None
 
 
 def _count(text: str) -> int:

@@ -87,34 +87,29 @@ def parse_plugin(text: str) -> PluginArgument:
     target, equals, rest = text.partition("=")
     if not equals or not rest.strip():
         raise ConfigError(f"plugins=[{text!r}] is not kind=name; {_PLUGIN_FORM}")
-    kind, layers = _target(target, text)
+    kind, at, place = (part.strip() for part in target.partition("@"))
+    if kind not in per_layer():
+        raise ConfigError(f"plugins=[{text!r}]: {unknown('plugin kind', kind, per_layer())}")
+    word, _, numbers = (part.strip() for part in place.partition("."))
+    if at and word != "layers":
+        raise ConfigError(f"plugins=[{text!r}]: {place!r} is no place; write it as in {kind}@layers.0-3=name")
+    try:
+        layers = layers_text(parse_layers(numbers)) if at else ""
+    except ConfigError as error:
+        raise ConfigError(f"plugins=[{text!r}]: {error.message}") from None
     name, colon, options = rest.partition(":")
     second, more, after = options.partition(":")
     if second.strip(", ") and "=" not in second:
         name, colon, options = f"{name.strip()}:{second.strip()}", more, after
     if not name.strip(": ") or "=" in name or (colon and not options.strip()):
         raise ConfigError(f"plugins=[{text!r}] is not kind=name:key=value; {_PLUGIN_FORM}")
-    given = dict(_option(part, text) for part in _split(options)) if colon else {}
+    given = {}
+    for part in _split(options) if colon else ():
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"plugins=[{text!r}]: {part.strip()!r} is not key=value; {_PLUGIN_FORM}")
+        given[key.strip()] = parse_value(value)
     return PluginArgument(kind=kind, name=name.strip(), options=given, layers=layers)
-
-
-def _target(target: str, text: str) -> tuple[Kind, str]:
-    """The kind and the layers of what stands before the `=`."""
-    given, at, place = (part.strip() for part in target.partition("@"))
-    known: dict[str, Kind] = {kind: kind for kind in per_layer()}
-    if given not in known:
-        raise ConfigError(f"plugins=[{text!r}]: {unknown('plugin kind', given, known)}")
-    if not at:
-        return known[given], ""
-    word, _, numbers = place.partition(".")
-    if word.strip() != "layers":
-        raise ConfigError(
-            f"plugins=[{text!r}]: {place!r} is no place; write it as in {given}@layers.0-3=name"
-        )
-    try:
-        return known[given], layers_text(parse_layers(numbers))
-    except ConfigError as error:
-        raise ConfigError(f"plugins=[{text!r}]: {error.message}") from None
 
 
 def parse_value(text: str) -> Any:
@@ -143,13 +138,6 @@ def _settings(path: Path, text: str, origin: str) -> Layer:
         raise ConfigError(f"{error.message} (set by {origin})", path=where) from None
     is_table = isinstance(value, dict) and value
     return flatten(value, origin, above=path) if is_table else {path: Setting(value, origin)}
-
-
-def _option(part: str, text: str) -> tuple[str, Any]:
-    key, equals, value = part.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"plugins=[{text!r}]: {part.strip()!r} is not key=value; {_PLUGIN_FORM}")
-    return key.strip(), parse_value(value)
 
 
 def _split(text: str) -> Iterator[str]:
