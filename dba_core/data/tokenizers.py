@@ -79,7 +79,7 @@ class Tokenizer(abc.ABC):
         return np.array(ids, dtype=token_dtype(self.vocab_size))
 
 
-def real_text(text: str) -> str:
+def _real_text(text: str) -> str:
     """The text itself. Raises DataError for one that UTF-8 cannot hold."""
     if wrong := no_text(text):
         raise DataError(f"a text cannot be turned into tokens: {wrong}")
@@ -116,7 +116,7 @@ class ByteTokenizer(_ByteStrings):
         super().__init__(name="bytes", vocab_size=256)
 
     def encode(self, text: str) -> Tokens:
-        return np.frombuffer(real_text(text).encode("utf-8"), dtype=np.uint8)
+        return np.frombuffer(_real_text(text).encode("utf-8"), dtype=np.uint8)
 
     def n_bytes(self, ids: Sequence[int] | Tokens) -> int:
         return len(ids)
@@ -160,8 +160,8 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> Tokens:
-        encode = functools.partial(self._tokenizer.encode, real_text(text), add_special_tokens=False)
-        return self._array(self._guarded(lambda: encode().ids, "encode a text"))
+        encode = functools.partial(self._tokenizer.encode, _real_text(text), add_special_tokens=False)
+        return self._array(self._guarded(encode, "encode a text").ids)
 
     def decode(self, ids: Sequence[int] | Tokens) -> str:
         known = [int(token) for token in ids if 0 <= token < self.vocab_size]
@@ -177,11 +177,10 @@ class JsonTokenizer(Tokenizer):
         """The tokens that the file's post-processor puts before and after a text."""
         encode = functools.partial(self._tokenizer.encode, "a", add_special_tokens=True)
         made = self._guarded(encode, "apply its post-processor")
-        marked = list(zip(made.ids, made.special_tokens_mask, strict=True))
-        before = [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked)]
-        rest = marked[len(before) :][::-1]
-        after = [token for token, _ in itertools.takewhile(lambda pair: pair[1], rest)]
-        return tuple(before), tuple(after[::-1])
+        mask = made.special_tokens_mask
+        n_before = sum(itertools.takewhile(bool, mask))
+        n_after = sum(itertools.takewhile(bool, mask[n_before:][::-1]))
+        return tuple(made.ids[:n_before]), tuple(made.ids[len(mask) - n_after :])
 
     def _guarded(self, action: Callable[[], T], what: str) -> T:
         return guarded(
@@ -200,7 +199,7 @@ class TiktokenTokenizer(_ByteStrings):
         self._encoding = encoding
 
     def encode(self, text: str) -> Tokens:
-        return self._array(self._encoding.encode_ordinary(real_text(text)))
+        return self._array(self._encoding.encode_ordinary(_real_text(text)))
 
     def _bytes_of(self, token: int) -> bytes:
         try:

@@ -48,22 +48,16 @@ FORMAT = 1
 
 @attrs.frozen(kw_only=True)
 class StoredCheckpoint:
-    """A checkpoint whose files have the hashes that they were written with."""
+    """A checkpoint whose files have the hashes that they were written with.
+
+    step: optimizer steps that the weights have seen. fingerprint: what they depend on; None where the version
+    that wrote them did not say.
+    """
 
     path: Path
     state: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps that the weights have seen."""
-        step: int = self.state["step"]
-        return step
-
-    @property
-    def fingerprint(self) -> dict[str, Any] | None:
-        """What the weights depend on; None where the version that wrote them did not say."""
-        fingerprint: dict[str, Any] | None = self.state.get("fingerprint")
-        return fingerprint
+    step: int
+    fingerprint: dict[str, Any] | None
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `name.safetensors`, on the CPU."""
@@ -106,13 +100,15 @@ def write_checkpoint(
             _sync_directory(root)
     except (OSError, SafetensorError) as error:
         remove_unnamed(root)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        before, then = (
+            ("the one before it is whole", "resume")
+            if has_checkpoint(root, "last")
+            else ("there is none before it", "start the run again")
+        )
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {root} ({_reason(error)}); "
-            + (
-                "the one before it is whole. Make room or repair the disk, then resume"
-                if has_checkpoint(root, "last")
-                else "there is none before it. Make room or repair the disk, then start the run again"
-            )
+            f"the checkpoint of step {step} could not be written to {root} ({reason}); {before}. Make room "
+            f"or repair the disk, then {then}"
         ) from error
     remove_unnamed(root)
     return directory
@@ -148,32 +144,7 @@ class _DamagedError(CheckpointError):
 
 def _read_whole(root: Path, which: str) -> StoredCheckpoint:
     name, digest = _read_pointer(root, which)
-    directory = root / name
-    state = _read_state(directory, digest)
-    for file, entry in state["files"].items():
-        _check_file(directory / file, entry)
-    return StoredCheckpoint(path=directory, state=state)
-
-
-def _read_pointer(root: Path, which: str) -> tuple[str, str]:
-    """The directory's name and the hash of its state. Raises _DamagedError."""
-    pointer = read_object(root / which, error=_DamagedError, advice="It is no checkpoint pointer")
-    name: Any = pointer.get("directory")
-    digest: Any = pointer.get("state_sha256")
-    if not _fits(_DIRECTORY, name):
-        raise _DamagedError(
-            f"{root / which} is no checkpoint pointer: its 'directory' is {_shown(name)}, not the name of a "
-            "step-* directory beside it"
-        )
-    if not _fits(_SHA256, digest):
-        raise _DamagedError(
-            f"{root / which} is no checkpoint pointer: its 'state_sha256' is {_shown(digest)}, no hash"
-        )
-    return name, digest
-
-
-def _read_state(directory: Path, digest: str) -> dict[str, Any]:
-    path = directory / STATE_FILE
+    path = root / name / STATE_FILE
     if not path.is_file():
         raise _DamagedError(f"{path} is missing")
     text = read_text(path, error=_DamagedError, advice="It is damaged")
@@ -182,50 +153,61 @@ def _read_state(directory: Path, digest: str) -> dict[str, Any]:
     state = parse_object(text, source=str(path), error=_DamagedError, advice="It is damaged")
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {_shown(state.get('format'))}, this version reads {FORMAT}; use the version "
+            f"{path} has format {state.get('format')!a:.60}, this version reads {FORMAT}; use the version "
             "that wrote it"
         )
-    _check_state(path, state)
-    return state
+    step, files, fingerprint = state.get("step"), state.get("files"), state.get("fingerprint", {})
+    for key, value, sound, allowed in (
+        ("step", step, is_count(step), "a whole number from 0 on"),
+        ("files", files, isinstance(files, dict), "a table of files"),
+        ("fingerprint", fingerprint, isinstance(fingerprint, dict), "a table"),
+    ):
+        if not sound:
+            raise _DamagedError(f"{path} gives {key!r} as {value!a:.60}; allowed: {allowed}")
+    for name, entry in state["files"].items():
+        _check_file(path.parent, name, entry)
+    return StoredCheckpoint(
+        path=path.parent, state=state, step=state["step"], fingerprint=state.get("fingerprint")
+    )
 
 
-def _check_state(path: Path, state: Mapping[str, Any]) -> None:
-    """That what everybody reads of a state is there and of its type."""
-    step, files = state.get("step"), state.get("files")
-    if not is_count(step):
-        raise _DamagedError(f"{path} gives 'step' as {_shown(step)}; allowed: a whole number from 0 on")
-    if not isinstance(files, dict):
-        raise _DamagedError(f"{path} gives 'files' as {_shown(files)}; allowed: a table of files")
-    for name, entry in files.items():
-        sound = (
-            isinstance(entry, dict) and is_count(entry.get("bytes")) and _fits(_SHA256, entry.get("sha256"))
-        )
-        if not (sound and _TENSOR_FILE.fullmatch(name)):
+def _read_pointer(root: Path, which: str) -> tuple[str, str]:
+    """The directory's name and the hash of its state. Raises _DamagedError."""
+    path = root / which
+    pointer = read_object(path, error=_DamagedError, advice="It is no checkpoint pointer")
+    for key, form, what in (
+        ("directory", _DIRECTORY, "the name of a step-* directory beside it"),
+        ("state_sha256", _SHA256, "a hash"),
+    ):
+        if not _fits(form, pointer.get(key)):
             raise _DamagedError(
-                f"{path} lists {_shown(name)} as {_shown(entry)}, which is no file of tensors"
+                f"{path} is no checkpoint pointer: its {key!r} is {pointer.get(key)!a:.60}, not {what}"
             )
-    if not isinstance(state.get("fingerprint", {}), dict):
-        raise _DamagedError(f"{path} gives 'fingerprint' as {_shown(state['fingerprint'])}; allowed: a table")
+    return pointer["directory"], pointer["state_sha256"]
+
+
+def _check_file(directory: Path, name: str, entry: object) -> None:
+    """A file of tensors against what the state says of it."""
+    if not (
+        isinstance(entry, dict)
+        and is_count(entry.get("bytes"))
+        and _fits(_SHA256, entry.get("sha256"))
+        and _fits(_TENSOR_FILE, name)
+    ):
+        raise _DamagedError(
+            f"{directory / STATE_FILE} lists {name!a:.60} as {entry!a:.60}, which is no file of tensors"
+        )
+    path = directory / name
+    if not path.is_file():
+        raise _DamagedError(f"{path} is missing")
+    if (size := path.stat().st_size) != entry["bytes"]:
+        raise _DamagedError(f"{path} has {size} bytes, written were {entry['bytes']}")
+    if _sha256_file(path) != entry["sha256"]:
+        raise _DamagedError(f"{path} is not what was written: its SHA-256 differs")
 
 
 def _fits(form: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and form.fullmatch(value) is not None
-
-
-def _shown(value: object) -> str:
-    """A value of a damaged file in a message: short, and fit for a terminal."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        raise _DamagedError(f"{path} is missing")
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        raise _DamagedError(f"{path} has {size} bytes, written were {entry['bytes']}")
-    if _sha256_file(path) != entry["sha256"]:
-        raise _DamagedError(f"{path} is not what was written: its SHA-256 differs")
 
 
 def _way_out(root: Path, which: str) -> str:
@@ -300,11 +282,6 @@ def _sha256_file(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _reason(error: OSError | SafetensorError) -> str:
-    """What the disk said, in words."""
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def restore_weights(model: nn.Module, stored: StoredCheckpoint) -> None:

@@ -16,13 +16,12 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dba_core.errors import ConfigError, TrainingError
 
 #: Gradients are summed in flat pieces of about this many bytes.
 BUCKET_BYTES = 25 * 2**20
-#: After this long without an answer from the others a collective fails.
-TIMEOUT_SECONDS = 600.0
 
 
 def _indexed(device: str | torch.device) -> torch.device:
@@ -41,18 +40,14 @@ class World(contextlib.AbstractContextManager["World"]):
 
     @classmethod
     def from_environment(
-        cls,
-        device: str = "cpu",
-        *,
-        environ: Mapping[str, str] | None = None,
-        timeout_seconds: float = TIMEOUT_SECONDS,
+        cls, device: str = "cpu", *, environ: Mapping[str, str] = os.environ, timeout_seconds: float = 600.0
     ) -> World:
         """Join the group that torchrun describes; alone where it describes none or one of one process.
 
         device: `cpu`, `cuda` (then the process takes the GPU of its local rank) or `cuda:N` (alone only).
-        Raises ConfigError for a broken environment or too few GPUs.
+        timeout_seconds: how long a collective waits for the others. Raises ConfigError for a broken environment
+        or too few GPUs.
         """
-        environ = os.environ if environ is None else environ
         rank, size = _number(environ, "RANK", 0), _number(environ, "WORLD_SIZE", 1)
         if size <= 1:
             return cls(0, 1, device)
@@ -103,24 +98,16 @@ class World(contextlib.AbstractContextManager["World"]):
         return [part.cpu() for part in parts]
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes. All processes give the same shapes in one
-        order.
-        """
+        """Replace each tensor by its mean over the processes, which all give the same shapes in one order."""
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
-            flat = self.sum(torch.cat([tensor.reshape(-1) for tensor in bucket])).div_(self.size)
-            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
-            for tensor, part in zip(bucket, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
-
-    def close(self) -> None:
-        """Leave the group. Nothing may be reduced after it."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+            vector_to_parameters(self.sum(parameters_to_vector(bucket)).div_(self.size), bucket)
 
     def __exit__(self, *raised: object) -> None:
-        self.close()
+        """Leave the group."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -25,8 +25,6 @@ from dba_core.config.run import RunConfig, TrainingConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.training.distributed import World
 
-#: Device types for which torch ships a fused AdamW.
-FUSED_DEVICES = ("cpu", "cuda")
 #: The module that holds a layer's null token.
 NULL_TOKEN = ".null_token."
 
@@ -40,23 +38,21 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return floor + (config.lr - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay acts on the parameter of this dotted name."""
-    return parameter.dim() >= 2 and NULL_TOKEN not in name
-
-
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over all parameters in two groups, the decayed one first; the rate is set before every step."""
-    named = list(model.named_parameters())
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (decayed if parameter.dim() >= 2 and NULL_TOKEN not in name else others).append(parameter)
     groups = [
-        {"params": [p for n, p in named if is_decayed(n, p)], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named if not is_decayed(n, p)], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
-        fused=all(p.device.type in FUSED_DEVICES for _, p in named),
+        fused=True,
     )
 
 

@@ -144,15 +144,14 @@ def test_a_process_that_fails_ends_the_other_too(tmp_path: Path) -> None:
 
 
 def test_a_world_of_one_needs_no_group() -> None:
-    world = World.from_environment("cpu", environ={})
-    assert (world.rank, world.size, world.is_main) == (0, 1, True)
-    tensor = torch.tensor([2.0])
-    world.barrier()
-    world.broadcast([tensor])
-    world.all_reduce_mean([tensor])
-    assert world.sum(tensor).item() == 2.0
-    assert [part.tolist() for part in world.gather(tensor)] == [[2.0]]
-    world.close()
+    with World.from_environment("cpu", environ={}) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        tensor = torch.tensor([2.0])
+        world.barrier()
+        world.broadcast([tensor])
+        world.all_reduce_mean([tensor])
+        assert world.sum(tensor).item() == 2.0
+        assert [part.tolist() for part in world.gather(tensor)] == [[2.0]]
     assert World.from_environment("cpu", environ={"RANK": "0", "WORLD_SIZE": "1"}).size == 1
 
 
