@@ -14,27 +14,19 @@ import torch
 from torch import Tensor
 
 from dba_core.data.tokenizers import Tokens
-from dba_core.errors import ConfigError, DataError
+from dba_core.errors import DataError
 
 
 class BatchSampler:
     """Random batches from one generator. Every rank draws the whole global batch and takes its slice, so the
     sequences of a step are the same for any number of processes.
 
-    batch_size counts the sequences of all ranks together. drawn: global batches so far.
+    batch_size counts the sequences of all ranks together, a multiple of world_size. drawn: global batches so far.
     """
 
     def __init__(
         self, tokens: Tokens, *, batch_size: int, context: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        if batch_size % world_size:
-            raise ConfigError(
-                f"{batch_size} sequences cannot be shared evenly by {world_size} processes; "
-                f"give a multiple of {world_size}",
-                path="training.batch_size",
-            )
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} of {world_size} processes; allowed: 0 to {world_size - 1}")
         if len(tokens) < context + 1:
             raise DataError(
                 f"{len(tokens)} tokens are too few for a context of {context}; give at least {context + 1}"

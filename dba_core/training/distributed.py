@@ -45,8 +45,8 @@ class World(contextlib.AbstractContextManager["World"]):
         """Join the group that torchrun describes; alone where it describes none or one of one process.
 
         device: `cpu`, `cuda` (then the process takes the GPU of its local rank) or `cuda:N` (alone only).
-        timeout_seconds: how long a collective waits for the others. Raises ConfigError for a broken environment
-        or too few GPUs.
+        timeout_seconds: how long a collective waits for the others. Raises ConfigError for a broken
+        environment or too few GPUs.
         """
         rank, size = _number(environ, "RANK", 0), _number(environ, "WORLD_SIZE", 1)
         if size <= 1:

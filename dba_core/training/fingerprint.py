@@ -90,15 +90,12 @@ def unlike(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
     A setting that the version which wrote the checkpoint did not have is no contradiction; a plugin is.
     """
-    for key in sorted(now):
-        if key in stored:
-            known = now[key]
-            if key != "plugins" and isinstance(known, dict) and isinstance(stored[key], dict):
-                known = {name: value for name, value in known.items() if name in stored[key]}
-                before = {name: value for name, value in stored[key].items() if name in known}
-                yield from differences({key: before}, {key: known})
-            else:
-                yield from differences({key: stored[key]}, {key: known})
+    for key in sorted({*stored} & {*now}):
+        old, new = stored[key], now[key]
+        if key != "plugins" and isinstance(old, dict) and isinstance(new, dict):
+            both = {*old} & {*new}
+            old, new = ({name: each[name] for name in both} for each in (old, new))
+        yield from differences({key: old}, {key: new})
 
 
 def check_written_by(path: Path, stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
