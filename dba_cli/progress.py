@@ -19,8 +19,7 @@ from dba_cli.terminal import echo, warn
 if TYPE_CHECKING:
     from dba_core.registry import Trace
     from dba_core.runs.summary import Summary
-    from dba_core.training.loop import StepFinished
-    from dba_core.training.session import Evaluated
+    from dba_core.training.loop import Evaluated, StepFinished
 
 
 class TerminalReporter:
@@ -81,8 +80,7 @@ class TerminalReporter:
 
     def _of_a_run(self, event: object) -> None:
         from dba_core.runs.summary import Summary
-        from dba_core.training.loop import Interrupted, StepFinished, TrainingStarted
-        from dba_core.training.session import Evaluated
+        from dba_core.training.loop import Evaluated, Interrupted, StepFinished, TrainingStarted
 
         if isinstance(event, Summary):
             self.close()

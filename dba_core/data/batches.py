@@ -21,7 +21,7 @@ class BatchSampler:
     """Random batches from one generator. Every rank draws the whole global batch and takes its slice, so the
     sequences of a step are the same for any number of processes.
 
-    batch_size counts the sequences of all ranks together, a multiple of world_size. drawn: global batches so far.
+    batch_size: sequences of all ranks together, a multiple of world_size. drawn: global batches so far.
     """
 
     def __init__(

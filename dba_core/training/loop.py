@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import signal
 import sys
 import threading
@@ -22,14 +23,17 @@ import torch
 
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus
-from dba_core.errors import ConfigError
+from dba_core.errors import ConfigError, TrainingError
+from dba_core.evaluation.held_out import held_out_loss
+from dba_core.evaluation.metrics import exp_or_inf
 from dba_core.free_memory import peak_memory_bytes, reset_peak_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.report import Reporter, SilentReporter
+from dba_core.training.checkpoint import has_checkpoint
 from dba_core.training.distributed import World
 from dba_core.training.metrics_log import MetricsLog
 from dba_core.training.session import Session
-from dba_core.training.step import Gradients
+from dba_core.training.step import Gradients, TrainingStep, autocast, learning_rate
 
 if TYPE_CHECKING:
     from signal import _HANDLER
@@ -66,6 +70,18 @@ class StepFinished:
     tokens_per_second: float
     seconds: float
     remaining_seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class Evaluated:
+    """After an evaluation on held-out text. is_best: no earlier evaluation of the run was as low."""
+
+    step: int
+    loss: float
+    perplexity: float
+    tokens: int
+    seconds: float
+    is_best: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -182,6 +198,7 @@ class _Loop:
         self._log = log
         self._reporter = reporter
         self._settings = session.config.training
+        self._step = TrainingStep(session.model, session.optimizer, session.config, session.world)
         self._tokens_per_step = self._settings.batch_size * session.model.config.context
         self._seconds = 0.0
         self._steps = 0
@@ -193,47 +210,57 @@ class _Loop:
 
     def run(self) -> bool:
         """All remaining steps. Returns whether a request to stop ended them early."""
-        session, steps = self._session, self._settings.steps
-        first_step, world_size = session.progress.step, session.world.size
-        self._emit(TrainingStarted(first_step=first_step, steps=steps, world_size=world_size))
+        progress, steps, world_size = self._session.progress, self._settings.steps, self._session.world.size
+        self._emit(TrainingStarted(first_step=progress.step, steps=steps, world_size=world_size))
         if steps == 0:
             self._save(self._evaluate())
         stopping = False
-        while session.progress.step < steps and not stopping:
+        while progress.step < steps and not stopping:
             stopping = self._one_step()
         return stopping
 
     def _one_step(self) -> bool:
         """One optimizer step and what is due after it. Returns whether to stop before the last step."""
-        settings, session = self._settings, self._session
-        # The clock of the main process alone asks for a checkpoint; it tells the others.
-        limit = 60 * settings.checkpoint_minutes if session.world.is_main else 0
-        begun = time.perf_counter()
-        gradients, lr = session.optimize(
-            stop=self._stop.requested, save=limit > 0 and time.monotonic() - self._saved >= limit
-        )
-        self._stop.at_once = False  # from here on there is something to save
-        self._seconds += time.perf_counter() - begun
-        self._steps += 1
-        step = session.progress.step
-        self._report(gradients, lr)
+        settings, progress = self._settings, self._session.progress
+        gradients = self._optimize()
         pointers: tuple[str, ...] = ()
-        if step % settings.eval_every == 0 or step == settings.steps:
+        if progress.step % settings.eval_every == 0 or progress.step == settings.steps:
             pointers = self._evaluate()
-        elif gradients.save or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
+        elif gradients.save or (settings.checkpoint_every and progress.step % settings.checkpoint_every == 0):
             pointers = ("last",)
-        stopping = self._stop.requested if session.world.size == 1 else gradients.stop
-        stopping = stopping and step < settings.steps
+        asked = self._stop.requested if self._session.world.size == 1 else gradients.stop
+        stopping = asked and progress.step < settings.steps
         try:
             if stopping:
-                self._emit(Interrupted(step=step))
+                self._emit(Interrupted(step=progress.step))
         finally:  # a listener whose terminal is gone, which is what SIGHUP says, must not cost the checkpoint
             if pointers or stopping:
                 self._save(pointers or ("last",))
         return stopping
 
-    def _report(self, gradients: Gradients, lr: float) -> None:
-        step, steps = self._session.progress.step, self._settings.steps
+    def _optimize(self) -> Gradients:
+        """One optimizer step on the next batch. Raises TrainingError for a loss or gradient that is not
+        finite, before it reaches the weights.
+        """
+        session, steps = self._session, self._settings.steps
+        lr, step = learning_rate(session.progress.step, self._settings), session.progress.step + 1
+        # The clock of the main process alone asks for a checkpoint; it tells the others.
+        limit = 60 * self._settings.checkpoint_minutes if session.world.is_main else 0
+        due = limit > 0 and time.monotonic() - self._saved >= limit
+        begun = time.perf_counter()
+        exact = session.config.model.train_long_seq.exact_step(step)
+        with session.model.exact_in_training() if exact else contextlib.nullcontext():
+            gradients = self._step.gradients(*session.sampler.next(), stop=self._stop.requested, save=due)
+        if not (math.isfinite(gradients.loss) and math.isfinite(gradients.grad_norm)):
+            raise self._not_finite(
+                f"step {step} at learning rate {lr:g} has loss {gradients.loss:g} and gradient norm "
+                f"{gradients.grad_norm:g}"
+            )
+        self._step.apply(lr=lr)
+        session.progress.step = step
+        self._stop.at_once = False  # from here on there is something to save
+        self._seconds += time.perf_counter() - begun
+        self._steps += 1
         event = StepFinished(
             step=step,
             steps=steps,
@@ -249,14 +276,45 @@ class _Loop:
             row = attrs.asdict(event, filter=attrs.filters.exclude("steps", "remaining_seconds"))
             self._log.write({"kind": "train", **row})
         self._emit(event)
+        return gradients
 
     def _evaluate(self) -> tuple[str, ...]:
-        """Returns the pointers that a checkpoint of this step deserves."""
-        event = self._session.evaluate()
+        """The held-out loss, computed by the main process and told to all. Returns the pointers that a
+        checkpoint of this step deserves.
+        """
+        session, progress, world = self._session, self._session.progress, self._session.world
+        begun = time.perf_counter()
+        told = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, tokens
+        if world.is_main:
+            with autocast(world.device, session.config.dtype):
+                result = held_out_loss(
+                    session.model,
+                    session.corpus.held_out,
+                    context=session.model.config.context,
+                    batch_size=self._settings.batch_size,
+                    limit_tokens=self._settings.eval_tokens,
+                )
+            told += torch.tensor([result.loss, result.tokens], dtype=torch.float64, device=told.device)
+        world.broadcast([told])
+        loss, tokens = told.tolist()
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the evaluation after step {progress.step} has loss {loss:g}")
+        is_best = progress.best_loss is None or loss < progress.best_loss
+        progress.eval_loss = loss
+        if is_best:
+            progress.best_loss, progress.best_step = loss, progress.step
+        event = Evaluated(
+            step=progress.step,
+            loss=loss,
+            perplexity=exp_or_inf(loss),
+            tokens=int(tokens),
+            seconds=time.perf_counter() - begun,
+            is_best=is_best,
+        )
         if self._log:
             self._log.write({"kind": "eval", **attrs.asdict(event)})
         self._emit(event)
-        return ("best", "last") if event.is_best else ("last",)
+        return ("best", "last") if is_best else ("last",)
 
     def _save(self, pointers: tuple[str, ...]) -> None:
         path = self._session.save(pointers)
@@ -271,6 +329,16 @@ class _Loop:
             if self._stop.at_once:
                 raise
             self._stop.requested = True
+
+    def _not_finite(self, what: str) -> TrainingError:
+        folder = self._session.checkpoint_dir
+        good = f"The last good checkpoint is {folder / 'last'}"
+        if not has_checkpoint(folder, "last"):
+            good = "No checkpoint was saved yet"
+        return TrainingError(
+            f"{what}; training stopped before saving or applying it. {good}. Lower training.lr, lengthen "
+            "training.warmup_steps or lower training.grad_clip, and start a new run"
+        )
 
 
 class StopRequest(contextlib.ExitStack):

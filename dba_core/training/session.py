@@ -1,17 +1,14 @@
 """Everything that training changes: the model, its optimizer, the data position, the random state, the
 progress.
 
-A checkpoint is this, written down; a resumed run is this, read back. The loop decides when each part is
-called. All processes call the same methods in the same order.
+A checkpoint is this, written down; a resumed run is this, read back. All processes call the same methods in
+the same order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import platform
-import time
 from pathlib import Path
 
 import attrs
@@ -21,9 +18,7 @@ from torch import Tensor, nn
 from dba_core.config.run import RunConfig
 from dba_core.data.batches import BatchSampler
 from dba_core.data.corpus import Corpus
-from dba_core.errors import CheckpointError, ConfigError, TrainingError
-from dba_core.evaluation.held_out import held_out_loss
-from dba_core.evaluation.metrics import exp_or_inf
+from dba_core.errors import CheckpointError, ConfigError
 from dba_core.model.finite import check_finite
 from dba_core.model.init import seed_of
 from dba_core.model.language_model import LanguageModel
@@ -40,7 +35,7 @@ from dba_core.training.checkpoint import (
 )
 from dba_core.training.distributed import World
 from dba_core.training.fingerprint import differences, fingerprint
-from dba_core.training.step import Gradients, TrainingStep, autocast, build_optimizer, learning_rate
+from dba_core.training.step import build_optimizer
 
 #: What AdamW keeps of a parameter.
 _MOMENTS = {"exp_avg", "exp_avg_sq"}
@@ -67,18 +62,6 @@ class Progress(Serializable):
             ) from None
 
 
-@attrs.frozen(kw_only=True)
-class Evaluated:
-    """After an evaluation on held-out text. is_best: no earlier evaluation of the run was as low."""
-
-    step: int
-    loss: float
-    perplexity: float
-    tokens: int
-    seconds: float
-    is_best: bool
-
-
 class Session:
     """One run's training state, in memory and in `checkpoint_dir`."""
 
@@ -91,10 +74,9 @@ class Session:
         self.checkpoint_dir = checkpoint_dir
         self.world = world
         self.progress = Progress(step=0, eval_loss=None, best_loss=None, best_step=None)
+        self.optimizer = build_optimizer(model, config.training)
         self._fingerprint = fingerprint(model, corpus, config, world)
-        self._optimizer = build_optimizer(model, config.training)
-        self._step = TrainingStep(model, self._optimizer, config, world)
-        self._sampler = BatchSampler(
+        self.sampler = BatchSampler(
             corpus.train,
             batch_size=config.training.batch_size,
             context=model.config.context,
@@ -135,67 +117,12 @@ class Session:
             )
         self._check_same_step(progress.step)
         restore_weights(self.model, stored)
-        restore_optimizer(self.model, self._optimizer, stored)
-        self._sampler.load_state_dict(stored.state.get("sampler"))
+        restore_optimizer(self.model, self.optimizer, stored)
+        self.sampler.load_state_dict(stored.state.get("sampler"))
         restore_random_states(self.world, stored)
         self.progress = progress
         if self.world.is_main:
             remove_unnamed(self.checkpoint_dir)
-
-    def optimize(self, *, stop: bool, save: bool) -> tuple[Gradients, float]:
-        """One optimizer step on the next batch. Returns its gradients' numbers and its learning rate.
-
-        stop, save: what this process wants; `Gradients` has what all agree on. Raises TrainingError for a
-        loss or gradient that is not finite, before it reaches the weights.
-        """
-        lr = learning_rate(self.progress.step, self.config.training)
-        tokens, targets = self._sampler.next()
-        with self._attention():
-            gradients = self._step.gradients(tokens, targets, stop=stop, save=save)
-        if not (math.isfinite(gradients.loss) and math.isfinite(gradients.grad_norm)):
-            raise self._not_finite(
-                f"step {self.progress.step + 1} at learning rate {lr:g} has loss {gradients.loss:g} and "
-                f"gradient norm {gradients.grad_norm:g}"
-            )
-        self._step.apply(lr=lr)
-        self.progress.step += 1
-        return gradients, lr
-
-    def _attention(self) -> contextlib.AbstractContextManager[None]:
-        """What the next step attends with: the long-sequence path's turn, or that of exact attention."""
-        exact = self.config.model.train_long_seq.exact_step(self.progress.step + 1)
-        return self.model.exact_in_training() if exact else contextlib.nullcontext()
-
-    def evaluate(self) -> Evaluated:
-        """The held-out loss, computed by the main process and told to all. Updates the progress."""
-        begun = time.perf_counter()
-        told = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # loss, tokens
-        if self.world.is_main:
-            with autocast(self.world.device, self.config.dtype):
-                result = held_out_loss(
-                    self.model,
-                    self.corpus.held_out,
-                    context=self.model.config.context,
-                    batch_size=self.config.training.batch_size,
-                    limit_tokens=self.config.training.eval_tokens,
-                )
-            told += torch.tensor([result.loss, result.tokens], dtype=torch.float64, device=told.device)
-        self.world.broadcast([told])
-        loss, tokens = told.tolist()
-        if not math.isfinite(loss):
-            raise self._not_finite(f"the evaluation after step {self.progress.step} has loss {loss:g}")
-        is_best = self.progress.best_loss is None or loss < self.progress.best_loss
-        self.progress.eval_loss = loss
-        if is_best:
-            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
-        return Evaluated(
-            step=self.progress.step,
-            loss=loss,
-            perplexity=exp_or_inf(loss),
-            tokens=int(tokens),
-            seconds=time.perf_counter() - begun,
-            is_best=is_best,
-        )
 
     def save(self, pointers: tuple[str, ...]) -> Path | None:
         """Write a checkpoint that `pointers` ("best", "last") name. Returns its folder on the main process.
@@ -210,12 +137,12 @@ class Session:
                 step=self.progress.step,
                 tensors={
                     "model": self.model.state_dict(),
-                    "optimizer": optimizer_tensors(self.model, self._optimizer),
+                    "optimizer": optimizer_tensors(self.model, self.optimizer),
                     "random": random_states,
                 },
                 state={
                     **attrs.asdict(self.progress),
-                    "sampler": self._sampler.state_dict(),
+                    "sampler": self.sampler.state_dict(),
                     "fingerprint": self._fingerprint,
                     "fingerprint_sha256": sha256_text(json.dumps(self._fingerprint, sort_keys=True)),
                     "versions": {"torch": torch.__version__, "python": platform.python_version()},
@@ -234,17 +161,6 @@ class Session:
                 f"this process found step {step} in {self.checkpoint_dir}, the main process step "
                 f"{told.item()}; give all processes one shared folder"
             )
-
-    def _not_finite(self, what: str) -> TrainingError:
-        good = (
-            f"The last good checkpoint is {self.checkpoint_dir / 'last'}"
-            if has_checkpoint(self.checkpoint_dir, "last")
-            else "No checkpoint was saved yet"
-        )
-        return TrainingError(
-            f"{what}; training stopped before saving or applying it. {good}. Lower training.lr, lengthen "
-            "training.warmup_steps or lower training.grad_clip, and start a new run"
-        )
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -19,8 +19,7 @@ from dba_core.runs.pages import human_count
 from dba_core.runs.plots import gate_means
 from dba_core.runs.prepare import model_choices
 from dba_core.runs.summary import far_from_exact
-from dba_core.training.loop import StepFinished, TrainingStarted
-from dba_core.training.session import Evaluated
+from dba_core.training.loop import Evaluated, StepFinished, TrainingStarted
 
 pytestmark = pytest.mark.torch
 

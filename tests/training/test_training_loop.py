@@ -14,9 +14,8 @@ from dba_core.errors import CheckpointError, ConfigError, DataError, TrainingErr
 from dba_core.evaluation.held_out import held_out_loss
 from dba_core.training.checkpoint import read_checkpoint
 from dba_core.training.distributed import World
-from dba_core.training.loop import CheckpointSaved, StepFinished, TrainingStarted
+from dba_core.training.loop import CheckpointSaved, Evaluated, StepFinished, TrainingStarted
 from dba_core.training.metrics_log import read_metrics
-from dba_core.training.session import Evaluated
 from dba_core.training.step import learning_rate
 
 pytestmark = pytest.mark.torch

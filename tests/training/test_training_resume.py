@@ -13,9 +13,8 @@ from dba_core.config.run import RunConfig
 from dba_core.errors import CheckpointError, ConfigError
 from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_core.training.checkpoint import read_checkpoint
-from dba_core.training.loop import Interrupted, StepFinished, TrainingStarted
+from dba_core.training.loop import Evaluated, Interrupted, StepFinished, TrainingStarted
 from dba_core.training.metrics_log import read_metrics
-from dba_core.training.session import Evaluated
 
 pytestmark = pytest.mark.torch
 
