@@ -23,8 +23,7 @@ from dba_cli.lazy import LazyGroup, Listed
 from dba_core.command import summary_of
 from dba_core.distribution import NAME, is_ours
 from dba_core.registry.contain import Failure
-from dba_core.registry.discovery import PluginInfo, discover
-from dba_core.registry.docstring import docstring_of
+from dba_core.registry.discovery import PluginInfo, discover, docstring_of
 
 
 @attrs.frozen

@@ -1,15 +1,18 @@
 """Which plugins are installed, from entry-point metadata alone: nothing is imported.
 
-Broken metadata of one distribution is a problem of that one alone. Which packages a
-plugin needs beside its distribution is metadata too: the group `dba.needs` has an entry point `KIND.NAME`
+Broken metadata of one distribution is a problem of that one alone. Which packages a plugin needs beside its
+distribution is metadata too: the group `dba.needs` has an entry point `KIND.NAME`
 (or `KIND.NAME.MODULE`, for several) whose value is a top-level module.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib.machinery
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import Distribution, EntryPoint
 from typing import Any
 
@@ -62,6 +65,11 @@ class PluginInfo:
         return f"{self.kind} {self.name!r} of {self.distribution} {self.version}"
 
     @property
+    def key(self) -> tuple[Kind, str, str]:
+        """What tells one plugin from every other."""
+        return self.kind, canonical(self.distribution), self.name
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """Which of the modules that it needs are not installed here. Imports none."""
         return tuple(name for name in self.needs if not _is_installed(name))
@@ -85,44 +93,43 @@ def discover(distributions: Iterable[Distribution]) -> Discovery:
     """Read the entry points of `distributions`; of two with one name the first on the path counts."""
     plugins: list[PluginInfo] = []
     orders: list[tuple[str, str]] = []
-    found, problems = _with_our_entry_points(distributions)
-    for distribution, points in found:
-        name, version = _name(distribution), _version(distribution)
-        if name is None:
-            plugins += _damaged(points, _path(distribution), version)
-            problems.append(
-                f"{_path(distribution)}: its metadata are damaged, they have no Name; {_REINSTALL}"
-            )
+    problems: list[str] = []
+    for distribution, points in _with_our_entry_points(distributions, problems):
+        name, version = _metadata(distribution, "Name"), _metadata(distribution, "Version") or "unknown"
+        if name is not None:
+            orders += [(name, point.value) for point in points if point.group == AUTO_ORDER_GROUP]
+            plugins += _infos(points, name, version)
             continue
-        orders += [(name, point.value) for point in points if point.group == AUTO_ORDER_GROUP]
-        plugins += _infos(points, name, version)
+        # Shown under its path, and not to be used.
+        path = _path(distribution)
+        problems.append(f"{path}: its metadata are damaged, they have no Name; {_REINSTALL}")
+        problem = f"the metadata of its distribution are damaged, they have no Name ({path}); {_REINSTALL}"
+        plugins += [attrs.evolve(info, problem=problem, needs=()) for info in _infos(points, path, version)]
     plugins.sort(key=lambda info: (info.kind, info.name, info.distribution))
     return Discovery(plugins=_without_repeats(plugins), orders=tuple(orders), problems=tuple(problems))
 
 
 def _with_our_entry_points(
-    distributions: Iterable[Distribution],
-) -> tuple[list[tuple[Distribution, list[EntryPoint]]], list[str]]:
-    """Distribution and entry points of those that have any of ours, and what could not be read.
+    distributions: Iterable[Distribution], problems: list[str]
+) -> list[tuple[Distribution, list[EntryPoint]]]:
+    """Distribution and entry points of those that have any of ours. What cannot be read is added to problems.
 
     One without a name stands for itself. What an upgrade left behind of this library under its former name
     counts only where nothing else is.
     """
+    groups = {*_kind_of_group(), AUTO_ORDER_GROUP, NEEDS_GROUP}
     found: dict[str, tuple[Distribution, list[EntryPoint]]] = {}
-    problems: list[str] = []
     for distribution in _each(distributions, problems):
-        points = contain(lambda d=distribution: _our_entry_points(d))  # type: ignore[misc]
+        name = _metadata(distribution, "Name")
+        points = contain(lambda d=distribution: [p for p in d.entry_points if p.group in groups])  # type: ignore[misc]
         if isinstance(points, Failure):
-            where = _name(distribution) or _path(distribution)
-            problems.append(f"{where}: its entry points cannot be read ({points})")
-            continue
-        if not points:
-            continue
-        name = _name(distribution)
-        key = f"unnamed {len(found)}" if name is None else canonical(name)
-        if key not in found or (_name(found[key][0]) == FORMER_NAME and name != FORMER_NAME):
-            found[key] = (distribution, points)
-    return list(found.values()), problems
+            problems.append(f"{name or _path(distribution)}: its entry points cannot be read ({points})")
+        elif points:
+            key = f"unnamed {len(found)}" if name is None else canonical(name)
+            former = key in found and _metadata(found[key][0], "Name") == FORMER_NAME
+            if key not in found or (former and name != FORMER_NAME):
+                found[key] = (distribution, points)
+    return list(found.values())
 
 
 def name_problem(name: str) -> str | None:
@@ -134,11 +141,6 @@ def name_problem(name: str) -> str | None:
 
 def _kind_of_group() -> dict[str, Kind]:
     return {kind.group: kind.name for kind in KINDS.values()}
-
-
-def _our_entry_points(distribution: Distribution) -> list[EntryPoint]:
-    groups = {*_kind_of_group(), AUTO_ORDER_GROUP, NEEDS_GROUP}
-    return [point for point in distribution.entry_points if point.group in groups]
 
 
 def _each(distributions: Iterable[Distribution], problems: list[str]) -> Iterator[Distribution]:
@@ -153,10 +155,10 @@ def _each(distributions: Iterable[Distribution], problems: list[str]) -> Iterato
         yield found
 
 
-def _name(distribution: Distribution) -> str | None:
-    """None: the metadata have no name that can be read."""
-    name = contain(lambda: distribution.metadata["Name"])
-    return name.strip() if isinstance(name, str) and name.strip() else None
+def _metadata(distribution: Distribution, field: str) -> str | None:
+    """None where the metadata have none that can be read."""
+    text = contain(lambda: distribution.metadata[field])
+    return text.strip() or None if isinstance(text, str) else None
 
 
 def _path(distribution: Distribution) -> str:
@@ -165,27 +167,25 @@ def _path(distribution: Distribution) -> str:
     return f"a distribution of class {type(distribution).__name__}" if path is None else str(path)
 
 
-def _version(distribution: Distribution) -> str:
-    version = contain(lambda: distribution.metadata["Version"])
-    return version if isinstance(version, str) and version else "unknown"
-
-
-def _infos(points: list[EntryPoint], distribution: str, version: str) -> list[PluginInfo]:
+def _infos(points: list[EntryPoint], distribution: str, version: str) -> Iterator[PluginInfo]:
     needs = [(point.name, point.value.strip()) for point in points if point.group == NEEDS_GROUP]
-    found = [_info(point, distribution, version) for point in points if point.group in _kind_of_group()]
-    return [attrs.evolve(info, needs=_needs_of(info, needs)) for info in found]
-
-
-def _needs_of(info: PluginInfo, needs: list[tuple[str, str]]) -> tuple[str, ...]:
-    """The modules that the entry points `KIND.NAME` and `KIND.NAME.MODULE` name."""
-    key = f"{info.kind}.{info.name}"
-    return tuple(dict.fromkeys(module for name, module in needs if name in (key, f"{key}.{module}")))
-
-
-def _damaged(points: list[EntryPoint], path: str, version: str) -> list[PluginInfo]:
-    """The plugins of a distribution without a name: shown under its path, and not to be used."""
-    problem = f"the metadata of its distribution are damaged, they have no Name ({path}); {_REINSTALL}"
-    return [attrs.evolve(info, problem=problem, needs=()) for info in _infos(points, path, version)]
+    for point in points:
+        kind = _kind_of_group().get(point.group)
+        if kind is None:
+            continue
+        module, key = point.value.partition("[")[0].strip(), f"{kind}.{point.name}"
+        problem = name_problem(point.name)
+        if problem is None and not _REFERENCE.fullmatch(module):
+            problem = f"its entry point {point.value!r} is not a module or module:object"
+        yield PluginInfo(
+            kind=kind,
+            name=point.name,
+            distribution=distribution,
+            version=version,
+            module=module,
+            problem=problem,
+            needs=tuple(dict.fromkeys(need for name, need in needs if name in (key, f"{key}.{need}"))),
+        )
 
 
 def _is_installed(module: str) -> bool:
@@ -194,29 +194,33 @@ def _is_installed(module: str) -> bool:
     return found is not None and not isinstance(found, Failure)
 
 
-def _info(point: EntryPoint, distribution: str, version: str) -> PluginInfo:
-    module = point.value.partition("[")[0].strip()
-    problem = name_problem(point.name)
-    if problem is None and not _REFERENCE.fullmatch(module):
-        problem = f"its entry point {point.value!r} is not a module or module:object"
-    return PluginInfo(
-        kind=_kind_of_group()[point.group],
-        name=point.name,
-        distribution=distribution,
-        version=version,
-        module=module,
-        problem=problem,
-    )
-
-
 def _without_repeats(plugins: list[PluginInfo]) -> tuple[PluginInfo, ...]:
     """One entry for each distribution and name; a name that one distribution lists twice is a problem."""
     found: dict[tuple[Kind, str, str], PluginInfo] = {}
     for info in plugins:
-        key = (info.kind, canonical(info.distribution), info.name)
-        if key in found and found[key].module != info.module:
-            problem = f"{info.distribution} lists it twice, as {found[key].module} and {info.module}"
-            found[key] = attrs.evolve(info, problem=problem)
-        else:
-            found.setdefault(key, info)
+        first = found.setdefault(info.key, info)
+        if first.module != info.module:
+            problem = f"{info.distribution} lists it twice, as {first.module} and {info.module}"
+            found[info.key] = attrs.evolve(info, problem=problem)
     return tuple(found.values())
+
+
+def docstring_of(module: str) -> str | Failure | None:
+    """What a module says of itself, read from its source without importing it; None where that is nothing. A
+    Failure where it is not there or is no Python.
+    """
+    return contain(lambda: ast.get_docstring(ast.parse(_source(module))))
+
+
+def _source(module: str) -> str:
+    """Package by package, since `importlib.util.find_spec` imports the packages above a module."""
+    path: Sequence[str] | None = None
+    loader, name = None, ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        specs = (finder.find_spec(name, path) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None:
+            raise ModuleNotFoundError(f"there is no module {name}")
+        path, loader = spec.submodule_search_locations, spec.loader
+    return (loader.get_source(name) or "") if isinstance(loader, importlib.machinery.SourceFileLoader) else ""

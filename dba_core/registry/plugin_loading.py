@@ -4,6 +4,10 @@ A plugin is taken whole or not at all: every plugin gets a plugin manager of its
 leaves nothing behind in another's. Of contract numbers the library's own N is taken, and for a time N-1, with
 a warning until when. Options are plain data from TOML or a text (`kind=name:key=value`); the converter is the
 configuration's, so types are exact here too.
+
+The order in which `auto` tries plugins comes from the entry-point group `dba.auto_order`: an entry point
+names a mapping kind -> names, best first, or kind -> {device type: names} where the best one depends on the
+device ("*" stands for all others).
 """
 
 from __future__ import annotations
@@ -11,17 +15,17 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import attrs
 import pluggy
 
 from dba_core import hookspecs
 from dba_core.contracts import AnyPlugin, Kind
+from dba_core.distribution import canonical, is_ours
 from dba_core.errors import ConfigError, PluginError, unknown
-from dba_core.kinds import KINDS
+from dba_core.kinds import KINDS, with_auto
 from dba_core.registry.contain import Failure, contain, kept_surroundings, shown
 from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.trace import Trace
@@ -32,20 +36,31 @@ _FIELD_TYPES = (
     "int, float, str, bool, Literal, list[X], tuple[X, ...], dict[str, X] and attrs classes of these, and "
     "X | None"
 )
+#: Stands in an order of `auto` for every device that has no names of its own.
+ANY_DEVICE = "*"
+#: kind -> device type -> names, best first.
+AutoOrder: TypeAlias = dict[Kind, dict[str, tuple[str, ...]]]
 #: Characters of a contract number that errors show.
 _SHOWN = 24
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class LoadedPlugin:
-    """A plugin that was imported and found to keep the form of its contract.
-
-    deprecation: what is said about one that was written for the previous contract.
-    """
+    """A plugin that was imported and found to keep the form of its contract."""
 
     info: PluginInfo
     plugin: AnyPlugin
-    deprecation: str | None = None
+
+    @property
+    def deprecation(self) -> str | None:
+        """What is said about one that was written for the previous contract; None for the current one."""
+        row, contract = KINDS[self.info.kind], self.plugin.contract
+        if contract == row.contract:
+            return None
+        return (
+            f"it was written for {row.name} contract {contract}, which dba {row.previous_until} drops; this "
+            f"dba has contract {row.contract}: install a newer version of the plugin before you update dba"
+        )
 
 
 def load_plugin(info: PluginInfo, *, trace: Trace) -> LoadedPlugin:
@@ -69,19 +84,22 @@ def check_plugin(info: PluginInfo, plugin: Any) -> LoadedPlugin:
         raise PluginError(_broken(info, f"reading it raised {problem}")) from problem.error
     if problem is not None:
         raise PluginError(_broken(info, problem))
-    return LoadedPlugin(info=info, plugin=plugin, deprecation=_deprecation(info.kind, plugin.contract))
+    return LoadedPlugin(info=info, plugin=plugin)
 
 
 def _broken(info: PluginInfo, reason: str) -> str:
     return (
-        f"{info.kind} {info.name!r} of {info.distribution} {info.version} ({info.module}) cannot be used: "
-        f"{reason}. Repair or uninstall {info.distribution}, or choose another {info.kind}."
+        f"{info.who} ({info.module}) cannot be used: {reason}. Repair or uninstall {info.distribution}, or "
+        f"choose another {info.kind}."
     )
 
 
 def _import_and_call(info: PluginInfo, trace: Trace) -> tuple[Any] | str:
     """What the hook returned (in a tuple), or the problem."""
-    owner = _imported(info, trace)
+    before = len(sys.modules)
+    with trace.step(info, "import") as step:
+        owner = _imported(info.module)
+        step.what = f"{info.module.partition(':')[0]} ({len(sys.modules) - before} new modules)"
     manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
     manager.add_hookspecs(hookspecs)
     manager.register(owner, name=info.qualified)
@@ -98,13 +116,10 @@ def _import_and_call(info: PluginInfo, trace: Trace) -> tuple[Any] | str:
     return (returned[0],)
 
 
-def _imported(info: PluginInfo, trace: Trace) -> Any:
-    """The module or object that the entry point names."""
-    module_name, _, attribute = info.module.partition(":")
-    before = len(sys.modules)
-    with trace.step(info, "import") as step:
-        owner = importlib.import_module(module_name)
-        step.what = f"{module_name} ({len(sys.modules) - before} new modules)"
+def _imported(reference: str) -> Any:
+    """The module `pkg.mod`, or the object `pkg.mod:attr`."""
+    module, _, attribute = reference.partition(":")
+    owner = importlib.import_module(module)
     return functools.reduce(getattr, attribute.split("."), owner) if attribute else owner
 
 
@@ -159,17 +174,6 @@ def _contract_problem(kind: Kind, contract: Any) -> str | None:
     )
 
 
-def _deprecation(kind: Kind, contract: int) -> str | None:
-    """The warning for a plugin that is taken for now, None for one of the current contract."""
-    if not _is_previous(kind, contract):
-        return None
-    row = KINDS[kind]
-    return (
-        f"it was written for {kind} contract {contract}, which dba {row.previous_until} drops; this dba has "
-        f"contract {row.contract}: install a newer version of the plugin before you update dba"
-    )
-
-
 def _is_previous(kind: Kind, contract: int) -> bool:
     return KINDS[kind].previous_until is not None and contract == KINDS[kind].contract - 1
 
@@ -218,15 +222,34 @@ def options_to_dict(options: Any) -> dict[str, Any]:
     return plain
 
 
-def describe_options(options_class: type[Any]) -> list[tuple[str, str, Any]]:
-    """(name, type, default) of each option, for `dba plugins info`."""
-    defaults = options_to_dict(options_class())
-    return [
-        (field.name, _type_text(field.type), defaults.get(field.name))
-        for field in attrs.fields(options_class)
-    ]
+def read_orders(orders: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, AutoOrder]], list[str]]:
+    """Import the mappings of `orders` (distribution, reference): ours first, then by distribution; and what
+    cannot be read.
+    """
+    listed: list[tuple[str, AutoOrder]] = []
+    problems: list[str] = []
+    for distribution, reference in sorted(orders, key=lambda o: (not is_ours(o[0]), canonical(o[0]), o[1])):
+        with kept_surroundings():
+            order = contain(lambda named=reference: _checked_order(_imported(named)))  # type: ignore[misc]
+        if isinstance(order, dict):
+            listed.append((distribution, order))
+        else:
+            problems.append(f"the order {reference!r} of {distribution} cannot be used: {order}")
+    return listed, problems
 
 
-def _type_text(hint: Any) -> str:
-    simple = isinstance(hint, type) and not typing.get_args(hint)
-    return hint.__name__ if simple else str(hint)
+def _checked_order(mapping: Any) -> AutoOrder | str:
+    """The mapping as plain data, or why it is none. A foreign one may raise anything."""
+    if not isinstance(mapping, Mapping):
+        return f"it is {mapping!r}, no mapping of kinds to names"
+    order: AutoOrder = {}
+    for kind, listed in mapping.items():
+        if kind not in with_auto():
+            return unknown("plugin kind", str(kind), with_auto())
+        order[kind] = {}
+        for device, names in (listed if isinstance(listed, Mapping) else {ANY_DEVICE: listed}).items():
+            named = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+            if not named or not isinstance(device, str):
+                return f"{kind} has {listed!r}; allowed: a list of plugin names, or one per device type"
+            order[kind][device] = tuple(names)
+    return order

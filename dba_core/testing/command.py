@@ -12,7 +12,7 @@ import attrs
 
 from dba_core.command import Command, command_line, fields_of, given_flags, summary_of
 from dba_core.registry.contain import Failure
-from dba_core.registry.docstring import docstring_of
+from dba_core.registry.discovery import docstring_of
 from dba_core.report import Report, SilentReporter
 from dba_core.testing.check import Suite
 from dba_core.testing.every_kind import imports_none

@@ -75,7 +75,7 @@ def test_a_plugin_of_the_previous_contract_works_and_warns_once(site: FakeSite) 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             selection = registry.select("gate", "old", gate_request())
-    assert selection.deprecation == said
+        assert selection.deprecation == said
     assert selection.build() == "old 0.5 cpu"
     record = selection.choice().record
     assert record is not None

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from fake_site import GOOD_GATE, FakeSite
 
+from dba_cli.commands.plugins.info import describe_options
 from dba_core.config.overrides import parse_plugin
 from dba_core.errors import ConfigError, PluginError
 from dba_core.registry.plugin_loading import (
     LoadedPlugin,
-    describe_options,
     options_to_dict,
     structure_options,
 )

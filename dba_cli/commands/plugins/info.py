@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,7 +47,6 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginUse, as_json: bool) -
 
 def _show(loaded: LoadedPlugin) -> None:
     from dba_cli.rendering import columns, two_columns
-    from dba_core.registry.plugin_loading import describe_options
 
     info, plugin = loaded.info, loaded.plugin
     two_columns(
@@ -67,8 +67,6 @@ def _show(loaded: LoadedPlugin) -> None:
 
 
 def _document(loaded: LoadedPlugin) -> dict[str, Any]:
-    from dba_core.registry.plugin_loading import describe_options
-
     options = describe_options(loaded.plugin.options_class)
     return {
         **info_document(loaded.info),
@@ -77,3 +75,21 @@ def _document(loaded: LoadedPlugin) -> dict[str, Any]:
         "deprecation": loaded.deprecation,
         "options": [{"name": name, "type": kind, "default": default} for name, kind, default in options],
     }
+
+
+def describe_options(options_class: type[Any]) -> list[tuple[str, str, Any]]:
+    """(name, type, default) of each option."""
+    import attrs
+
+    from dba_core.registry.plugin_loading import options_to_dict
+
+    defaults = options_to_dict(options_class())
+    return [
+        (field.name, _type_text(field.type), defaults.get(field.name))
+        for field in attrs.fields(options_class)
+    ]
+
+
+def _type_text(hint: Any) -> str:
+    simple = isinstance(hint, type) and not typing.get_args(hint)
+    return hint.__name__ if simple else str(hint)
