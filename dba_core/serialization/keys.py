@@ -9,8 +9,8 @@ from typing import Any
 
 import attrs
 
-#: In a field's metadata: all values that it takes, where its validator lists them.
-ALLOWED = "allowed"
+from dba_core.serialization.validators import OneOf
+
 #: The last part of our key, and what other programs call the setting.
 OTHER_NAMES = {
     "lr": ("learning_rate", "max_lr"),
@@ -76,7 +76,7 @@ def keys_of(cls: type, *, above: str = "") -> dict[str, tuple[str, ...]]:
     keys: dict[str, tuple[str, ...]] = {}
     for field, hint in typed_fields(cls):
         dotted = f"{above}.{field.name}" if above else field.name
-        keys[dotted] = _values(hint, field.metadata.get(ALLOWED, ()))
+        keys[dotted] = _values(field, hint)
         if isinstance(hint, type) and attrs.has(hint) and not issubclass(hint, OneText):
             keys.update(keys_of(hint, above=dotted))
     return keys
@@ -120,7 +120,9 @@ def _run_together(name: str) -> str:
     return name.replace("_", "")
 
 
-def _values(hint: Any, allowed: tuple[Any, ...]) -> tuple[str, ...]:
+def _values(field: attrs.Attribute[Any], hint: Any) -> tuple[str, ...]:
     if bool in (hint, optional(hint)):
         return ("true", "false")
-    return tuple(map(str, typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else allowed))
+    if isinstance(field.validator, OneOf):
+        return field.validator.allowed
+    return tuple(map(str, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else ()

@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 import attrs
 
 from dba_core.errors import ConfigError, unknown
-from dba_core.serialization.keys import ALLOWED, OneText, optional, typed_fields, unknown_key
-from dba_core.serialization.validators import OneOf
+from dba_core.serialization.keys import OneText, optional, typed_fields, unknown_key
 
 T = TypeVar("T")
 _WANTED: dict[Any, str] = {
@@ -105,24 +104,12 @@ def exact(value: Any, hint: Any) -> Any:
 def exact_types(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
     """The `field_transformer` of the config classes: every field checks its own annotation first of all."""
     hints = typing.get_type_hints(cls)
-    checked = []
-    for field in fields:
-        hint = hints.get(field.name, field.type)
-        own = [field.validator] if field.validator is not None else []
-        listed = {ALLOWED: field.validator.allowed} if isinstance(field.validator, OneOf) else {}
-        converter: Any = field.converter
-        if float in (hint, optional(hint)):
-            converter = _widened
-        elif typing.get_origin(hint) is tuple:
-            converter = _list_to_tuple
-        checked.append(
-            field.evolve(
-                validator=attrs.validators.and_(_exact_validator(hint), *own),
-                converter=converter,
-                metadata={**field.metadata, **listed},
-            )
+    return [
+        field.evolve(
+            converter=attrs.Converter(_exact_field(hints.get(field.name, field.type)), takes_field=True)
         )
-    return checked
+        for field in fields
+    ]
 
 
 def plain(value: Any) -> Any:
@@ -251,10 +238,12 @@ def _table(value: Any, check: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    widened = _widened(value)
-    if isinstance(widened, bool) or not isinstance(widened, float) or not math.isfinite(widened):
+    """A whole number as float; one beyond the floats is none."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
+    number = float(value) if is_whole else value
+    if not isinstance(number, float) or not math.isfinite(number):
         raise ConfigError(mismatch(value, _WANTED[float]))
-    return widened
+    return number
 
 
 def _wrong_type(value: Any, hint: Any) -> str:
@@ -286,19 +275,5 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _widened(value: Any) -> Any:
-    """A whole number as float, anything else (and a whole number beyond the floats) as it is."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
-        return float(value)
-    return value
-
-
-def _list_to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _exact_validator(hint: Any) -> Callable[[Any, Any, Any], None]:
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        inside(attribute.name, lambda item: exact(item, hint), value)
-
-    return check
+def _exact_field(hint: Any) -> Callable[[Any, Any], Any]:
+    return lambda value, field: inside(field.name, lambda item: exact(item, hint), value)
