@@ -41,7 +41,7 @@ def _completer(offer: Callable[[str], Iterable[str]]) -> Completer:
 
 
 def _presets(_: str) -> Iterator[str]:
-    from dba_core.config.files import list_presets
+    from dba_core.config.loading import list_presets
 
     return (preset.name for preset in list_presets())
 

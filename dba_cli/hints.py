@@ -249,6 +249,6 @@ def _config_of(word: str) -> str:
 
 
 def _is_preset(word: str) -> bool:
-    from dba_core.config.files import list_presets
+    from dba_core.config.loading import list_presets
 
     return word in {preset.name for preset in list_presets()}

@@ -74,7 +74,7 @@ def presets(as_json: bool) -> None:
       dba config presets
     """
     from dba_cli.rendering import columns, echo_json
-    from dba_core.config.files import list_presets
+    from dba_core.config.loading import list_presets
 
     found = list_presets()
     if as_json:
@@ -136,8 +136,7 @@ def _text(leaves: Mapping[str, Any], key: str) -> str:
 
 def _configuration(text: str) -> RunConfig:
     """What A or B means."""
-    from dba_core.config.files import list_presets
-    from dba_core.config.loading import load_config
+    from dba_core.config.loading import list_presets, load_config
     from dba_core.errors import UsageError
     from dba_core.runs.folder import find_run
 

@@ -18,7 +18,7 @@ from dba_core.errors import ConfigError
 from dba_core.kinds import per_layer
 from dba_core.registry.choice import layers_text, parse_layers
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
 @attrs.frozen
@@ -29,10 +29,10 @@ class Setting:
     origin: str
 
 
-Layer = dict[Path, Setting]
+Layer = dict[KeyPath, Setting]
 
 
-def flatten(tree: Mapping[str, Any], origin: str, *, above: Path = ()) -> Layer:
+def flatten(tree: Mapping[str, Any], origin: str, *, above: KeyPath = ()) -> Layer:
     """Every leaf of a nested table. An empty table is a leaf only where it says something: plugin options."""
     layer: Layer = {}
     for key, value in tree.items():
@@ -62,7 +62,7 @@ def normalized(layer: Layer) -> Layer:
     Raises ConfigError when the layer contradicts itself, naming both spellings.
     """
     spelled: Layer = {}
-    given: dict[Path, Path] = {}
+    given: dict[KeyPath, KeyPath] = {}
     for path, setting in layer.items():
         target = _field_path(path)
         if target in spelled and spelled[target].value != setting.value:
@@ -71,7 +71,7 @@ def normalized(layer: Layer) -> Layer:
     return _moved(spelled)
 
 
-def merge(below: Layer, above: Layer, *, replaced: Iterable[Path] = ()) -> Layer:
+def merge(below: Layer, above: Layer, *, replaced: Iterable[KeyPath] = ()) -> Layer:
     """`above` over `below`. A choice of a plugin with a new name (or in `replaced`) loses its options and
     record; layers that `above` chooses a plugin for leave the choices that `below` has for more layers.
     """
@@ -85,12 +85,12 @@ def merge(below: Layer, above: Layer, *, replaced: Iterable[Path] = ()) -> Layer
     return merged
 
 
-def choice_path(kind: Kind, layers: str = "") -> Path:
+def choice_path(kind: Kind, layers: str = "") -> KeyPath:
     """Where the choice of a kind stands, for all layers or for some."""
     return ("plugins", "layers", layers, kind) if layers else ("plugins", kind)
 
 
-def contradiction(first: tuple[Path, Setting], second: tuple[Path, Setting]) -> ConfigError:
+def contradiction(first: tuple[KeyPath, Setting], second: tuple[KeyPath, Setting]) -> ConfigError:
     """The error for two spellings of one setting with different values."""
     (path, one), (other, two) = first, second
     return ConfigError(
@@ -115,7 +115,7 @@ def _moved(layer: Layer) -> Layer:
     return {**rest, PRESENT: former}
 
 
-def _field_path(path: Path) -> Path:
+def _field_path(path: KeyPath) -> KeyPath:
     if len(path) == 2 and path[0] == "model" and path[1] in FLAT_SPELLINGS:
         return ("model", "train_long_seq", FLAT_SPELLINGS[path[1]])
     layers = _layers(path)  # spelled shortest; a wrong text stays, for the configuration's error
@@ -123,11 +123,11 @@ def _field_path(path: Path) -> Path:
     return (*path, "name") if path == _choice_of(path) else path
 
 
-def _with_layers(path: Path, layers: frozenset[int]) -> Path:
+def _with_layers(path: KeyPath, layers: frozenset[int]) -> KeyPath:
     return (*path[:2], layers_text(layers), *path[3:])
 
 
-def _layers(path: Path) -> frozenset[int]:
+def _layers(path: KeyPath) -> frozenset[int]:
     """The layers of a path below `plugins.layers`; none where the text is wrong, and of any other path."""
     try:
         return parse_layers(path[2]) if path[:2] == ("plugins", "layers") and len(path) > 2 else frozenset()
@@ -135,7 +135,7 @@ def _layers(path: Path) -> frozenset[int]:
         return frozenset()
 
 
-def _choice_of(path: Path) -> Path | None:
+def _choice_of(path: KeyPath) -> KeyPath | None:
     """The path of the choice that a path belongs to, None for any other path."""
     length = 4 if path[:2] == ("plugins", "layers") else 2
     chooses = path[0] == "plugins" and len(path) >= length and path[length - 1] in per_layer()
@@ -160,6 +160,6 @@ def _without_layers(below: Layer, above: Layer) -> Layer:
     return kept
 
 
-def _renamed(choice: Path, below: Layer, above: Layer) -> bool:
+def _renamed(choice: KeyPath, below: Layer, above: Layer) -> bool:
     old, new = below.get((*choice, "name")), above.get((*choice, "name"))
     return new is not None and (old is None or old.value != new.value)

@@ -124,7 +124,7 @@ class DecodingRunChoice(RunChoice):
 
 
 def _decode_backend(text: str) -> tuple[str, PluginChoice]:
-    from dba_core.config.overrides import parse_plugin
+    from dba_core.config.loading import parse_plugin
     from dba_core.registry.choice import PluginChoice
 
     given = parse_plugin(text)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dba_core.config.overrides import from_environment, from_sets, parse_plugin, parse_value
+from dba_core.config.loading import from_environment, from_sets, parse_plugin, parse_value
 from dba_core.errors import ConfigError
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from dba_cli.config_toml import render_toml
 from dba_core.config import PluginChoice, PluginChoices, RunConfig
-from dba_core.config.loading import load_config
-from dba_core.config.overrides import parse_plugin
+from dba_core.config.loading import load_config, parse_plugin
 from dba_core.errors import ConfigError
 from dba_core.registry.choice import layers_text, parse_layers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dba_core.config import AttentionConfig, RunConfig, load_config
-from dba_core.config.files import list_presets, load_preset
+from dba_core.config.loading import list_presets, load_preset
 from dba_core.errors import ConfigError
 
 NAMES = ["default", "paper-baseline", "paper-bottleneck", "paper-decoupled", "paper-gqa", "shakespeare-cpu"]

@@ -25,7 +25,7 @@ from dba_core.config import (
     TensorFormat,
     TrainingConfig,
 )
-from dba_core.config.files import parse_json, parse_toml
+from dba_core.config.loading import parse_json, parse_toml
 from dba_core.config.model import MLPS, NORMS
 
 counts = st.integers(1, 10**6)

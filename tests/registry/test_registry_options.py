@@ -8,7 +8,7 @@ import pytest
 from fake_site import GOOD_GATE, FakeSite
 
 from dba_cli.commands.plugins.info import describe_options
-from dba_core.config.overrides import parse_plugin
+from dba_core.config.loading import parse_plugin
 from dba_core.errors import ConfigError, PluginError
 from dba_core.registry.plugin_loading import (
     LoadedPlugin,

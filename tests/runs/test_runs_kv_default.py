@@ -9,7 +9,7 @@ import pytest
 from runs_tiny import dba, only_run, write_inputs
 
 from dba_core.config import KVCachePolicy, RunConfig, load_config
-from dba_core.config.files import list_presets
+from dba_core.config.loading import list_presets
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.estimate import policy_of
 from dba_core.runs.plots import memory_title
