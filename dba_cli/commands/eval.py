@@ -58,11 +58,12 @@ def evaluate(
     from dba_cli.progress import TerminalReporter
 
     run = run_flags.load(TerminalReporter())
+    from dba_core.report import as_plain
     from dba_core.runs.evaluate import evaluate_run
     from dba_core.runs.pages import evaluation_tables
 
     result = evaluate_run(run, data=data, policy=policy, long_seq=long_seq, bos=bos, eos=eos)
     if as_json:
-        echo_json(result.to_dict())
+        echo_json(as_plain(result))
         return
     sections(f"Evaluation of {run.folder.path}", evaluation_tables(result))

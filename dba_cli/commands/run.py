@@ -145,14 +145,15 @@ def _dry_run(flags: ConfigChoice, options: _RunOptions) -> None:
     loaded = load_checked(flags, arguments["registry"])
     check_data(loaded.config.data.source)
     from dba_cli.rendering import echo_json, sections
-    from dba_core.runs.outline import dry_run
+    from dba_core.report import as_plain
     from dba_core.runs.pages import dry_run_tables
+    from dba_core.runs.summary import dry_run
 
-    result = dry_run(loaded, **arguments)
+    facts = dry_run(loaded, **arguments)
     if options.as_json:
-        echo_json(result.to_dict())
+        echo_json(as_plain(facts))
         return
-    sections(f"Run {result.name}, not trained", dry_run_tables(result))
+    sections(f"Run {facts['name']}, not trained", dry_run_tables(facts))
 
 
 def _show(summary: Summary | None, *, as_json: bool) -> None:
@@ -160,13 +161,15 @@ def _show(summary: Summary | None, *, as_json: bool) -> None:
     if summary is None:
         return
     from dba_cli.rendering import echo_json, sections
+    from dba_core.report import as_plain
     from dba_core.runs.pages import summary_tables
 
+    facts = summary.facts
     if as_json:
-        echo_json(summary.to_dict())
+        echo_json(as_plain(facts))
         return
-    sections(f"Run {summary.name}", summary_tables(summary))
-    echo(f"\nSample: {summary.sample.prompt}{summary.sample.text}\n")
-    echo(f"Everything is in {summary.folder}. Go on with:")
-    for command in (summary.commands.sample, summary.commands.evaluate, summary.commands.repeat):
+    sections(f"Run {facts['name']}", summary_tables(facts))
+    echo(f"\nSample: {facts['sample']['prompt']}{facts['sample']['text']}\n")
+    echo(f"Everything is in {facts['folder']}. Go on with:")
+    for command in facts["commands"].values():
         echo(f"  {command}")

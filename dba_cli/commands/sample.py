@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy
     from dba_core.config.run import GenerationConfig
     from dba_core.data.chat import Reading
-    from dba_core.runs.load import Run
-    from dba_core.runs.sample import Continuation
+    from dba_core.runs.load import Continuation, Run
 
 
 @refuse_legacy_flags
@@ -125,7 +124,7 @@ def _read_prompt(path: Path) -> str:
 def _generation(recorded: GenerationConfig, settings: dict[str, Any]) -> GenerationConfig:
     """The run's settings with those of the command line over them. Raises UsageError for wrong values."""
     from dba_core.errors import ConfigError
-    from dba_core.runs.sample import with_settings
+    from dba_core.runs.load import with_settings
 
     try:
         return with_settings(recorded, **settings)

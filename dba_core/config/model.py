@@ -55,7 +55,7 @@ class ModelConfig(Serializable):
         """Whether a layernorm adds a bias."""
         return self.bias if self.norm_bias is None else self.norm_bias
 
-    def resolved(self, *, vocab_size: int | None = None) -> ModelConfig:
+    def resolved(self, *, vocab_size: int | None = None) -> ResolvedModel:
         """The same with every derived number filled in. `vocab_size` is the tokenizer's."""
         vocab = self.vocab_size if self.vocab_size is not None else vocab_size
         if vocab is None:
@@ -66,10 +66,24 @@ class ModelConfig(Serializable):
                 path="vocab_size",
             )
         d_ff = -(-8 * self.d_model // 3 // 8) * 8 if self.mlp == "swiglu" else 4 * self.d_model
-        return attrs.evolve(
-            self,
-            vocab_size=vocab,
-            d_ff=self.d_ff if self.d_ff is not None else d_ff,
-            embed_dim=self.embed_dim if self.embed_dim is not None else self.d_model,
-            attention=self.attention.resolved(d_model=self.d_model),
-        )
+        fields = {field.name: getattr(self, field.name) for field in attrs.fields(ModelConfig)}
+        derived = {
+            "vocab_size": vocab,
+            "d_ff": self.d_ff if self.d_ff is not None else d_ff,
+            "embed_dim": self.embed_dim if self.embed_dim is not None else self.d_model,
+            "attention": self.attention.resolved(d_model=self.d_model),
+        }
+        return ResolvedModel(**{**fields, **derived})
+
+
+@attrs.frozen(kw_only=True, field_transformer=exact_types)
+class ResolvedModel(ModelConfig):
+    """The same where every number is known."""
+
+    vocab_size: int = attrs.field(validator=at_least(1))
+    d_ff: int = attrs.field(validator=at_least(1))
+    embed_dim: int = attrs.field(validator=at_least(1))
+
+    def as_typed(self) -> ModelConfig:
+        """As somebody would write it who gives every number: for a configuration that is recorded."""
+        return ModelConfig(**attrs.asdict(self, recurse=False))

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from dba_core.data.batches import held_out_windows
 from dba_core.data.tokenizers import Tokenizer, Tokens
 from dba_core.evaluation.metrics import exp_or_inf
-from dba_core.generation.inference import inference
-from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel, inference
 
 
 @attrs.frozen(kw_only=True)

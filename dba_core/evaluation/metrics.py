@@ -166,7 +166,7 @@ def policy_fidelity(
     import torch
 
     from dba_core.data.batches import held_out_windows
-    from dba_core.generation.inference import inference
+    from dba_core.model.language_model import inference
 
     chosen = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
     wide = KVCachePolicy.uniform("fp32")

@@ -15,8 +15,7 @@ import torch
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import ConfigError
-from dba_core.generation.inference import inference
-from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel, inference
 
 
 @attrs.frozen(kw_only=True)
@@ -43,10 +42,9 @@ def measure_throughput(
     for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"{name}={value} measures nothing; give at least 1")
-    vocab_size = model.config.vocab_size
-    assert vocab_size is not None
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (batch, context + decode_tokens), generator=generator).to(model.device)
+    tokens = torch.randint(model.config.vocab_size, (batch, context + decode_tokens), generator=generator)
+    tokens = tokens.to(model.device)
     with inference(model):
         cache = model.new_cache(batch=batch, capacity=context + decode_tokens, policy=policy, rollback=0)
         times = [_once(model, tokens, cache, context) for _ in range(1 + repeats)][1:]

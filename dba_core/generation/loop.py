@@ -22,10 +22,9 @@ from dba_core.config.model import ModelConfig
 from dba_core.config.run import GenerationConfig
 from dba_core.data.tokenizers import Tokenizer
 from dba_core.errors import CacheError, CheckpointError, ConfigError, DataError, DBAError, LongPromptWarning
-from dba_core.generation.inference import inference
 from dba_core.generation.sampling import LogitsError, RowStreams, StopWatch, sample
-from dba_core.model.finite import check_finite
-from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel, inference
+from dba_core.model.weights import check_finite
 
 _PREFILL_TOKENS = 512  # longest prefill chunk of one sequence
 _PREFILL_ALL = 4096  # most tokens of one chunk of all sequences

@@ -2,38 +2,37 @@
 
 x = x + dropout(attn(ln1(x)))
 x = x + dropout(ff(ln2(x)))
+
+rmsnorm    y = x / sqrt(mean(x^2) + eps) * weight                       (Zhang and Sennrich 2019)
+layernorm  y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
+
+swiglu     y = (silu(x W_gate) * (x W_up)) W_down                       (Shazeer 2020; what Llama uses)
+gelu       y = gelu(x W_up) W_down                                      (GPT-2, exact gelu)
+silu       y = silu(x W_up) W_down                                      (checkpoints of the origin system)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dba_core.attention.module import DecoupledAttention
 from dba_core.cache.layer import LayerCache
-from dba_core.config.model import ModelConfig
-from dba_core.model.mlp import build_mlp
-from dba_core.model.norm import build_norm
-from dba_core.registry import Registry
-from dba_core.registry.choice import PluginChoices
+from dba_core.config.model import ResolvedModel
 
 
 class Block(nn.Module):
     """Attention and feed-forward, each behind a norm and around a residual connection."""
 
-    def __init__(self, config: ModelConfig, attention: DecoupledAttention) -> None:
-        """config: resolved; attention: this layer's, of the model's width."""
+    def __init__(self, config: ResolvedModel, attention: DecoupledAttention) -> None:
+        """attention: this layer's, of the model's width."""
         super().__init__()
-        assert config.d_ff is not None
-        self.ln1 = build_norm(
-            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
-        )
+        self.ln1 = build_norm(config)
         self.attn = attention
-        self.ln2 = build_norm(
-            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
-        )
-        self.ff = build_mlp(config.mlp, d_model=config.d_model, d_ff=config.d_ff, bias=config.bias)
+        self.ln2 = build_norm(config)
+        self.ff = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -45,20 +44,27 @@ class Block(nn.Module):
         return out
 
 
-def attention_of_layer(
-    config: ModelConfig, plugins: PluginChoices, *, layer: int, registry: Registry | None, device: str
-) -> DecoupledAttention:
-    """The attention of one layer with the choices of that layer. config: with resolved attention widths."""
-    own = plugins.of_layer(layer)
-    return DecoupledAttention(
-        config.attention,
-        gate=own.gate,
-        null_token=own.null_token,
-        summarizer=own.summarizer,
-        decode_backend=own.decode_backend,
-        train_long_seq=config.train_long_seq,
-        registry=registry,
-        layer=layer,
-        context=config.context,
-        device=device,
-    )
+class FeedForward(nn.Module):
+    """The position-wise part, of width d_ff inside: one branch, gated by another for swiglu."""
+
+    def __init__(self, config: ResolvedModel) -> None:
+        super().__init__()
+        d_model, d_ff, bias = config.d_model, config.d_ff, config.bias
+        self.w_gate = nn.Linear(d_model, d_ff, bias=bias) if config.mlp == "swiglu" else None
+        self.w_up = nn.Linear(d_model, d_ff, bias=bias)
+        self.w_down = nn.Linear(d_ff, d_model, bias=bias)
+        self.activation = F.gelu if config.mlp == "gelu" else F.silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model]."""
+        up = self.w_up(x)  # [..., d_ff]
+        hidden = self.activation(up) if self.w_gate is None else self.activation(self.w_gate(x)) * up
+        out: Tensor = self.w_down(hidden)
+        return out
+
+
+def build_norm(config: ResolvedModel) -> nn.Module:
+    """[..., d_model] -> [..., d_model] with weight 1 and bias 0; only a layernorm can have a bias."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)

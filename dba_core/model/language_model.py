@@ -24,13 +24,11 @@ from dba_core.cache.bytes import memory_table
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.config.model import ModelConfig
-from dba_core.contracts import Kind
+from dba_core.config.model import ModelConfig, ResolvedModel
 from dba_core.errors import CacheError, DataError
 from dba_core.free_memory import many, require_memory
-from dba_core.model.block import Block, attention_of_layer
-from dba_core.model.init import initialize, seed_of
-from dba_core.model.norm import build_norm
+from dba_core.model.block import Block, build_norm
+from dba_core.model.weights import initialize, seed_of
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoices, by_layer
 
@@ -52,25 +50,17 @@ class LanguageModel(nn.Module):
         attentions: Sequence[DecoupledAttention] | None = None,
     ) -> None:
         """plugins: a choice per kind, for all layers or for some; None is `auto`. registry: None is the one
-        of this process.
+        of this process. attentions: one per layer, used as they are, weights included: no plugin is chosen.
 
         The weights depend on `seed` alone: they are drawn on the CPU and then moved, so they are the same on
-        every device. The caller's random state is left as it was. Built under `torch.device("meta")`
-        the model has no numbers: `to_empty(device=...)`, then `load_state_dict`.
-
-        shapes_only: the same, for any caller: every parameter has its name and shape and no memory, plugins
-        are chosen as for `device`.
-
-        attentions: one per layer, used as they are: then no plugin is chosen, and their weights stay.
+        every device. The caller's random state is left as it was. Built under `torch.device("meta")`, or with
+        shapes_only, the model has no numbers: `to_empty(device=...)`, then `load_state_dict`. shapes_only:
+        plugins are chosen as for `device` all the same.
         """
         super().__init__()
-        config = config.resolved()
-        assert config.vocab_size is not None
-        assert config.embed_dim is not None
-        self.config = config
+        self.config = config = config.resolved()
         plugins = PluginChoices() if plugins is None else plugins
         plugins.check_layers(config.n_layers)
-        self._registry = registry
         narrow = config.embed_dim != config.d_model
         nowhere = torch.device("meta") if shapes_only else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
@@ -82,27 +72,13 @@ class LanguageModel(nn.Module):
                 for attention in attentions
                 or _attentions(config, plugins, registry, seed=seed, device=device)
             )
-            self.ln_f = build_norm(
-                config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
-            )
+            self.ln_f = build_norm(config)
             self.emb_out = nn.Linear(config.d_model, config.embed_dim, bias=False) if narrow else None
             tied = config.tie_embeddings
             self.lm_head = None if tied else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         initialize(self, seed=seed, n_layers=config.n_layers, but=attentions or ())
         if self.device.type != "meta":
             self.to(device)
-
-    def with_attentions(
-        self, attentions: Sequence[DecoupledAttention], *, config: ModelConfig
-    ) -> LanguageModel:
-        """A model of `config` with these layers' attention; every other module is shared with this one."""
-        model = LanguageModel(config, attentions=attentions, registry=self._registry, shapes_only=True)
-        pairs = [(self, model), *zip(self.blocks, model.blocks, strict=True)]
-        for mine, twin in pairs:
-            for name, module in mine.named_children():
-                if name not in ("blocks", "attn"):
-                    setattr(twin, name, module)
-        return model.train(self.training)
 
     def forward(
         self, tokens: Tensor, *, cache: KVCache | None = None, counts: Sequence[int] | None = None
@@ -182,7 +158,6 @@ class LanguageModel(nn.Module):
         config: LongSequenceConfig,
         *,
         summarizer: str | None = None,
-        registry: Registry | None = None,
     ) -> Iterator[UsedLongSequence]:
         """Within: evaluated, this model reads the far past as `config` says (exact attention is the rule).
 
@@ -194,9 +169,7 @@ class LanguageModel(nn.Module):
         resolved = config.resolved(context=self.config.context, device=self.device.type)
         with contextlib.ExitStack() as stack:
             paths = [
-                stack.enter_context(
-                    attention.long_sequence_at_evaluation(resolved, summarizer=summarizer, registry=registry)
-                )
+                stack.enter_context(attention.long_sequence_at_evaluation(resolved, summarizer=summarizer))
                 for attention in self.attentions
             ]
             names = by_layer([path.name for path in paths])
@@ -238,11 +211,6 @@ class LanguageModel(nn.Module):
     def attentions(self) -> list[DecoupledAttention]:
         """The attention of every layer, first layer first."""
         return [block.attn for block in cast("Iterable[Block]", self.blocks)]
-
-    @property
-    def selections(self) -> dict[Kind, Selection]:
-        """What the registry chose for each kind of plugin and why, in the first layer."""
-        return self.attentions[0].selections
 
     def decode_selections(self, cache: KVCache) -> list[Selection]:
         """The decode backend that the registry chose for this cache and why, layer by layer."""
@@ -309,11 +277,39 @@ def _all_or_nothing(cache: KVCache) -> Iterator[None]:
 
 
 def _attentions(
-    config: ModelConfig, plugins: PluginChoices, registry: Registry | None, *, seed: int, device: str
+    config: ResolvedModel, plugins: PluginChoices, registry: Registry | None, *, seed: int, device: str
 ) -> Iterator[DecoupledAttention]:
     """Each layer's with its own choices. Plugins that draw numbers at random draw the same ones whatever the
     other layers hold.
     """
     for layer in range(config.n_layers):
         torch.default_generator.manual_seed(seed_of(seed, f"blocks.{layer}.attn"))
-        yield attention_of_layer(config, plugins, layer=layer, registry=registry, device=device)
+        own = plugins.of_layer(layer)
+        yield DecoupledAttention(
+            config.attention,
+            gate=own.gate,
+            null_token=own.null_token,
+            summarizer=own.summarizer,
+            decode_backend=own.decode_backend,
+            train_long_seq=config.train_long_seq,
+            registry=registry,
+            layer=layer,
+            context=config.context,
+            device=device,
+        )
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Within: `model.eval()` and no gradients. Afterwards every submodule has the mode that it had.
+
+    `torch.no_grad`, not `inference_mode`: tables that a module makes on first use stay usable in training.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,7 +1,6 @@
 """The pretrained model at a path: the checkpoint source that recognizes it, compared, built on demand.
 
-    source = open_pretrained(path)          source.config, source.opened.tokenizer_json, source.opened.notes
-    model = source.build()
+    model = open_pretrained(path).build()
 
 Weights are read one at a time and only when the model is built, so that nothing is in memory twice. A file
 that claims sizes which it does not hold is refused before anything is allocated by them.
@@ -9,8 +8,9 @@ that claims sizes which it does not hold is refused before anything is allocated
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,15 +22,14 @@ from dba_core.checkpoint_source import (
     ModelDescription,
     OpenedSource,
     SourceRequest,
-    StoredWeight,
     expected_shapes,
 )
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.long_sequence import LongSequenceConfig
-from dba_core.config.model import ModelConfig
+from dba_core.config.model import ModelConfig, ResolvedModel
 from dba_core.errors import CheckpointError, ConfigError, PluginError, SourceError, UnsupportedError
-from dba_core.model.finite import check_finite
 from dba_core.model.language_model import LanguageModel
+from dba_core.model.weights import check_finite
 from dba_core.printable import printable
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice, PluginChoices
@@ -47,30 +46,31 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True, eq=False)
 class PretrainedModel:
-    """opened: what the source said. config: resolved. plugins: those that the weights need. frequencies:
-    radians per token of the rotated pairs, float64 [G, Dg/2], None for the series of rope_theta. selection:
-    the source, and why it was taken.
+    """opened: what the source said. frequencies: radians per token of the rotated pairs, float64 [G, Dg/2],
+    None for the series of rope_theta. selection: the source, and why it was taken.
     """
 
     path: Path
     opened: OpenedSource
-    config: ModelConfig
-    plugins: PluginChoices
+    config: ResolvedModel
     frequencies: Tensor | None
     selection: Selection
+
+    @property
+    def plugins(self) -> PluginChoices:
+        """Those that the weights were made for."""
+        needed = self.opened.description
+        return PluginChoices(gate=PluginChoice(needed.gate), null_token=PluginChoice(needed.null_token))
 
     def load(self, name: str) -> Tensor:
         """One weight of the model, float32. Raises CheckpointError for one that is not finite, with the place
         in the file's tensor, and for a file that is no longer what its header said.
         """
         weight = self.opened.weights[name]
-        stored = _asked(self.selection, weight.read)
-        check_finite(stored, name=weight.name, where=weight.where)
-        if weight.arrange is None:
-            made = stored
-        else:
-            arrange = weight.arrange
-            made = _asked(self.selection, lambda: arrange(stored))
+        made = _asked(self.selection, weight.read)
+        check_finite(made, name=weight.name, where=weight.where)
+        if weight.arrange is not None:
+            made = _asked(self.selection, functools.partial(weight.arrange, made))
             check_finite(made, name=weight.name, where=weight.where)
         if tuple(made.shape) != weight.shape:
             raise CheckpointError(
@@ -78,12 +78,6 @@ class PretrainedModel:
                 "header said; the file changed while it was read. Start again"
             )
         return made
-
-    def without_weights(self) -> PretrainedModel:
-        """The same once it is built: what the files take of memory is let go with the last one that reads
-        them.
-        """
-        return attrs.evolve(self, opened=attrs.evolve(self.opened, weights={}))
 
     def build(self) -> LanguageModel:
         """The model in evaluation mode, float32 on the CPU. Raises CheckpointError as `load`; nothing is half
@@ -135,12 +129,7 @@ def open_with(selection: Selection) -> PretrainedModel:
     check_weights(opened, where=str(path))
     frequencies = None if opened.frequencies is None else _asked(selection, opened.frequencies)
     return PretrainedModel(
-        path=path,
-        opened=opened,
-        config=config,
-        plugins=plugins_of(opened.description),
-        frequencies=frequencies,
-        selection=selection,
+        path=path, opened=opened, config=config, frequencies=frequencies, selection=selection
     )
 
 
@@ -173,42 +162,27 @@ def _missing(path: Path) -> str:
     return f"there is no file or folder {text}; give {KINDS_OF_FILE}"
 
 
-def plugins_of(model: ModelDescription) -> PluginChoices:
-    """The choice per kind that the weights were made for."""
-    return PluginChoices(gate=PluginChoice(model.gate), null_token=PluginChoice(model.null_token))
-
-
-def model_config(opened: OpenedSource, *, where: str) -> ModelConfig:
-    """The description as a resolved configuration. Raises CheckpointError for one that is of no model."""
+def model_config(opened: OpenedSource, *, where: str) -> ResolvedModel:
+    """The description as a configuration. Raises CheckpointError for one that is of no model."""
     model = opened.description
+    own = attrs.fields_dict(ModelConfig)
+    sizes = {name: value for name, value in attrs.asdict(model).items() if name in own}
     try:
-        return ModelConfig(
-            vocab_size=model.vocab_size,
-            context=model.context,
-            n_layers=model.n_layers,
-            d_model=model.d_model,
-            d_ff=model.d_ff,
-            embed_dim=model.embed_dim,
-            norm=model.norm,
-            norm_eps=model.norm_eps,
-            norm_bias=model.norm_bias or None,
-            mlp=model.mlp,
-            tie_embeddings=model.tie_embeddings,
-            dropout=model.dropout,
-            attention=AttentionConfig(
-                mode=_layout(model),
-                n_heads=model.n_heads,
-                n_kv_heads=model.n_kv_heads,
-                sem_head_dim=model.sem_head_dim,
-                geo_head_dim=model.geo_head_dim,
-                v_head_dim=model.v_head_dim,
-                rope_theta=model.rope_theta,
-                rope_table=opened.frequencies is not None,
-                tie_qk=model.tie_qk,
-                learned_temperature=model.learned_temperature,
-            ),
-            train_long_seq=LongSequenceConfig(enabled=False),
-        ).resolved()
+        attention = AttentionConfig(
+            mode=_layout(model),
+            n_heads=model.n_heads,
+            n_kv_heads=model.n_kv_heads,
+            sem_head_dim=model.sem_head_dim,
+            geo_head_dim=model.geo_head_dim,
+            v_head_dim=model.v_head_dim,
+            rope_theta=model.rope_theta,
+            rope_table=opened.frequencies is not None,
+            tie_qk=model.tie_qk,
+            learned_temperature=model.learned_temperature,
+        )
+        sizes["norm_bias"] = model.norm_bias or None
+        exact = LongSequenceConfig(enabled=False)
+        return ModelConfig(**sizes, attention=attention, train_long_seq=exact).resolved()
     except ConfigError as error:
         raise CheckpointError(f"{where} describes no model: {error}") from error
 
@@ -231,16 +205,6 @@ def check_weights(opened: OpenedSource, *, where: str) -> None:
             "configuration do not belong together. Get both again"
         )
     wanted = dict(expected_shapes(opened.description))
-    _check_names(wanted, given, where)
-    for name, shape in wanted.items():
-        if given[name].shape != shape:
-            raise CheckpointError(
-                f"{where}: {name} has shape {given[name].shape}, its configuration asks for {shape}; the "
-                "file and its configuration do not belong together"
-            )
-
-
-def _check_names(wanted: Mapping[str, object], given: Mapping[str, StoredWeight], where: str) -> None:
     missing = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
     foreign = [
         f"{printable(name)} is not part of this architecture" for name in sorted(given.keys() - wanted.keys())
@@ -253,3 +217,9 @@ def _check_names(wanted: Mapping[str, object], given: Mapping[str, StoredWeight]
             f"{where} does not hold the weights of the model that it describes: {told}. Download it again, "
             "or give a model of a supported family"
         )
+    for name, shape in wanted.items():
+        if given[name].shape != shape:
+            raise CheckpointError(
+                f"{where}: {name} has shape {given[name].shape}, its configuration asks for {shape}; the "
+                "file and its configuration do not belong together"
+            )

@@ -15,12 +15,15 @@ P: parameters. B: sequences of one forward pass, T: context, V: vocabulary. Logi
 are and as log-probabilities, in float32. Activations: what every layer keeps of a token for the backward
 pass, its attention weights and the gate's inputs left out. The larger of the two moments is a lower bound:
 need <= peak, and the peak of what torch allocates for a run is less than three times it.
+
+Answers are plain data under the names that `summary.json` has; sizes are bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
+from typing import Any
 
 import attrs
 
@@ -34,7 +37,7 @@ from dba_core.cache.bytes import (
     tensor_bytes_per_token,
 )
 from dba_core.config.kv_policy import KVCachePolicy, TensorFormat
-from dba_core.config.model import ModelConfig
+from dba_core.config.model import ModelConfig, ResolvedModel
 from dba_core.config.run import RunConfig
 from dba_core.contracts import AttentionShape
 
@@ -46,82 +49,55 @@ _MOMENTS = 8  # AdamW's two
 _NOT_MULTIPLIED = (".null_token.", ".summarizer.")
 _EMBEDDING = "tok_emb.weight"
 
-NamedShape = tuple[str, tuple[int, ...]]
-
-
-@attrs.frozen(kw_only=True)
-class Cost:
-    """Parameters of a model, and FLOPs per token at its full context."""
-
-    parameters: int
-    forward_flops_per_token: int
-    training_flops_per_token: int
-
 
 def model_cost(
-    parameters: Iterable[NamedShape],
+    parameters: Iterable[tuple[str, tuple[int, ...]]],
     *,
     shape: AttentionShape,
     n_layers: int,
     context: int,
     tied_embeddings: bool,
-) -> Cost:
-    """The cost of a model with these parameters, given as (dotted name, shape)."""
+) -> dict[str, int]:
+    """Of a model with these parameters, given as (dotted name, shape); FLOPs per token at full context."""
+
+    def is_multiplied(name: str, size: tuple[int, ...]) -> bool:
+        if name == _EMBEDDING:
+            return tied_embeddings
+        return len(size) == 2 and not any(part in name for part in _NOT_MULTIPLIED)
+
     named = list(parameters)
-    multiplied = sum(prod(size) for name, size in named if _is_multiplied(name, size, tied_embeddings))
+    multiplied = sum(prod(size) for name, size in named if is_multiplied(name, size))
     widths = shape.sem_head_dim + shape.geo_head_dim + shape.v_head_dim
-    attention = n_layers * shape.n_heads * widths * (context + 1)
-    forward = 2 * multiplied + attention
-    return Cost(
-        parameters=sum(prod(size) for _, size in named),
-        forward_flops_per_token=forward,
-        training_flops_per_token=3 * forward,
-    )
+    forward = 2 * multiplied + n_layers * shape.n_heads * widths * (context + 1)
+    return {
+        "parameters": sum(prod(size) for _, size in named),
+        "forward_flops_per_token": forward,
+        "training_flops_per_token": 3 * forward,
+    }
 
 
-def _is_multiplied(name: str, size: tuple[int, ...], tied_embeddings: bool) -> bool:
-    if name == _EMBEDDING:
-        return tied_embeddings
-    return len(size) == 2 and not any(part in name for part in _NOT_MULTIPLIED)
+def training_need(config: RunConfig, *, parameters: int, processes: int = 1) -> dict[str, int]:
+    """Bytes of one process, at least, of a run whose model has so many parameters.
 
-
-@attrs.frozen(kw_only=True)
-class MemoryNeed:
-    """Bytes of one process, at least. total: of the larger moment, not the sum. logits, activations: of one
-    forward pass in training. data: of one batch of token numbers.
+    total: of the larger moment, not the sum. logits, activations: of one forward pass in training. data: of
+    one batch of token numbers.
     """
-
-    weights: int
-    gradients: int = 0
-    optimizer: int = 0
-    activations: int = 0
-    logits: int = 0
-    data: int = 0
-    total: int
-
-
-def training_need(config: RunConfig, *, parameters: int, processes: int = 1) -> MemoryNeed:
-    """Of a run whose model is resolved and has so many parameters."""
-    model, training = config.model, config.training
-    assert model.vocab_size is not None
+    model, training = config.model.resolved(), config.training
+    weights, gradients, optimizer = _FLOAT * parameters, _FLOAT * parameters, _MOMENTS * parameters
     tokens = max(1, training.batch_size // (processes * training.grad_accum)) * model.context
     kept = 0 if training.compile else tokens * model.n_layers * _kept_per_token(model)
-    weights = _FLOAT * parameters
+    forward = {
+        "activations": kept * (2 if config.dtype == "bfloat16" else _FLOAT),
+        "logits": 2 * _FLOAT * tokens * model.vocab_size,
+        "data": 24 * training.batch_size * model.context // processes,
+    }
     if not training.steps:
-        return MemoryNeed(weights=weights, total=weights)
-    need = MemoryNeed(
-        weights=weights,
-        gradients=weights,
-        optimizer=_MOMENTS * parameters,
-        activations=kept * (2 if config.dtype == "bfloat16" else _FLOAT),
-        logits=2 * _FLOAT * tokens * model.vocab_size,
-        data=24 * training.batch_size * model.context // processes,
-        total=0,
-    )
-    held = need.weights + (need.optimizer if training.steps > 1 else 0)
-    held += need.gradients if training.grad_accum > 1 else 0
-    middle = held + need.activations + need.logits + need.data
-    return attrs.evolve(need, total=max(middle, need.weights + need.gradients + need.optimizer))
+        gradients, optimizer, forward = 0, 0, dict.fromkeys(forward, 0)
+    middle = weights + sum(forward.values())
+    middle += optimizer if training.steps > 1 else 0
+    middle += gradients if training.grad_accum > 1 else 0
+    total = max(middle, weights + gradients + optimizer)
+    return {"weights": weights, "gradients": gradients, "optimizer": optimizer, **forward, "total": total}
 
 
 def _widths(model: ModelConfig) -> tuple[int, int, int]:
@@ -133,19 +109,15 @@ def _widths(model: ModelConfig) -> tuple[int, int, int]:
     return queries, keys, (v_heads + shape.n_heads) * shape.v_head_dim
 
 
-def _kept_per_token(model: ModelConfig) -> int:
+def _kept_per_token(model: ResolvedModel) -> int:
     """Numbers that one layer keeps of a token: the inputs of both norms and of the projections behind them,
     queries, keys, values, the attention's output, and two of the feed-forward part's width.
     """
-    assert model.d_ff is not None
     return 4 * model.d_model + sum(_widths(model)) + 2 * model.d_ff
 
 
-def least_parameters(model: ModelConfig) -> int:
-    """Entries of the matrices of a resolved model that no plugin makes, norms and biases left out."""
-    assert model.d_ff is not None
-    assert model.vocab_size is not None
-    assert model.embed_dim is not None
+def least_parameters(model: ResolvedModel) -> int:
+    """Entries of the matrices of a model that no plugin makes, norms and biases left out."""
     queries, keys, values = _widths(model)
     attention = model.d_model * (queries + values + (0 if model.attention.tie_qk else keys))
     feed_forward = (3 if model.mlp == "swiglu" else 2) * model.d_model * model.d_ff
@@ -186,70 +158,27 @@ def _smaller(heads: int, width: int, blocks: TensorFormat) -> TensorFormat:
     return blocks
 
 
-@attrs.frozen(kw_only=True)
-class KvMemory:
-    """Bytes of one sequence's cache. `residual_bytes` (the fp16 window) does not grow with the length, and is
-    part of every figure of a whole cache.
+def kv_memory(shape: AttentionShape, n_layers: int, policy: KVCachePolicy, *, context: int) -> dict[str, Any]:
+    """The cache of one sequence in all layers under a policy; context: the model's own.
 
-    context: the model's own; bytes_context, fp16_bytes_context, standard_bytes_context: the cache of so many
-    tokens under the policy, in fp16, and standard attention's in fp16. ratio_context: how many times smaller
-    than the last. long_context (131072, "128k"), bytes_long, standard_bytes_long, ratio: the same at a length
-    that is there for scale.
+    ratio_context, ratio: how many times smaller than standard attention's in fp16, at the context and at
+    128k, which is there for scale.
     """
-
-    bytes_per_token_per_layer: int
-    bytes_per_token: int
-    residual_bytes: int
-    context: int
-    bytes_context: int
-    fp16_bytes_context: int
-    standard_bytes_context: int
-    ratio_context: float
-    long_context: int
-    bytes_long: int
-    fp16_bytes_per_token: int
-    standard_bytes_per_token: int
-    standard_bytes_long: int
-    ratio: float
-
-
-def kv_memory(shape: AttentionShape, n_layers: int, policy: KVCachePolicy, *, context: int) -> KvMemory:
-    """The cache of all layers under a policy; context: the model's own."""
     own, long = memory_table(shape, n_layers, policy, (context, LONG_CONTEXT))
     layer, wide = bytes_per_token(shape, policy), KVCachePolicy.uniform("fp16")
-    return KvMemory(
-        bytes_per_token_per_layer=layer,
-        bytes_per_token=n_layers * layer,
-        residual_bytes=n_layers * residual_bytes(shape, policy),
-        context=context,
-        bytes_context=own.kv_bytes,
-        fp16_bytes_context=cache_bytes(shape, n_layers, wide, context),
-        standard_bytes_context=own.standard_bytes,
-        ratio_context=own.ratio,
-        long_context=LONG_CONTEXT,
-        bytes_long=long.kv_bytes,
-        fp16_bytes_per_token=n_layers * bytes_per_token(shape, wide),
-        standard_bytes_per_token=n_layers * standard_bytes_per_token(shape.d_model),
-        standard_bytes_long=long.standard_bytes,
-        ratio=long.ratio,
-    )
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    if count < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        count /= 1024
-        if count < 1024 or unit == "TiB":
-            break
-    return f"{count:.1f} {unit}"
-
-
-def times_smaller(own: int, other: int) -> str:
-    """(10, 30) -> "3.0x smaller than"; (30, 20) -> "1.5x larger than"."""
-    if own == other:
-        return "as large as"
-    ratio = max(own, other) / min(own, other)
-    digits = 1 if ratio >= 1.1 else 2 if ratio >= 1.01 else 3
-    return f"{ratio:.{digits}f}x {'smaller' if own < other else 'larger'} than"
+    return {
+        "bytes_per_token_per_layer": layer,
+        "bytes_per_token": n_layers * layer,
+        "residual_bytes": n_layers * residual_bytes(shape, policy),
+        "context": context,
+        "bytes_context": own.kv_bytes,
+        "fp16_bytes_context": cache_bytes(shape, n_layers, wide, context),
+        "standard_bytes_context": own.standard_bytes,
+        "ratio_context": own.ratio,
+        "long_context": LONG_CONTEXT,
+        "bytes_long": long.kv_bytes,
+        "fp16_bytes_per_token": n_layers * bytes_per_token(shape, wide),
+        "standard_bytes_per_token": n_layers * standard_bytes_per_token(shape.d_model),
+        "standard_bytes_long": long.standard_bytes,
+        "ratio": long.ratio,
+    }

@@ -19,12 +19,14 @@ from dba_core.errors import CheckpointError, UsageError
 from dba_core.evaluation.held_out import HeldOut, held_out_loss
 from dba_core.evaluation.metrics import PolicyFidelity, policy_fidelity
 from dba_core.model.language_model import LanguageModel
-from dba_core.report import as_plain
-from dba_core.runs.estimate import KvMemory, kv_memory
+from dba_core.runs.estimate import kv_memory
 from dba_core.runs.load import Run
-from dba_core.runs.outline import null_attention
-from dba_core.runs.summary import SCHEMA
 from dba_core.training.step import autocast
+
+#: Raised when a field of summary.json changes its meaning or goes away.
+SCHEMA = 1
+#: What becomes of the null token in decoding.
+INACTIVE, UNFUSED, FUSED = "Inactive", "Active (Unfused)", "Active (Fused)"
 
 
 def evaluate_loss(
@@ -95,15 +97,6 @@ class LongSequenceNumbers:
         )
 
 
-@attrs.frozen(kw_only=True)
-class LongSequenceUse:
-    """The path at evaluation. exact: no query of a window reads a memory token: it is exact attention."""
-
-    text: str
-    exact: bool
-    numbers: LongSequenceNumbers
-
-
 def numbers_of(used: UsedLongSequence) -> LongSequenceNumbers:
     """Of what `LanguageModel.long_sequence` gives."""
     config = used.config
@@ -116,11 +109,24 @@ def numbers_of(used: UsedLongSequence) -> LongSequenceNumbers:
     )
 
 
+def null_attention(model: LanguageModel, policy: KVCachePolicy, *, device: str) -> str:
+    """What becomes of the null token in decoding from a cache of this policy on `device`, in every layer."""
+    fused = []
+    for attention in model.attentions:
+        if attention.null_token is not None:
+            chosen = attention.selection_without_cache(policy, capacity=model.config.context, device=device)
+            fused.append(chosen.build().fused_null)
+    if not fused:
+        return INACTIVE
+    return FUSED if all(fused) else UNFUSED
+
+
 @attrs.frozen(kw_only=True)
 class RunEvaluation:
     """What `evaluate_run` answers. `schema` as in the summary; losses in nats per token.
 
-    long_sequence: the approximation under which the held-out loss was taken; None is exact attention.
+    long_sequence: the approximation under which the held-out loss was taken, its `numbers` in words in
+    `text`; `exact`: no query of a window reads a memory token. None is exact attention.
     """
 
     run: str
@@ -128,17 +134,12 @@ class RunEvaluation:
     checkpoint_step: int
     data: dict[str, Any]
     held_out: HeldOut
-    long_sequence: LongSequenceUse | None
+    long_sequence: dict[str, Any] | None
     kv_policy: str
-    kv_memory: KvMemory
+    kv_memory: dict[str, Any]
     null_attention: str
     fidelity: PolicyFidelity | None
     schema: int = SCHEMA
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        plain: dict[str, Any] = as_plain(self)
-        return plain
 
 
 def evaluate_run(
@@ -164,7 +165,7 @@ def evaluate_run(
     if not corpus.is_text and (bos, eos) != (None, None):
         raise UsageError(f"{corpus.name!r} is a token array, taken as it is; leave bos= and eos= out")
     model = run.model
-    cache = model.new_cache(batch=1, capacity=config.model.context, policy=policy)
+    null = null_attention(model, policy, device=str(model.device))
     with _attention(run, long_seq=long_seq) as long_sequence:
         held_out = evaluate_loss(model, tokens, corpus.byte_counter, config)
     return RunEvaluation(
@@ -178,7 +179,7 @@ def evaluate_run(
         kv_memory=kv_memory(
             config.model.attention.shape, config.model.n_layers, policy, context=config.model.context
         ),
-        null_attention=null_attention(model, model.decode_selections(cache)),
+        null_attention=null,
         fidelity=evaluate_fidelity(model, tokens, policy, config),
     )
 
@@ -204,7 +205,7 @@ def text_of(run: Run, data: str | None, *, tokenizer: Tokenizer | None = None) -
 
 
 @contextlib.contextmanager
-def _attention(run: Run, *, long_seq: bool) -> Iterator[LongSequenceUse | None]:
+def _attention(run: Run, *, long_seq: bool) -> Iterator[dict[str, Any] | None]:
     """Within: exact attention, or the long-sequence path with the run's numbers and its own summarizer."""
     if not long_seq:
         yield None
@@ -218,4 +219,4 @@ def _attention(run: Run, *, long_seq: bool) -> Iterator[LongSequenceUse | None]:
             text += f"; exact attention, since its window covers the {context} tokens of the context"
         elif model.attentions[0].summarizer is None:
             text += "; trained with exact attention"
-        yield LongSequenceUse(text=text, exact=exact, numbers=numbers)
+        yield {"text": text, "exact": exact, "numbers": numbers}

@@ -21,10 +21,8 @@ from dba_core.config.loading import LoadedConfig
 from dba_core.config.run import RunConfig
 from dba_core.documents import write_json, write_whole
 from dba_core.errors import DBAError
-from dba_core.evaluation.throughput import measure_throughput
 from dba_core.registry import Registry
-from dba_core.report import Reporter, SilentReporter
-from dba_core.runs.evaluate import evaluate_fidelity, evaluate_loss, evaluate_loss_as_trained
+from dba_core.report import Reporter, SilentReporter, as_plain
 from dba_core.runs.folder import (
     DEFAULT_ROOT,
     FolderInUseError,
@@ -36,18 +34,13 @@ from dba_core.runs.folder import (
     read_resolved,
     resuming,
 )
-from dba_core.runs.pages import markdown
+from dba_core.runs.pages import markdown, samples_text
 from dba_core.runs.prepare import Prepared, prepare, resolve_device
-from dba_core.runs.sample import sample_run, samples_text
-from dba_core.runs.summary import summarize
+from dba_core.runs.summary import Summary, measured
 from dba_core.training.checkpoint import has_checkpoint, read_checkpoint, restore_weights
 from dba_core.training.distributed import World
 from dba_core.training.fingerprint import check_written_by, fingerprint
 from dba_core.training.loop import TrainingResult, train
-from dba_core.training.metrics_log import read_metrics
-
-#: Longest prompt of the speed measurement.
-_SPEED_CONTEXT = 512
 
 
 class RunInterruptedError(DBAError):
@@ -201,44 +194,18 @@ class _Job:
 
     def _evaluate(self, prepared: Prepared, folder: RunFolder, result: TrainingResult | None) -> None:
         """Measure the best weights and write everything down."""
-        from dba_core.runs.plots import draw_plots  # matplotlib
-
-        config, model, corpus, policy = prepared.config, prepared.model, prepared.corpus, prepared.kv_policy
         stored = read_checkpoint(folder.checkpoint, "best")
-        check_written_by(stored.path, stored.fingerprint, fingerprint(model, corpus, config, self.world))
-        restore_weights(model, stored)
-        with self.phase("evaluate", f"Evaluating the best weights (step {stored.step}) on held-out text ..."):
-            held_out = evaluate_loss(model, corpus.held_out, corpus.byte_counter, config)
-            as_trained = evaluate_loss_as_trained(model, corpus.held_out, corpus.byte_counter, config)
-        with self.phase("fidelity", f"Comparing the KV policy {policy.short} with an fp32 cache ..."):
-            fidelity = evaluate_fidelity(model, corpus.held_out, policy, config)
-        with self.phase("speed", "Measuring prefill and decode ..."):
-            context = min(config.model.context, _SPEED_CONTEXT)
-            throughput = measure_throughput(model, batch=1, context=context, policy=policy)
-        with self.phase("sample", "Sampling ..."):
-            sample = sample_run(prepared)
-        metrics = read_metrics(folder.metrics_file)
-        with self.phase("plots", "Drawing ..."):
-            plots = draw_plots(prepared, folder, metrics)
-        summary = summarize(
-            prepared,
-            folder,
-            result,
-            step=stored.step,
-            held_out=held_out,
-            as_trained=as_trained,
-            fidelity=fidelity,
-            throughput=throughput,
-            processes=self.world.size,
-            sample=sample,
-            metrics=metrics,
-            plots=plots,
-            seconds=self.seconds,
+        now = fingerprint(prepared.model, prepared.corpus, prepared.config, self.world)
+        check_written_by(stored.path, stored.fingerprint, now)
+        restore_weights(prepared.model, stored)
+        facts = measured(
+            prepared, folder, result, step=stored.step, processes=self.world.size, phase=self.phase
         )
-        write_json(folder.summary_json, summary.to_dict())
-        write_whole(folder.summary_md, markdown(summary))
-        write_whole(folder.samples_file, samples_text(sample, policy=policy.short))
-        self.reporter.event(summary)
+        facts["seconds"] = self.seconds
+        write_json(folder.summary_json, as_plain(facts))
+        write_whole(folder.summary_md, markdown(facts))
+        write_whole(folder.samples_file, samples_text(facts))
+        self.reporter.event(Summary(facts))
 
 
 def _joined(config: RunConfig) -> World:

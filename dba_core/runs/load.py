@@ -1,11 +1,12 @@
 """A finished (or interrupted) run, loaded: its configuration, its model with trained weights, its tokenizer.
 
 run = load_run("runs/20250101-120000-default")
+run.generate("The ")
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,15 +19,15 @@ from dba_core.data.chat import Reading
 from dba_core.data.corpus import Corpus
 from dba_core.data.special_tokens import SPECIAL_FILE, read_special_document
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
-from dba_core.errors import ConfigError, RecordMismatchError
+from dba_core.errors import ConfigError, RecordMismatchError, unknown
 from dba_core.free_memory import many, require_memory
+from dba_core.generation.loop import generate
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, check_records
 from dba_core.registry.choice import PluginChoice
 from dba_core.runs.estimate import least_parameters, policy_of
 from dba_core.runs.folder import RunFolder, find_run, read_resolved, resuming
-from dba_core.runs.prepare import model_choices, resolve_device
-from dba_core.runs.sample import Continuation, OnText, continue_prompts, settings_of
+from dba_core.runs.prepare import model_choices, resolve_device, resolved_model
 from dba_core.training.checkpoint import StoredCheckpoint, read_checkpoint, restore_weights
 from dba_core.training.fingerprint import (
     TRAINED_KINDS,
@@ -36,6 +37,21 @@ from dba_core.training.fingerprint import (
     settings_fingerprint,
     unlike,
 )
+
+#: What of a run's generation settings can be given anew, and how prompts are read.
+SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+_READING = tuple(field.name for field in attrs.fields(Reading))
+
+OnText = Callable[[int, str], None]
+
+
+@attrs.frozen
+class Continuation:
+    """What was added to one prompt: the new tokens, and the text that they add; the prompt's own tokens."""
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: list[int]
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -110,7 +126,8 @@ class Run:
         `dba_core.data.chat.Reading`. kv_policy: None is the run's. Raises
         DataError for an empty prompt or one that is no text, ConfigError and UsageError for wrong settings.
         """
-        generation, reading = settings_of(self.config.generation, **settings)
+        reading = Reading(**{name: settings.pop(name) for name in _READING if name in settings})
+        generation = with_settings(self.config.generation, **settings)
         policy = KVCachePolicy.parse(kv_policy) if isinstance(kv_policy, str) else kv_policy
         texts = [prompts] if isinstance(prompts, str) else prompts
         made = self.continuations(texts, generation, reading=reading, kv_policy=policy)
@@ -165,7 +182,15 @@ def load_run(
     config = attrs.evolve(config, device=resolve_device(device or config.device), plugins=choices)
     warnings = check_records(config.plugins, registry, allow_drift)
     tokenizer = _tokenizer(config, folder)
-    _check_memory(config, folder, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
+    size = config.model.vocab_size or tokenizer.vocab_size
+    parameters = least_parameters(resolved_model(config, vocab_size=size))
+    for place in ("cpu", config.device):  # the weights are made on the CPU
+        require_memory(
+            4 * parameters,
+            device=place,
+            what=f"the model of {folder.path} ({many(parameters)} parameters)",
+            smaller="the model, if its configuration is not damaged,",
+        )
     model = LanguageModel(
         config.model,
         plugins=model_choices(config.plugins),
@@ -193,21 +218,6 @@ def load_run(
         trained_on=trained_on if isinstance(trained_on, dict) else None,
         allow_drift=allow_drift,
     )
-
-
-def _check_memory(config: RunConfig, folder: RunFolder, *, vocab_size: int) -> None:
-    """The weights must fit, on the CPU too, where they are made."""
-    try:
-        parameters = least_parameters(config.model.resolved(vocab_size=vocab_size))
-    except ConfigError as error:
-        raise error.under("model") from None
-    for device in ("cpu", config.device):
-        require_memory(
-            4 * parameters,
-            device=device,
-            what=f"the model of {folder.path} ({many(parameters)} parameters)",
-            smaller="the model, if its configuration is not damaged,",
-        )
 
 
 def _check_fingerprint(
@@ -262,3 +272,60 @@ def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:
     if not own.is_file():
         return config
     return attrs.evolve(config, data=attrs.evolve(config.data, tokenizer=str(own)))
+
+
+def with_settings(recorded: GenerationConfig, **given: Any) -> GenerationConfig:
+    """The run's settings with those of SETTINGS that are given over them: None, () and [] leave one as it
+    is, top_k 0 and top_p 1 are off.
+
+    Raises ConfigError for a name or a value that is not allowed.
+    """
+    for name in given:
+        if name not in SETTINGS:
+            raise ConfigError(unknown("setting", name, {*SETTINGS, *_READING}))
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, (), [])}
+    if "stop" in changes:
+        stop = changes["stop"]
+        changes["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    if changes.get("top_k") == 0:
+        changes["top_k"] = None
+    return attrs.evolve(recorded, **changes)
+
+
+def continue_prompts(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    generation: GenerationConfig,
+    *,
+    kv_policy: KVCachePolicy,
+    seed: int,
+    stop_tokens: tuple[int, ...] | None = None,
+    on_text: OnText = lambda row, text: None,
+) -> list[Continuation]:
+    """Continue every prompt (tokens). on_text(row, text) is called with each piece of text as it is made.
+    stop_tokens: None is the end-of-text tokens that the tokenizer knows.
+    """
+    streams = [tokenizer.stream(context=prompt) for prompt in prompts]
+    pieces: list[list[str]] = [[] for _ in prompts]
+
+    def take(row: int, piece: str) -> None:
+        pieces[row].append(piece)
+        on_text(row, piece)
+
+    new = generate(
+        model,
+        prompts,
+        generation,
+        kv_policy=kv_policy,
+        tokenizer=tokenizer,
+        seed=seed,
+        stop_tokens=stop_tokens,
+        on_token=lambda row, token: take(row, streams[row].push([token])),
+    )
+    for row, stream in enumerate(streams):
+        take(row, stream.finish())
+    return [
+        Continuation("".join(text), tokens, list(prompt))
+        for text, tokens, prompt in zip(pieces, new, prompts, strict=True)
+    ]

@@ -23,11 +23,10 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
 from dba_core.data.batches import held_out_windows
 from dba_core.data.tokenizers import Tokens
-from dba_core.generation.inference import inference
-from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel, inference
 from dba_core.report import drawn, save_png
-from dba_core.runs.estimate import human_bytes, times_smaller
 from dba_core.runs.folder import RunFolder
+from dba_core.runs.pages import human_bytes, times_smaller
 from dba_core.runs.prepare import Prepared
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
@@ -56,7 +55,7 @@ def draw_plots(prepared: Prepared, folder: RunFolder, metrics: Sequence[Mapping[
     )
     if means is None:
         drawn["gate"] = (
-            f"left out: the gate plugin {prepared.selections.names('gate')!r} leaves the model without a gate"
+            f"left out: the gate plugin {prepared.names('gate')!r} leaves the model without a gate"
         )
     else:
         tokens = min(_GATE_TOKENS, len(prepared.corpus.held_out) - 1)

@@ -1,30 +1,31 @@
 """Everything that a run needs before it may leave a trace: device, plugins, data, model, all resolved.
 
 A wrong configuration, a missing plugin or an unreadable corpus stops here, and no folder has been made. Which
-plugins a configuration gets is asked, layer by layer, of attention built as the model will build it.
+plugins a configuration gets is asked of the model that is built, layer by layer.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
 
 from dba_core.config.kv_policy import KVCachePolicy, check_formats
-from dba_core.config.model import ModelConfig
+from dba_core.config.model import ModelConfig, ResolvedModel
 from dba_core.config.run import DataConfig, RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.text_sources import INSTALLED
 from dba_core.errors import ConfigError, UnsupportedError
 from dba_core.free_memory import many, require_memory
-from dba_core.model.block import attention_of_layer
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, Selection, check_options, check_records, refuse_fallbacks
 from dba_core.registry.choice import PluginChoice, PluginChoices, by_layer, layers_text, parse_layers
+from dba_core.registry.plugin_loading import options_to_dict
+from dba_core.report import as_plain
 from dba_core.runs.estimate import least_parameters, policy_of, training_need
 from dba_core.serialization.validators import check_device_name
 
@@ -34,65 +35,51 @@ NOWHERE = 1 << 46
 
 @attrs.frozen(kw_only=True, eq=False)
 class PlacedSelection:
-    """One selection and where it holds. text: the layers as the configuration has them, "" without any."""
+    """One selection and where it holds. text: the layers as the configuration has them, "" for those without
+    a choice of their own. not_built: why the model does without it all the same, None where it has it.
+    """
 
     text: str
     layers: frozenset[int]
     selection: Selection
+    not_built: str | None = None
 
     @property
     def where(self) -> str:
-        """The layers by number."""
+        """The layers by number, as in `0-3,6`."""
         return layers_text(self.layers)
 
-
-@attrs.frozen(kw_only=True, eq=False)
-class Selections:
-    """What was selected for every layer, first layer first. A kind that the model has no place for lacks."""
-
-    choices: PluginChoices
-    layers: tuple[dict[Kind, Selection], ...]
-
-    def placed(self) -> Iterator[PlacedSelection]:
-        """Every selection once, in the order of the kinds, the choice of all other layers first."""
-        for text, kind, _ in self.choices.entries():
-            layers = self._layers_of(kind, text)
-            if layers and kind in self.layers[min(layers)]:
-                yield PlacedSelection(text=text, layers=layers, selection=self.layers[min(layers)][kind])
-
-    def of(self, kind: Kind) -> list[PlacedSelection]:
-        """Those of one kind."""
-        return [each for each in self.placed() if each.selection.kind == kind]
-
-    def names(self, kind: Kind) -> str:
-        """The names of one kind, with their layers where they differ."""
-        return by_layer([layer[kind].name for layer in self.layers])
-
-    @property
-    def decode_backends(self) -> list[Selection]:
-        """The decode backend of every layer."""
-        return [layer["decode_backend"] for layer in self.layers]
-
-    def _layers_of(self, kind: Kind, text: str) -> frozenset[int]:
-        if text:
-            return parse_layers(text)
-        own = frozenset[int]().union(*map(parse_layers, self.choices.own(kind)))
-        return frozenset(range(len(self.layers))) - own
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: what the registry records, and what became of it in this model."""
+        return {
+            "name": self.selection.name,
+            **attrs.asdict(self.selection.record),
+            "options": as_plain(options_to_dict(self.selection.options)),
+            "layers": self.where,
+            "passed_over": list(map(str, self.selection.passed_over)),
+            "not_built": self.not_built,
+        }
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Prepared:
-    """config: with every derived value and every plugin's record. warnings: of drift that was allowed."""
+    """config: with every derived value and every plugin's record. placed: every selection once. warnings: of
+    drift that was allowed, and of what is probably not meant.
+    """
 
     config: RunConfig
     corpus: Corpus
     model: LanguageModel
-    selections: Selections
+    placed: list[PlacedSelection]
     warnings: tuple[str, ...]
 
     @property
     def kv_policy(self) -> KVCachePolicy:
         return policy_of(self.config)
+
+    def names(self, kind: Kind) -> str:
+        """The plugins of a kind that every layer has, with their layers where they differ."""
+        return by_layer([attention.selections[kind].name for attention in self.model.attentions])
 
 
 def resolve_device(text: str) -> str:
@@ -123,32 +110,6 @@ def _why_no_gpu(count: int) -> str:
     return f"this torch ({torch.__version__}) was built for CUDA {torch.version.cuda} and {found}"
 
 
-def select_plugins(
-    config: RunConfig, registry: Registry, *, device: str, shapes_only: bool = False
-) -> Selections:
-    """The selection of every kind that the model has. Raises PluginError, ConfigError or UnsupportedError.
-
-    shapes_only: asked of attention that has shapes and no memory.
-    """
-    choices = model_choices(config.plugins)
-    model = attrs.evolve(
-        config.model, attention=config.model.attention.resolved(d_model=config.model.d_model)
-    )
-    layers: list[dict[Kind, Selection]] = []
-    for layer in range(model.n_layers):
-        own = choices.of_layer(layer)
-        same = next((found for before, found in enumerate(layers) if choices.of_layer(before) == own), None)
-        if same is None:
-            with torch.device("meta") if shapes_only else contextlib.nullcontext():
-                attention = attention_of_layer(model, choices, layer=layer, registry=registry, device=device)
-            decode = attention.selection_without_cache(
-                policy_of(config), capacity=model.context, device=device
-            )
-            same = {**attention.selections, "decode_backend": decode}
-        layers.append(same)
-    return Selections(choices=choices, layers=tuple(layers))
-
-
 def model_choices(choices: PluginChoices) -> PluginChoices:
     """The choices to build a model from.
 
@@ -164,16 +125,51 @@ def model_choices(choices: PluginChoices) -> PluginChoices:
     )
 
 
+def placed_selections(
+    model: LanguageModel, choices: PluginChoices, policy: KVCachePolicy, *, device: str
+) -> list[PlacedSelection]:
+    """What was selected for the model's layers and for a cache of `policy`, in the order of the kinds, the
+    choice of all other layers first. A kind that the model has no place for lacks.
+    """
+    placed = []
+    for text, kind, _ in choices.entries():
+        own = frozenset[int]().union(*map(parse_layers, choices.own(kind)))
+        layers = parse_layers(text) if text else frozenset(range(model.config.n_layers)) - own
+        if not layers:
+            continue
+        attention = model.attentions[min(layers)]
+        selection = (
+            attention.selection_without_cache(policy, capacity=model.config.context, device=device)
+            if kind == "decode_backend"
+            else attention.selections.get(kind)
+        )
+        if selection is not None:
+            unreached = kind == "summarizer" and all(model.attentions[n].summarizer is None for n in layers)
+            why = below_threshold(model.config) if unreached else None
+            placed.append(PlacedSelection(text=text, layers=layers, selection=selection, not_built=why))
+    return placed
+
+
+def below_threshold(model: ModelConfig) -> str:
+    """Why the long-sequence path of a resolved model is not taken at its context."""
+    threshold = model.train_long_seq.threshold
+    return f"the context of {model.context} is below the threshold of {threshold} tokens"
+
+
 def explain_selection(kind: Kind, config: RunConfig, registry: Registry) -> list[PlacedSelection]:
     """The selections of one kind. Raises UnsupportedError where the model has no place for that kind."""
-    selections = select_plugins(config, registry, device=resolve_device(config.device)).of(kind)
-    if not selections:
+    device, choices = resolve_device(config.device), model_choices(config.plugins)
+    settings = attrs.evolve(config.model, vocab_size=config.model.vocab_size or 1)  # no choice depends on it
+    model = LanguageModel(settings, plugins=choices, registry=registry, device=device, shapes_only=True)
+    placed = placed_selections(model, choices, policy_of(config), device=device)
+    found = [each for each in placed if each.selection.kind == kind]
+    if not found:
         knobs, mode = config.model.train_long_seq, config.model.attention.mode
         raise UnsupportedError(
             f"this model has no {kind}: model.train_long_seq.enabled={str(knobs.enabled).lower()} and "
             f"model.attention.mode={mode!r}; a {kind} needs the long-sequence path and semantic keys"
         )
-    return selections
+    return found
 
 
 def prepare(
@@ -198,54 +194,55 @@ def prepare(
     check_options(model_choices(config.plugins), registry)
     check_formats(policy_of(config), registry)
     corpus = load_corpus(config.data, context=config.model.context)
+    model_config = resolved_model(config, vocab_size=corpus.tokenizer.vocab_size).as_typed()
+    long_sequence = model_config.train_long_seq.resolved(context=model_config.context, device=device)
     resolved = attrs.evolve(
         config,
         data=_resolved_data(config),
-        model=_resolved_model(config, vocab_size=corpus.tokenizer.vocab_size, device=device),
+        model=attrs.evolve(model_config, train_long_seq=long_sequence.as_typed()),
         kv_policy=policy_of(config),
-        generation=attrs.evolve(
-            config.generation,
-            seed=config.generation.seed if config.generation.seed is not None else config.seed,
-        ),
+        generation=attrs.evolve(config.generation, seed=config.seed)
+        if config.generation.seed is None
+        else config.generation,
     )
     check_memory(resolved, device=device, processes=processes, least=NOWHERE if shapes_only else 0)
-    selections = select_plugins(resolved, registry, device=device, shapes_only=shapes_only)
-    if strict:
-        refuse_fallbacks((each.where, each.selection) for each in selections.placed())
-    resolved = attrs.evolve(resolved, plugins=_recorded(resolved.plugins, selections, registry))
+    choices = model_choices(config.plugins)
     model = LanguageModel(
         resolved.model,
-        plugins=model_choices(resolved.plugins),
+        plugins=choices,
         registry=registry,
         seed=resolved.seed,
         device=device,
         shapes_only=shapes_only,
     )
+    placed = placed_selections(model, choices, policy_of(config), device=device)
     if strict:
+        refuse_fallbacks((each.where, each.selection) for each in placed)
         for attention in model.attentions:
             attention.check_every_call()
+    resolved = attrs.evolve(resolved, plugins=_recorded(config.plugins, placed, registry))
     return Prepared(
         config=resolved,
         corpus=corpus,
         model=model,
-        selections=selections,
+        placed=placed,
         warnings=(*warnings, *_notices(resolved)),
     )
 
 
 def check_memory(config: RunConfig, *, device: str, processes: int, least: int = 0) -> None:
     """Raise NotEnoughMemoryError for a run that needs more than is free, weights on the CPU included, where
-    they are drawn. config: with a resolved model. least: bytes below which nobody asks.
+    they are drawn. least: bytes below which nobody asks.
     """
-    parameters = least_parameters(config.model)
+    parameters = least_parameters(config.model.resolved())
     need = training_need(config, parameters=parameters, processes=processes)
     smaller = "model.n_layers, model.d_model, training.batch_size or model.context"
     sequences = many(config.training.batch_size)
     what = f"a run of at least {many(parameters)} parameters and {sequences} sequences a step"
-    if need.total < least:
+    if need["total"] < least:
         return
-    require_memory(need.weights, device="cpu", what=what, smaller=smaller)
-    require_memory(need.total, device=device, what=what, smaller=smaller)
+    require_memory(need["weights"], device="cpu", what=what, smaller=smaller)
+    require_memory(need["total"], device=device, what=what, smaller=smaller)
 
 
 def _resolved_data(config: RunConfig) -> DataConfig:
@@ -256,13 +253,12 @@ def _resolved_data(config: RunConfig) -> DataConfig:
     return attrs.evolve(data, source=source, tokenizer=name)
 
 
-def _resolved_model(config: RunConfig, *, vocab_size: int, device: str) -> ModelConfig:
+def resolved_model(config: RunConfig, *, vocab_size: int | None = None) -> ResolvedModel:
+    """vocab_size: the tokenizer's. Raises ConfigError under `model`."""
     try:
-        resolved = config.model.resolved(vocab_size=vocab_size)
+        return config.model.resolved(vocab_size=vocab_size)
     except ConfigError as error:
         raise error.under("model") from None
-    long_sequence = resolved.train_long_seq.resolved(context=resolved.context, device=device)
-    return attrs.evolve(resolved, train_long_seq=long_sequence.as_typed())
 
 
 def _notices(config: RunConfig) -> Iterator[str]:
@@ -276,10 +272,10 @@ def _notices(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _recorded(choices: PluginChoices, selections: Selections, registry: Registry) -> PluginChoices:
+def _recorded(choices: PluginChoices, placed: Sequence[PlacedSelection], registry: Registry) -> PluginChoices:
     """The choices by name, with options and record. A choice that no layer has a place for stays as it is."""
-    placed = {(each.text, each.selection.kind): each.selection for each in selections.placed()}
+    made = {(each.text, each.selection.kind): each.selection.choice() for each in placed}
     for text, kind, choice in choices.entries():
-        if (text, kind) not in placed and choice.name != "auto":
+        if (text, kind) not in made and choice.name != "auto":
             registry.load(kind, choice.name)
-    return choices.with_choices({place: selection.choice() for place, selection in placed.items()})
+    return choices.with_choices(made)

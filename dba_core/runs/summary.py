@@ -1,6 +1,7 @@
-"""What a run says about itself, as data: one attrs tree whose plain form is `summary.json`.
+"""What a run says about itself, as plain data: before it trains (`dry_run`) and at its end (`summary.json`).
 
-A loss that was not measured is None. Sizes are bytes, times seconds, losses nats per token.
+`docs/reference/summary.md` says what every field means. Sizes are bytes, times seconds, losses nats per
+token; what was not measured is None.
 """
 
 from __future__ import annotations
@@ -8,220 +9,279 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
+import torch
 
+from dba_core.config.loading import LoadedConfig
 from dba_core.distribution import installed_version
-from dba_core.evaluation.metrics import FidelityMetrics, PolicyFidelity
-from dba_core.free_memory import peak_memory_bytes
-from dba_core.runs.outline import Outline, outline_of
-from dba_core.runs.sample import SampleFacts
+from dba_core.evaluation.throughput import measure_throughput
+from dba_core.free_memory import free_bytes, peak_memory_bytes
+from dba_core.registry import Registry
+from dba_core.runs.estimate import kv_memory, model_cost, training_need
+from dba_core.runs.evaluate import (
+    SCHEMA,
+    evaluate_fidelity,
+    evaluate_loss,
+    evaluate_loss_as_trained,
+    null_attention,
+)
+from dba_core.runs.folder import RunFolder
+from dba_core.runs.load import continue_prompts
+from dba_core.runs.prepare import Prepared, below_threshold, prepare, resolve_device
+from dba_core.training.loop import TrainingResult
+from dba_core.training.metrics_log import read_metrics
 
-if TYPE_CHECKING:
-    from dba_core.evaluation.held_out import HeldOut
-    from dba_core.evaluation.throughput import Throughput
-    from dba_core.runs.folder import RunFolder
-    from dba_core.runs.prepare import Prepared
-    from dba_core.training.loop import TrainingResult
+Facts = dict[str, Any]
 
-#: Raised when a field of summary.json changes its meaning or goes away.
-SCHEMA = 1
 #: The training loss of the summary is the mean over the logged steps of this last part of the run.
 _LAST_PART = 0.05
 #: Nats per token by which exact attention may be worse than the path without a warning.
 _FAR_FROM_EXACT = 0.1
+#: Longest prompt of the speed measurement.
+_SPEED_CONTEXT = 512
+#: Tokens of the held-out text that stand in for a prompt.
+_PROMPT_TOKENS = 64
 
 
-@attrs.frozen(kw_only=True)
-class LossFacts:
-    """Losses in nats per token.
+@attrs.frozen
+class Summary:
+    """What a job tells last: the facts of `summary.json`."""
 
-    train: mean of the logged steps of the last 5% of the run. held_out, perplexity, bits_per_byte: of the
-    `checkpoint` weights over `held_out_tokens` tokens, with exact attention. held_out_as_trained: the same
-    with the long-sequence path; None where training did not take it.
+    facts: Facts
+
+
+def outline(prepared: Prepared) -> Facts:
+    """What is known of a prepared run: its model, data, plugins and cache."""
+    model, policy = prepared.model.config, prepared.kv_policy
+    shape, context = model.attention.shape, model.context
+    plugins: Facts = {}
+    layer_plugins: dict[str, Facts] = {}
+    for each in prepared.placed:
+        place = layer_plugins.setdefault(each.where, {}) if each.text else plugins
+        place[each.selection.kind] = each.to_dict()
+    cost = model_cost(
+        ((name, tuple(parameter.shape)) for name, parameter in prepared.model.named_parameters()),
+        shape=shape,
+        n_layers=model.n_layers,
+        context=context,
+        tied_embeddings=model.tie_embeddings,
+    )
+    return {
+        "name": prepared.config.name,
+        "model": {
+            "layout": model.attention.mode,
+            "cost": cost,
+            "n_layers": model.n_layers,
+            "d_model": model.d_model,
+            "d_ff": model.d_ff,
+            "context": context,
+            "vocab_size": model.vocab_size,
+            "n_heads": shape.n_heads,
+            "n_kv_heads": shape.n_kv_heads,
+            "sem_head_dim": shape.sem_head_dim,
+            "geo_head_dim": shape.geo_head_dim,
+            "v_head_dim": shape.v_head_dim,
+        },
+        "data": prepared.corpus.describe(),
+        "plugins": plugins,
+        "layer_plugins": layer_plugins,
+        "kv_policy": policy.short,
+        "kv_memory": kv_memory(shape, model.n_layers, policy, context=context),
+        "null_attention": null_attention(prepared.model, policy, device=prepared.config.device),
+        "long_sequence": _long_sequence(prepared),
+        "warnings": list(prepared.warnings),
+    }
+
+
+def _long_sequence(prepared: Prepared) -> Facts:
+    """What the long-sequence training path is set to, and whether training at this context takes it."""
+    model = prepared.model.config
+    attention = prepared.model.attentions[0]
+    chosen = prepared.config.plugins.summarizer.name
+    knobs = model.train_long_seq.resolved(context=model.context, device=prepared.config.device)
+    active = attention.summarizer is not None
+    if active:
+        exact = f"one step in {knobs.exact_every} exact" if knobs.exact_every else "no exact steps"
+        text = (
+            f"active from {knobs.threshold} tokens on: mem_block {knobs.mem_block}, local_window "
+            f"{knobs.local_window}, q_chunk {knobs.q_chunk}, summarizer {prepared.names('summarizer')}, "
+            f"mass correction {'on' if knobs.mass_correction else 'off'}, {exact}"
+        )
+    elif not knobs.enabled:
+        text = "off (model.train_long_seq.enabled = false)"
+    elif attention.long_sequence is None:
+        text = f"inactive: layout {model.attention.mode!r} has no semantic path"
+    else:
+        text = f"inactive: {below_threshold(model)}"
+    summarizer = None if chosen == "auto" else chosen
+    return {"text": text, "active": active, "mem_summarizer": summarizer, **attrs.asdict(knobs)}
+
+
+def dry_run(
+    loaded: LoadedConfig,
+    *,
+    registry: Registry | None = None,
+    allow_drift: bool = False,
+    strict: bool = False,
+) -> Facts:
+    """Prepare the run as `run_job` does and describe it: its outline, and what its training would take.
+
+    memory: what training needs at least; memory_free: bytes of the device, None where they are not known.
+    Raises what the run would raise before it trains, but for memory: what would not fit is described.
     """
-
-    train: float | None
-    held_out: float
-    held_out_as_trained: float | None
-    perplexity: float
-    bits_per_byte: float | None
-    held_out_tokens: int
-    checkpoint: str
-    checkpoint_step: int
-
-
-@attrs.frozen(kw_only=True)
-class SpeedFacts:
-    """Tokens per second (training: all processes; prefill and decode: one sequence) and peak memory."""
-
-    training: float | None
-    prefill: float
-    decode: float
-    prefill_tokens: int
-    decode_tokens: int
-    peak_memory_bytes: int
-
-
-@attrs.frozen(kw_only=True)
-class TrainingFacts:
-    """How far training went."""
-
-    steps: int
-    batch_size: int
-    tokens: int
-    seconds: float
-    processes: int
+    config = attrs.evolve(loaded.config, device=resolve_device(loaded.config.device))
+    prepared = prepare(
+        config,
+        Registry.default() if registry is None else registry,
+        device=config.device,
+        allow_drift=allow_drift,
+        strict=strict,
+        shapes_only=True,
+    )
+    facts = outline(prepared)
+    cost = facts["model"]["cost"]
+    tokens = config.training.steps * config.training.batch_size * config.model.context
+    return {
+        **facts,
+        "device": config.device,
+        "steps": config.training.steps,
+        "training_tokens": tokens,
+        "training_flops": tokens * cost["training_flops_per_token"],
+        "memory": training_need(prepared.config, parameters=cost["parameters"]),
+        "memory_free": free_bytes(config.device),
+    }
 
 
-@attrs.frozen(kw_only=True)
-class Environment:
-    """Where the run ran."""
-
-    device: str
-    device_name: str
-    dtype: str
-    seed: int
-    threads: int
-    platform: str
-    versions: dict[str, str]
-
-
-@attrs.frozen(kw_only=True)
-class Commands:
-    """What to do next, ready to paste."""
-
-    sample: str
-    evaluate: str
-    repeat: str
-
-
-@attrs.frozen(kw_only=True)
-class Summary(Outline):
-    """Everything that a run says about itself."""
-
-    folder: str
-    finished: str
-    training: TrainingFacts
-    losses: LossFacts
-    fidelity: FidelityMetrics | None
-    speed: SpeedFacts
-    sample: SampleFacts
-    environment: Environment
-    seconds: dict[str, float]
-    plots: dict[str, str]
-    commands: Commands
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; a number that is not finite is None."""
-        return {"schema": SCHEMA, **super().to_dict()}
-
-
-def summarize(
+def measured(
     prepared: Prepared,
     folder: RunFolder,
     result: TrainingResult | None,
     *,
     step: int,
-    held_out: HeldOut,
-    as_trained: HeldOut | None,
-    fidelity: PolicyFidelity | None,
-    throughput: Throughput,
     processes: int,
-    sample: SampleFacts,
-    metrics: Sequence[Mapping[str, Any]],
-    plots: dict[str, str],
-    seconds: dict[str, float],
-) -> Summary:
-    """What a job found of the best weights, those of `step`. result: None where an earlier part of the run
-    finished the training. as_trained: with the long-sequence path. metrics: the lines of metrics.jsonl.
+    phase: Callable[[str, str], AbstractContextManager[None]],
+) -> Facts:
+    """Measure the prepared model, which has the weights of `step`, draw the pictures, and say everything.
+
+    result: None where an earlier part of the run finished the training.
     """
-    config, outline = prepared.config, outline_of(prepared)
-    steps, batch, path = config.training.steps, config.training.batch_size, shlex.quote(str(folder.path))
+    from dba_core.runs.plots import draw_plots  # matplotlib
+
+    config, model, policy = prepared.config, prepared.model, prepared.kv_policy
+    corpus, device, training = prepared.corpus, prepared.model.device, prepared.config.training
+    metrics = read_metrics(folder.metrics_file)
+    with phase("evaluate", f"Evaluating the best weights (step {step}) on held-out text ..."):
+        held_out = evaluate_loss(model, corpus.held_out, corpus.byte_counter, config)
+        as_trained = evaluate_loss_as_trained(model, corpus.held_out, corpus.byte_counter, config)
+    with phase("fidelity", f"Comparing the KV policy {policy.short} with an fp32 cache ..."):
+        fidelity = evaluate_fidelity(model, corpus.held_out, policy, config)
+    with phase("speed", "Measuring prefill and decode ..."):
+        speed = measure_throughput(
+            model, batch=1, context=min(config.model.context, _SPEED_CONTEXT), policy=policy
+        )
+    with phase("sample", "Sampling ..."):
+        sample = _sample(prepared)
+    with phase("plots", "Drawing ..."):
+        plots = draw_plots(prepared, folder, metrics)
+    losses: Facts = {
+        "train": _late_loss(metrics, training.steps),
+        "held_out": held_out.loss,
+        "held_out_as_trained": None if as_trained is None else as_trained.loss,
+        "perplexity": held_out.perplexity,
+        "bits_per_byte": held_out.bits_per_byte,
+        "held_out_tokens": held_out.tokens,
+        "checkpoint": "best",
+        "checkpoint_step": step,
+    }
+    facts = outline(prepared)
+    path = shlex.quote(str(folder.path))
+    return {
+        "schema": SCHEMA,
+        **facts,
+        "warnings": [*facts["warnings"], *_old_plugins(prepared), *far_from_exact(losses)],
+        "folder": str(folder.path),
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "training": {
+            "steps": training.steps,
+            "batch_size": training.batch_size,
+            "tokens": training.steps * training.batch_size * config.model.context,
+            "seconds": 0.0 if result is None else result.seconds,
+            "processes": processes,
+        },
+        "losses": losses,
+        "fidelity": fidelity and attrs.asdict(fidelity.figures),
+        "speed": {
+            "training": None if result is None else result.tokens_per_second or None,
+            **attrs.asdict(speed),
+            "peak_memory_bytes": peak_memory_bytes(device) if result is None else result.peak_memory_bytes,
+        },
+        "sample": sample,
+        "environment": {
+            "device": str(device),
+            "device_name": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{platform.machine()}, {os.cpu_count()} cores",
+            "dtype": config.dtype,
+            "seed": config.seed,
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "versions": {
+                "dba": installed_version(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        },
+        "plots": plots,
+        "commands": {
+            "sample": f"dba sample {path} --prompt {shlex.quote('The ')}",
+            "evaluate": f"dba eval {path}",
+            "repeat": f"dba run --config {shlex.quote(str(folder.config_file))}",
+        },
+    }
+
+
+def _late_loss(metrics: Sequence[Mapping[str, Any]], steps: int) -> float | None:
+    """The mean over the logged steps of the last part of the training."""
     late = [row for row in metrics if row["kind"] == "train" and row["step"] >= steps * (1 - _LAST_PART)]
-    losses = LossFacts(
-        train=sum(row["loss"] for row in late) / len(late) if late else None,
-        held_out=held_out.loss,
-        held_out_as_trained=None if as_trained is None else as_trained.loss,
-        perplexity=held_out.perplexity,
-        bits_per_byte=held_out.bits_per_byte,
-        held_out_tokens=held_out.tokens,
-        checkpoint="best",
-        checkpoint_step=step,
+    return sum(row["loss"] for row in late) / len(late) if late else None
+
+
+def _sample(prepared: Prepared) -> Facts:
+    """From the configured prompt or the held-out text's beginning, under the run's KV policy and settings."""
+    config, tokenizer = prepared.config, prepared.corpus.tokenizer
+    generation = config.generation
+    if generation.prompt is not None:
+        prompt = tokenizer.encode(generation.prompt).tolist()
+    else:
+        prompt = prepared.corpus.held_out[: min(_PROMPT_TOKENS, config.model.context)].tolist()
+    (made,) = continue_prompts(
+        prepared.model, tokenizer, [prompt], generation, kv_policy=prepared.kv_policy, seed=config.seed
     )
-    return Summary(
-        **attrs.asdict(attrs.evolve(outline, warnings=tuple(_warnings(prepared, losses))), recurse=False),
-        folder=str(folder.path),
-        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
-        training=TrainingFacts(
-            steps=steps,
-            batch_size=batch,
-            tokens=steps * batch * config.model.context,
-            seconds=0.0 if result is None else result.seconds,
-            processes=processes,
-        ),
-        losses=losses,
-        fidelity=fidelity and fidelity.figures,
-        speed=SpeedFacts(
-            training=None if result is None else result.tokens_per_second or None,
-            **attrs.asdict(throughput),
-            peak_memory_bytes=peak_memory_bytes(prepared.model.device)
-            if result is None
-            else result.peak_memory_bytes,
-        ),
-        sample=sample,
-        environment=_environment(prepared),
-        seconds=seconds,
-        plots=plots,
-        commands=Commands(
-            sample=f"dba sample {path} --prompt {shlex.quote('The ')}",
-            evaluate=f"dba eval {path}",
-            repeat=f"dba run --config {shlex.quote(str(folder.config_file))}",
-        ),
-    )
+    return {
+        "prompt": tokenizer.decode(prompt),
+        "text": made.text,
+        "temperature": generation.temperature,
+        "seed": generation.seed,
+    }
 
 
-def _warnings(prepared: Prepared, losses: LossFacts) -> Iterator[str]:
-    """Those of the preparation, of plugins of an older contract, and of weights that decoding, which is
-    exact, does not read as they were trained.
-    """
-    yield from prepared.warnings
-    chosen = (each.selection for each in prepared.selections.placed())
-    yield from {f"{each.kind} {each.name!r}: {each.deprecation}": None for each in chosen if each.deprecation}
-    yield from far_from_exact(losses)
+def _old_plugins(prepared: Prepared) -> dict[str, None]:
+    """Warnings of plugins that were written for an older contract, each once."""
+    chosen = (each.selection for each in prepared.placed)
+    return {f"{each.kind} {each.name!r}: {each.deprecation}": None for each in chosen if each.deprecation}
 
 
-def far_from_exact(losses: LossFacts) -> Iterator[str]:
-    """That exact attention reads weights worse than the path that they were trained with."""
-    as_trained = losses.held_out_as_trained
-    if as_trained is not None and losses.held_out - as_trained > _FAR_FROM_EXACT:
+def far_from_exact(losses: Facts) -> Iterator[str]:
+    """That exact attention, which decoding uses, reads weights worse than the path that trained them."""
+    as_trained = losses["held_out_as_trained"]
+    if as_trained is not None and losses["held_out"] - as_trained > _FAR_FROM_EXACT:
         yield (
-            f"exact attention, which decoding uses, loses {losses.held_out - as_trained:.2f} nats "
+            f"exact attention, which decoding uses, loses {losses['held_out'] - as_trained:.2f} nats "
             "per token more than the long-sequence path that these weights were trained with; train more "
             "steps exactly with a smaller model.train_long_seq.exact_every"
         )
-
-
-def _environment(prepared: Prepared) -> Environment:
-    import torch
-
-    device = prepared.model.device
-    cuda = device.type == "cuda"
-    return Environment(
-        device=str(device),
-        device_name=torch.cuda.get_device_name(device)
-        if cuda
-        else f"{platform.machine()}, {os.cpu_count()} cores",
-        dtype=prepared.config.dtype,
-        seed=prepared.config.seed,
-        threads=torch.get_num_threads(),
-        platform=platform.platform(),
-        versions={
-            "dba": installed_version(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    )

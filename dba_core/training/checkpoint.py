@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from dba_core.documents import parse_object, read_object, read_text
 from dba_core.errors import CheckpointError, unknown
-from dba_core.model.finite import check_finite
+from dba_core.model.weights import check_finite
 from dba_core.training.metrics_log import is_count
 
 #: What a pointer may name, and what a state may list: nothing outside of the checkpoint's own folder.

@@ -19,9 +19,8 @@ from dba_core.config.run import RunConfig
 from dba_core.data.batches import BatchSampler
 from dba_core.data.corpus import Corpus
 from dba_core.errors import CheckpointError, ConfigError
-from dba_core.model.finite import check_finite
-from dba_core.model.init import seed_of
 from dba_core.model.language_model import LanguageModel
+from dba_core.model.weights import check_finite, seed_of
 from dba_core.serialization.validators import at_least
 from dba_core.serialization.values import Serializable, exact_types
 from dba_core.training.checkpoint import (

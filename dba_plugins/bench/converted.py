@@ -168,8 +168,8 @@ def _decode(llama: Any, ours: _Ours, prompt: list[int], request: ConvertedBench)
     """Times of `new_tokens` tokens after the prompt."""
     import torch
 
-    from dba_core.generation.inference import inference
     from dba_core.generation.loop import prefill
+    from dba_core.model.language_model import inference
     from dba_plugins.bench.generate import continuing
     from dba_plugins.bench.llama import LlamaGenerator
     from dba_plugins.bench.timing import interleaved

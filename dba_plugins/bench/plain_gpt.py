@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dba_core.config.model import ModelConfig
+from dba_core.config.model import ModelConfig, ResolvedModel
 from dba_core.errors import ConfigError
-from dba_core.model.mlp import build_mlp
-from dba_core.model.norm import build_norm
+from dba_core.model.block import FeedForward, build_norm
 
 
 class PlainAttention(nn.Module):
@@ -45,19 +44,14 @@ class PlainAttention(nn.Module):
 class PlainBlock(nn.Module):
     """Pre-norm attention and feed-forward."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ResolvedModel) -> None:
         super().__init__()
-        assert config.d_ff is not None
-        self.ln1 = build_norm(
-            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
-        )
+        self.ln1 = build_norm(config)
         self.attn = PlainAttention(
             d_model=config.d_model, n_heads=config.attention.n_heads, dropout=config.attention.dropout
         )
-        self.ln2 = build_norm(
-            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
-        )
-        self.mlp = build_mlp(config.mlp, d_model=config.d_model, d_ff=config.d_ff, bias=config.bias)
+        self.ln2 = build_norm(config)
+        self.mlp = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +69,6 @@ class PlainGPT(nn.Module):
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         config = config.resolved()
-        assert config.vocab_size is not None
         if config.d_model % config.attention.n_heads:
             raise ConfigError(
                 f"d_model={config.d_model} is not a multiple of n_heads={config.attention.n_heads}; a plain "
@@ -86,9 +79,7 @@ class PlainGPT(nn.Module):
         self.pos_emb = nn.Embedding(config.context, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(PlainBlock(config) for _ in range(config.n_layers))
-        self.ln_f = build_norm(
-            config.norm, width=config.d_model, eps=config.norm_eps, bias=config.has_norm_bias
-        )
+        self.ln_f = build_norm(config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():

@@ -113,7 +113,7 @@ def measure_quality(
     tokens: the first `limit_tokens` targets count, in windows of `context`. Raises ConfigError for a
     policy that cannot be read, DataError for too short a text.
     """
-    from dba_core.generation.inference import inference
+    from dba_core.model.language_model import inference
 
     wanted = list(dict.fromkeys(KVCachePolicy.parse(text) for text in (REFERENCE, *policies)))
     rows: list[dict[str, Any]] = []

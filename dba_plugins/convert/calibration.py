@@ -32,9 +32,8 @@ from torch import Tensor
 
 from dba_core.attention.module import DecoupledAttention
 from dba_core.errors import UnsupportedError
-from dba_core.generation.inference import inference
 from dba_core.model.block import Block
-from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel, inference
 
 #: Queries of a sequence at which the distribution is taken: every so manieth.
 QUERY_STRIDE = 8

@@ -17,7 +17,7 @@ from dba_core.attention.projections import Heads
 from dba_core.attention.rope import RopeTable
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.model.language_model import LanguageModel
-from dba_plugins.convert.decouple import channels_of
+from dba_plugins.convert.decouple import channels_of, with_attentions
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -106,7 +106,7 @@ def _gathered(x: Tensor, channels: Tensor) -> Tensor:
 def with_rotated_split(source: LanguageModel, chosen: Tensor) -> LanguageModel:
     """The source model, sharing its weights, with its keys cached in two parts."""
     split = [_split(layer, pairs) for layer, pairs in zip(source.attentions, chosen, strict=True)]
-    return source.with_attentions(split, config=source.config)
+    return with_attentions(source, split, config=source.config)
 
 
 def _split(source: DecoupledAttention, pairs: Tensor) -> DecoupledAttention:

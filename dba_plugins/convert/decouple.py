@@ -31,7 +31,7 @@ its choice, so nobody who loads the model needs it (docs/decisions/pair-selectio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -39,8 +39,8 @@ from torch import Tensor
 
 from dba_core.attention.module import DecoupledAttention
 from dba_core.config.attention import AttentionConfig
+from dba_core.config.model import ModelConfig
 from dba_core.errors import UsageError, unknown
-from dba_core.model.block import attention_of_layer
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_plugins.convert.calibration import Calibration, LayerCalibration, rotated_weights
@@ -127,10 +127,29 @@ def decouple(
     parts = zip(source.attentions, calibration.layers, chosen, strict=True)
     for layer, (before, measured, pairs) in enumerate(parts):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            after = attention_of_layer(config, PLAIN, layer=layer, registry=None, device="cpu")
+            after = DecoupledAttention(
+                config.attention,
+                gate=PLAIN.gate,
+                null_token=PLAIN.null_token,
+                train_long_seq=config.train_long_seq,
+                layer=layer,
+                context=config.context,
+            )
             _fill(before, after, measured, pairs, recipe)
         made.append(after)
-    return source.with_attentions(made, config=config).eval()
+    return with_attentions(source, made, config=config).eval()
+
+
+def with_attentions(
+    source: LanguageModel, attentions: Sequence[DecoupledAttention], *, config: ModelConfig
+) -> LanguageModel:
+    """A model of `config` with these layers' attention; every other module is shared with the source."""
+    model = LanguageModel(config, attentions=attentions, shapes_only=True)
+    for own, made in [(source, model), *zip(source.blocks, model.blocks, strict=True)]:
+        for name, module in own.named_children():
+            if name not in ("blocks", "attn"):
+                setattr(made, name, module)
+    return model.train(source.training)
 
 
 def decoupled_config(source: AttentionConfig, recipe: Recipe) -> AttentionConfig:

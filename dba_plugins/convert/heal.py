@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dba_core.errors import UsageError
-from dba_core.generation.inference import inference
-from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel, inference
 
 #: Tokens of one step.
 LENGTH = 256

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dba_core.command import command_line
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.model import ModelConfig
+from dba_core.config.model import ResolvedModel
 from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import Tokenizer, load_tokenizer, special_of, with_special
 from dba_core.errors import CheckpointError, DataError, UsageError
@@ -105,7 +105,7 @@ def _convert(request: ConvertRequest, reporter: Reporter) -> Report:
     return report
 
 
-def _check_memory(model: ModelConfig, *, copies: int, name: str) -> None:
+def _check_memory(model: ResolvedModel, *, copies: int, name: str) -> None:
     """The source's weights, in float32, and the converted ones beside them must fit."""
     need = 4 * least_parameters(model) * copies
     what = f"the conversion of {name} ({copies} model(s) of float32 weights)"
@@ -179,7 +179,8 @@ class _Conversion:
             )
             text = self._calibration_text(tokenizer, evaluation)
             model = self.source.build()
-            self.source = self.source.without_weights()
+            # what the files take of memory is let go with the last one that reads them
+            self.source = attrs.evolve(self.source, opened=attrs.evolve(self.source.opened, weights={}))
         if text is None or self.recipe is None:
             kept = self._found(model, None, self._measure(as_it_is(model, self.policy), evaluation))
             return self._write(folder, model, kept, tokenizer)

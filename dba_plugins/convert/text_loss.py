@@ -20,8 +20,7 @@ from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.data.batches import held_out_windows
 from dba_core.data.tokenizers import Tokens
 from dba_core.evaluation.metrics import exp_or_inf
-from dba_core.generation.inference import inference
-from dba_core.model.language_model import LanguageModel
+from dba_core.model.language_model import LanguageModel, inference
 
 CHUNK = 256  # tokens that go into the cache at once
 _LOGITS = 64  # tokens whose logits are in memory at once

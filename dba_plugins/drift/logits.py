@@ -23,8 +23,7 @@ from dba_core.attention.long_sequence.plan import LongSequencePlan, plan_of
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.data.tokenizers import Tokens
 from dba_core.evaluation.metrics import FidelityAccumulator
-from dba_core.generation.inference import inference
-from dba_core.registry import Registry
+from dba_core.model.language_model import inference
 
 if TYPE_CHECKING:
     from dba_core.model.language_model import LanguageModel
@@ -64,7 +63,6 @@ def measure_drift(
     settings: Sequence[Approximation],
     *,
     slice_tokens: int | None = None,
-    registry: Registry | None = None,
     on_pass: Callable[[], None] | None = None,
 ) -> list[SettingDrift]:
     """Compare every setting with exact attention on every document; one exact pass serves all settings.
@@ -74,7 +72,7 @@ def measure_drift(
     `len(documents) * (1 + len(settings))` times. Raises UnsupportedError for a setting that this model cannot
     run, before anything is computed.
     """
-    used = [resolved_setting(model, setting, registry) for setting in settings]
+    used = [resolved_setting(model, setting) for setting in settings]
     length = len(documents[0]) - 1
     rows = slice_tokens or max(1, SLICE_LOGITS // model.tok_emb.num_embeddings)
     found: list[list[FidelityAccumulator]] = [[] for _ in used]
@@ -85,7 +83,7 @@ def measure_drift(
             exact = model.hidden(x)  # [1, T, d_model]
             done()
             for setting, accumulators in zip(settings, found, strict=True):
-                with model.long_sequence(setting.config, summarizer=setting.summarizer, registry=registry):
+                with model.long_sequence(setting.config, summarizer=setting.summarizer):
                     approximate = model.hidden(x)
                 accumulators.append(_compared(model, exact, approximate, y, rows))
                 done()
@@ -95,11 +93,9 @@ def measure_drift(
     ]
 
 
-def resolved_setting(
-    model: LanguageModel, setting: Approximation, registry: Registry | None = None
-) -> UsedLongSequence:
+def resolved_setting(model: LanguageModel, setting: Approximation) -> UsedLongSequence:
     """The setting with every number and the summarizer's name; UnsupportedError where it cannot run."""
-    with model.long_sequence(setting.config, summarizer=setting.summarizer, registry=registry) as used:
+    with model.long_sequence(setting.config, summarizer=setting.summarizer) as used:
         return used
 
 

@@ -25,8 +25,6 @@ from dba_core.config import KVCachePolicy, PluginChoice, PluginChoices, RunConfi
 from dba_core.distribution import NAME
 from dba_core.kinds import KINDS
 from dba_core.registry import Registry
-from dba_core.registry.choice import PluginRecord
-from dba_core.runs.summary import SCHEMA, Summary
 from dba_plugins.auto_order import AUTO_ORDER
 
 PRESETS = Path(inspect.getfile(RunConfig)).parent / "presets"
@@ -191,49 +189,6 @@ def exit_codes() -> str:
     return table(("exit code", "error class", "meaning"), rows)
 
 
-def summary_fields() -> str:
-    """The fields of `summary.json`, one section per nested object."""
-    rows = [("`schema`", f"the number {SCHEMA}")]
-    return "\n\n".join(summary_sections(Summary, "Top level", rows))
-
-
-def summary_sections(cls: type, title: str, rows: list[tuple[str, ...]]) -> Iterator[str]:
-    fields = list(json_fields(cls))
-    rows = rows + [(f"`{name}`", json_type(kind)) for name, kind in fields]
-    yield "\n\n".join([f"## {title}", inspect.getdoc(cls) or "", table(("field", "type"), rows)])
-    for name, kind in fields:
-        for part in (kind, *typing.get_args(kind)):
-            if isinstance(part, type) and attrs.has(part):
-                yield from summary_sections(part, f"`{name}`", [])
-
-
-def json_fields(cls: type) -> Iterator[tuple[str, object]]:
-    """Names and types; what the registry records of a plugin stands on one level with the rest."""
-    attrs.resolve_types(cls)
-    for field in attrs.fields(cls):
-        if field.type is PluginRecord:
-            yield from json_fields(PluginRecord)
-        else:
-            yield field.name, field.type
-
-
-def json_type(kind: object) -> str:
-    """An annotation in the words of JSON."""
-    words = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
-    if isinstance(kind, type) and attrs.has(kind):
-        return "object, below"
-    if kind in words:
-        return words[kind]
-    parts = [json_type(part) for part in typing.get_args(kind) if part is not ...]
-    if isinstance(kind, types.UnionType):
-        return " or ".join(parts)
-    if typing.get_origin(kind) is tuple:
-        return f"list of {parts[0]}"
-    if typing.get_origin(kind) is dict:
-        return "object" if typing.get_args(kind)[1] is typing.Any else f"object: name to {parts[1]}"
-    return "any"
-
-
 GENERATORS: dict[str, Callable[[], str]] = {
     "config-keys": config_keys,
     "presets": presets,
@@ -241,5 +196,4 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "plugins": plugin_table,
     "plugin-kinds": plugin_kinds,
     "exit-codes": exit_codes,
-    "summary-fields": summary_fields,
 }

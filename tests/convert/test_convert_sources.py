@@ -18,7 +18,8 @@ from dba_core.attention.rope import rope_frequencies
 from dba_core.checkpoint_source import OpenedSource, expected_shapes
 from dba_core.errors import CheckpointError, DBAError, UnsupportedError
 from dba_core.model.language_model import LanguageModel
-from dba_core.model.pretrained import PretrainedModel, model_config, open_pretrained, plugins_of
+from dba_core.model.pretrained import PretrainedModel, model_config, open_pretrained
+from dba_core.registry.choice import PluginChoice, PluginChoices
 from dba_plugins.checkpoints.fields import Fields
 from dba_plugins.checkpoints.origin.weights import describe
 
@@ -62,7 +63,10 @@ def test_expected_shapes_are_those_of_the_model_that_is_built(tmp_path: Path) ->
                 null_token=null,
             )
             opened = OpenedSource(name="a", family="origin", description=described, weights={}, files=())
-            own = LanguageModel(model_config(opened, where="a"), plugins=plugins_of(described)).state_dict()
+            plugins = PluginChoices(
+                gate=PluginChoice(described.gate), null_token=PluginChoice(described.null_token)
+            )
+            own = LanguageModel(model_config(opened, where="a"), plugins=plugins).state_dict()
             assert dict(expected_shapes(described)) == {name: tuple(t.shape) for name, t in own.items()}
 
 

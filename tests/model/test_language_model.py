@@ -151,7 +151,7 @@ def test_the_config_is_resolved_and_the_choices_are_known() -> None:
     model = LanguageModel(DECOUPLED)
     assert model.config == DECOUPLED.resolved()
     assert model.config.attention.d_model == 24
-    assert model.selections["gate"].name == "causal"
+    assert model.attentions[0].selections["gate"].name == "causal"
     assert model.device == torch.device("cpu")
     assert len(model.attentions) == 2
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dba_core.errors import CheckpointError
-from dba_core.model.finite import check_finite
+from dba_core.model.weights import check_finite
 
 pytestmark = pytest.mark.torch
 

@@ -7,8 +7,8 @@ import torch
 
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.model import ModelConfig
-from dba_core.model.init import is_plugin_parameter, seed_of
 from dba_core.model.language_model import LanguageModel
+from dba_core.model.weights import is_plugin_parameter, seed_of
 from dba_core.registry.choice import PluginChoice, PluginChoices
 
 pytestmark = pytest.mark.torch

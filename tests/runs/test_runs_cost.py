@@ -6,8 +6,8 @@ import pytest
 
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape
-from dba_core.runs.estimate import human_bytes, kv_memory, model_cost, times_smaller
-from dba_core.runs.pages import cache_rows
+from dba_core.runs.estimate import kv_memory, model_cost
+from dba_core.runs.pages import cache_rows, human_bytes, times_smaller
 
 SHAPE = AttentionShape(d_model=32, n_heads=4, n_kv_heads=2, sem_head_dim=3, geo_head_dim=4, v_head_dim=5)
 PARAMETERS = [
@@ -23,19 +23,19 @@ PARAMETERS = [
 
 def test_cost_of_a_tied_model() -> None:
     cost = model_cost(PARAMETERS, shape=SHAPE, n_layers=1, context=9, tied_embeddings=True)
-    assert cost.parameters == 8192 + 32 + 384 + 128 + 10 + 49 + 2048
+    assert cost["parameters"] == 8192 + 32 + 384 + 128 + 10 + 49 + 2048
     matrices = 8192 + 384 + 128 + 2048
     # 10 / 2 keys on average, 4 heads of 3 + 4 + 5 multiply-adds, 2 FLOPs each
-    assert cost.forward_flops_per_token == 2 * matrices + 5 * 4 * 12 * 2
-    assert cost.training_flops_per_token == 3 * cost.forward_flops_per_token
+    assert cost["forward_flops_per_token"] == 2 * matrices + 5 * 4 * 12 * 2
+    assert cost["training_flops_per_token"] == 3 * cost["forward_flops_per_token"]
 
 
 def test_an_untied_embedding_is_a_lookup() -> None:
     untied = [*PARAMETERS, ("lm_head.weight", (256, 32))]
     tied = model_cost(PARAMETERS, shape=SHAPE, n_layers=1, context=9, tied_embeddings=True)
     cost = model_cost(untied, shape=SHAPE, n_layers=1, context=9, tied_embeddings=False)
-    assert cost.forward_flops_per_token == tied.forward_flops_per_token
-    assert cost.parameters == tied.parameters + 8192
+    assert cost["forward_flops_per_token"] == tied["forward_flops_per_token"]
+    assert cost["parameters"] == tied["parameters"] + 8192
 
 
 @pytest.mark.parametrize("n_layers", [1, 3])
@@ -48,20 +48,20 @@ def test_kv_memory_by_hand(n_layers: int) -> None:
     layer = k_sem + k_geo + v
     window = 2 * 2 * (3 + 4) * (10 + 64)  # fp16, resid + the default rollback, quantized tensors only
     standard = 2 * 32 * 2
-    assert memory.bytes_per_token_per_layer == layer
-    assert memory.bytes_per_token == n_layers * layer
-    assert memory.residual_bytes == n_layers * window
-    assert memory.long_context == 128 * 1024
-    assert memory.bytes_long == n_layers * (131072 * layer + window)
-    assert memory.fp16_bytes_per_token == n_layers * 2 * (3 + 4 + 5) * 2
-    assert memory.standard_bytes_per_token == n_layers * standard
-    assert memory.standard_bytes_long == n_layers * 131072 * standard
-    assert memory.ratio == pytest.approx(131072 * standard / (131072 * layer + window), rel=1e-12)
-    assert memory.context == 24
-    assert memory.bytes_context == n_layers * (24 * layer + window)
-    assert memory.fp16_bytes_context == n_layers * 24 * 2 * (3 + 4 + 5) * 2
-    assert memory.standard_bytes_context == n_layers * 24 * standard
-    assert memory.ratio_context == pytest.approx(24 * standard / (24 * layer + window), rel=1e-12)
+    assert memory["bytes_per_token_per_layer"] == layer
+    assert memory["bytes_per_token"] == n_layers * layer
+    assert memory["residual_bytes"] == n_layers * window
+    assert memory["long_context"] == 128 * 1024
+    assert memory["bytes_long"] == n_layers * (131072 * layer + window)
+    assert memory["fp16_bytes_per_token"] == n_layers * 2 * (3 + 4 + 5) * 2
+    assert memory["standard_bytes_per_token"] == n_layers * standard
+    assert memory["standard_bytes_long"] == n_layers * 131072 * standard
+    assert memory["ratio"] == pytest.approx(131072 * standard / (131072 * layer + window), rel=1e-12)
+    assert memory["context"] == 24
+    assert memory["bytes_context"] == n_layers * (24 * layer + window)
+    assert memory["fp16_bytes_context"] == n_layers * 24 * 2 * (3 + 4 + 5) * 2
+    assert memory["standard_bytes_context"] == n_layers * 24 * standard
+    assert memory["ratio_context"] == pytest.approx(24 * standard / (24 * layer + window), rel=1e-12)
 
 
 def test_the_ratio_at_the_own_context_comes_first_and_that_at_128k_is_for_scale() -> None:

@@ -104,7 +104,7 @@ def test_the_estimate_is_a_lower_bound_within_a_factor(case: str, tmp_path: Path
     config = configured(case)
     parameters = LanguageModel(config.model, seed=1).n_parameters
     assert 0.95 * parameters < least_parameters(config.model) <= parameters
-    need = training_need(config, parameters=parameters).total
+    need = training_need(config, parameters=parameters)["total"]
     peak = measured_peak(config, tmp_path)
     assert need <= peak <= FACTOR * need, f"{need:,} and {peak:,}"
 
@@ -112,10 +112,10 @@ def test_the_estimate_is_a_lower_bound_within_a_factor(case: str, tmp_path: Path
 def test_the_parts_by_hand() -> None:
     config = configured("logits")
     need = training_need(config, parameters=1000)
-    assert (need.weights, need.gradients, need.optimizer) == (4000, 4000, 8000)
-    assert need.logits == 2 * 4 * 8 * 64 * 4096
+    assert (need["weights"], need["gradients"], need["optimizer"]) == (4000, 4000, 8000)
+    assert need["logits"] == 2 * 4 * 8 * 64 * 4096
     half = training_need(config, parameters=1000, processes=2)
-    assert half.logits == need.logits // 2
+    assert half["logits"] == need["logits"] // 2
     many_steps = attrs.evolve(config, training=attrs.evolve(config.training, steps=10**9))
     assert training_need(many_steps, parameters=1000) == need, "time is not memory"
 

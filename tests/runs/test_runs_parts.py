@@ -11,10 +11,11 @@ import torch
 
 from dba_cli.progress import TerminalReporter
 from dba_core.config.attention import AttentionConfig
+from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry.choice import PluginChoice, PluginChoices, PluginRecord
-from dba_core.runs.outline import FUSED, INACTIVE, UNFUSED, null_attention
+from dba_core.runs.evaluate import FUSED, INACTIVE, UNFUSED, null_attention
 from dba_core.runs.pages import human_count
 from dba_core.runs.plots import gate_means
 from dba_core.runs.prepare import model_choices
@@ -75,9 +76,10 @@ def test_a_model_without_gates_has_no_means() -> None:
     ],
 )
 def test_null_attention_says_what_runs(null_token, fused: bool, word: str) -> None:
-    model = SimpleNamespace(attentions=[SimpleNamespace(null_token=null_token)])
     decode = SimpleNamespace(build=lambda: SimpleNamespace(fused_null=fused))
-    assert null_attention(model, [decode]) == word
+    layer = SimpleNamespace(null_token=null_token, selection_without_cache=lambda *_, **__: decode)
+    model = SimpleNamespace(attentions=[layer], config=SimpleNamespace(context=8))
+    assert null_attention(model, KVCachePolicy.uniform("fp16"), device="cpu") == word
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_human_count(count: float, text: str) -> None:
     ("exact", "as_trained", "warned"), [(3.1, 2.1, True), (2.15, 2.1, False), (2.0, None, False)]
 )
 def test_weights_that_exact_attention_reads_worse_are_warned_about(exact, as_trained, warned) -> None:
-    losses = SimpleNamespace(held_out=exact, held_out_as_trained=as_trained)
+    losses = {"held_out": exact, "held_out_as_trained": as_trained}
     (*warnings,) = far_from_exact(losses)
     assert len(warnings) == warned
     if warned:

@@ -192,9 +192,8 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path: Path) -> None:
 def test_a_recorded_choice_resumes_what_auto_chose(tmp_path: Path, straight: tuple[Path, Trained]) -> None:
     """`resolved_config.json` names plugins and holds derived numbers; it resumes the run they are from."""
     first = run(tmp_path, CONFIG, on_event=stop_at(11))
-    chosen = {
-        kind: each.choice() for kind, each in first.model.selections.items() if kind != "decode_backend"
-    }
+    selections = first.model.attentions[0].selections
+    chosen = {kind: each.choice() for kind, each in selections.items() if kind != "decode_backend"}
     knobs = CONFIG.model.train_long_seq.resolved(context=16, device="cpu")
     model = attrs.evolve(CONFIG.model.resolved(), train_long_seq=knobs)
     resolved = attrs.evolve(CONFIG, model=model, plugins=PluginChoices(**chosen))

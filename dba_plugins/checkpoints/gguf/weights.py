@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dba_core.contracts import EXAMPLE, ModelDescription, OpenedSource, StoredWeight, example_weights
 from dba_core.errors import CheckpointError, SourceError, unknown
-from dba_core.model.finite import check_finite
+from dba_core.model.weights import check_finite
 from dba_core.printable import printable
 from dba_plugins.checkpoints.fields import Fields, shown, told
 from dba_plugins.checkpoints.gguf.header import GgufHeader, GgufTensor, read_gguf_header

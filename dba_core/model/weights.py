@@ -1,4 +1,4 @@
-"""The initial weights of a language model, each parameter from a generator of its own:
+"""The weights of a language model: drawn, each parameter from a generator of its own, or read from a file.
 
     generator(seed, name) = torch.Generator seeded by SHA-256(seed, name)
     tok_emb, lm_head           N(0, 0.02^2)
@@ -20,7 +20,9 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from dba_core.errors import CheckpointError
 
 TABLE_STD = 0.02
 #: Standard deviation of a projection times the square root of its inputs.
@@ -44,14 +46,6 @@ def is_plugin_parameter(name: str) -> bool:
     return any(part in name for part in PLUGIN_MODULES)
 
 
-def initial_std(name: str, *, fan_in: int, n_layers: int) -> float:
-    """The spread of the matrix of this dotted name with `fan_in` inputs."""
-    if name in TABLES:
-        return TABLE_STD
-    std = GAIN / math.sqrt(fan_in)
-    return std / math.sqrt(2 * n_layers) if name.endswith(RESIDUAL_OUTPUTS) else std
-
-
 @torch.no_grad()
 def initialize(model: nn.Module, *, seed: int, n_layers: int, but: Iterable[nn.Module] = ()) -> None:
     """Draw every matrix of the model that is not a plugin's, on the CPU; on `meta` there is none to draw.
@@ -62,6 +56,31 @@ def initialize(model: nn.Module, *, seed: int, n_layers: int, but: Iterable[nn.M
     for name, parameter in model.named_parameters():
         if is_plugin_parameter(name) or parameter.dim() < 2 or parameter.is_meta or id(parameter) in kept:
             continue
+        std = TABLE_STD if name in TABLES else GAIN / math.sqrt(parameter.shape[1])
+        if name.endswith(RESIDUAL_OUTPUTS):
+            std /= math.sqrt(2 * n_layers)
         generator = torch.Generator("cpu").manual_seed(seed_of(seed, name))
-        std = initial_std(name, fan_in=parameter.shape[1], n_layers=n_layers)
         parameter.copy_(torch.empty_like(parameter, device="cpu").normal_(0.0, std, generator=generator))
+
+
+def check_finite(tensor: Tensor, *, name: str, where: str) -> None:
+    """Raise CheckpointError for a floating tensor (any shape) of the file `where` with a NaN or an infinity:
+    one anywhere makes every result a NaN. The message says how many there are and where the first one is.
+
+    One pass over the tensor, no copy of it where all is well.
+    """
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    # The sum is not finite if an element is not; a finite tensor whose sum overflows is looked at one by one.
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+        return
+    bad = ~torch.isfinite(tensor)
+    count = int(bad.sum())
+    if count == 0:
+        return
+    place = tuple(int(i) for i in bad.nonzero()[0])
+    raise CheckpointError(
+        f"{where}: {name} holds {count} of {tensor.numel()} values that are not finite, the first at "
+        f"{list(place)} ({float(tensor[place])}). The file is damaged, or the "
+        "training that wrote it diverged; get it again, or take an earlier checkpoint"
+    )
