@@ -51,10 +51,15 @@ class PlacedSelection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what the registry records, and what became of it in this model."""
+        record = self.selection.record
         return {
             "name": self.selection.name,
-            **attrs.asdict(self.selection.record),
+            "distribution": record.distribution,
+            "version": record.version,
+            "contract": record.contract,
             "options": as_plain(options_to_dict(self.selection.options)),
+            "how": record.how,
+            "why": record.why,
             "layers": self.where,
             "passed_over": list(map(str, self.selection.passed_over)),
             "not_built": self.not_built,

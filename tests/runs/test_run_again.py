@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import attrs
 import pytest
 from runs_tiny import dba, losses, only_run
 
@@ -158,5 +157,5 @@ def test_the_configuration_that_is_loaded_is_the_recorded_one(tiny) -> None:
     run = load_run(tiny.folder.path, "last")
     assert run.step == 8
     assert run.config.to_dict() == json.loads(tiny.folder.config_file.read_text())
-    assert attrs.evolve(run.config.model) == run.model.config
+    assert run.config.model == run.model.config.as_typed()
     assert not run.model.training

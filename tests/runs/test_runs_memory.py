@@ -198,7 +198,7 @@ def test_a_dry_run_gives_the_model_no_memory_and_says_what_it_would_need(inputs,
     assert need["weights"] == 4 * done.json["model"]["cost"]["parameters"]
     assert need["total"] >= 16 * done.json["model"]["cost"]["parameters"]
     monkeypatch.setattr(free_memory, "free_bytes", lambda device: 2**30)
-    monkeypatch.setattr("dba_core.runs.outline.free_bytes", lambda device: 2**30)
+    monkeypatch.setattr("dba_core.runs.summary.free_bytes", lambda device: 2**30)
     assert "it does not fit here" in " ".join(dba("run", *inputs, *sizes, "--dry-run").out.split())
 
 
