@@ -173,7 +173,7 @@ def measured(
     from dba_core.runs.plots import draw_plots  # matplotlib
 
     config, model, policy = prepared.config, prepared.model, prepared.kv_policy
-    corpus, device, training = prepared.corpus, prepared.model.device, prepared.config.training
+    corpus, training = prepared.corpus, prepared.config.training
     metrics = read_metrics(folder.metrics_file)
     with phase("evaluate", f"Evaluating the best weights (step {step}) on held-out text ..."):
         held_out = evaluate_loss(model, corpus.held_out, corpus.byte_counter, config)
@@ -199,7 +199,6 @@ def measured(
         "checkpoint_step": step,
     }
     facts = outline(prepared)
-    path = shlex.quote(str(folder.path))
     return {
         "schema": SCHEMA,
         **facts,
@@ -218,30 +217,43 @@ def measured(
         "speed": {
             "training": None if result is None else result.tokens_per_second or None,
             **attrs.asdict(speed),
-            "peak_memory_bytes": peak_memory_bytes(device) if result is None else result.peak_memory_bytes,
+            "peak_memory_bytes": peak_memory_bytes(model.device)
+            if result is None
+            else result.peak_memory_bytes,
         },
         "sample": sample,
-        "environment": {
-            "device": str(device),
-            "device_name": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{platform.machine()}, {os.cpu_count()} cores",
-            "dtype": config.dtype,
-            "seed": config.seed,
-            "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
-            "versions": {
-                "dba": installed_version(),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        },
+        "environment": _environment(prepared),
         "plots": plots,
-        "commands": {
-            "sample": f"dba sample {path} --prompt {shlex.quote('The ')}",
-            "evaluate": f"dba eval {path}",
-            "repeat": f"dba run --config {shlex.quote(str(folder.config_file))}",
+        "commands": _commands(folder),
+    }
+
+
+def _environment(prepared: Prepared) -> Facts:
+    """Where the run ran."""
+    device = prepared.model.device
+    cpu = f"{platform.machine()}, {os.cpu_count()} cores"
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "dtype": prepared.config.dtype,
+        "seed": prepared.config.seed,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": {
+            "dba": installed_version(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
         },
+    }
+
+
+def _commands(folder: RunFolder) -> Facts:
+    """What to do next, ready to paste."""
+    path = shlex.quote(str(folder.path))
+    return {
+        "sample": f"dba sample {path} --prompt {shlex.quote('The ')}",
+        "evaluate": f"dba eval {path}",
+        "repeat": f"dba run --config {shlex.quote(str(folder.config_file))}",
     }
 
 
