@@ -125,7 +125,18 @@ class Reading:
         """The tokens of every text. Raises DataError for what is no list of texts, UsageError for a BOS token
         that the model does not have.
         """
-        _check_texts(texts)
+        elsewhere = "and tokens to dba_core.generate(run.model, ...)"
+        if not isinstance(texts, (list, tuple)):
+            raise DataError(
+                f"prompts is a {type(texts).__name__}; give a text or a list of texts, {elsewhere}",
+                path="generation.prompt",
+            )
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"prompt {row} is {text!r} ({type(text).__name__}); give texts, {elsewhere}",
+                    path="generation.prompt",
+                )
         if self.chat:
             return [encode_chat(tokenizer, chat_of(text, self.system)).tolist() for text in texts]
         special = tokenizer.special.chosen(bos=self.bos)
@@ -134,18 +145,3 @@ class Reading:
     def stop_tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """What ends a sequence. Raises UsageError where they are asked for and the model names none."""
         return () if self.eos is False else tokenizer.special.chosen(eos=self.eos).eos
-
-
-def _check_texts(texts: object) -> None:
-    elsewhere = "and tokens to dba_core.generate(run.model, ...)"
-    if not isinstance(texts, (list, tuple)):
-        raise DataError(
-            f"prompts is a {type(texts).__name__}; give a text or a list of texts, {elsewhere}",
-            path="generation.prompt",
-        )
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(
-                f"prompt {row} is {text!r} ({type(text).__name__}); give texts, {elsewhere}",
-                path="generation.prompt",
-            )

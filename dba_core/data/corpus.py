@@ -98,6 +98,7 @@ def load_corpus(config: DataConfig, *, context: int, tokenizer: Tokenizer | None
     path = Path(config.source)
     is_array = config.source not in INSTALLED and path.suffix.lower() in (".npy", ".bin") and path.is_file()
     corpus = (_array_corpus if is_array else _text_corpus)(config, tokenizer)
+    check_vocabulary(corpus.tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
     for part, tokens in (("training", corpus.train), ("held-out", corpus.held_out)):
         if len(tokens) < context + 1:
             raise bad_source(
@@ -122,7 +123,6 @@ def train_length(n_tokens: int, held_out: float) -> int:
 def _array_corpus(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
     path = Path(config.source)
     tokens = read_npy(path) if path.suffix.lower() == ".npy" else read_bin(path, config.bin_dtype)
-    check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
     return Corpus(
         name=path.name,
         tokens=tokens,
@@ -130,7 +130,7 @@ def _array_corpus(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
         tokenizer=tokenizer,
         documents={path.name: tokens.nbytes},
         n_bytes=tokens.nbytes,
-        sha256=array_sha256(tokens),
+        sha256=hashlib.sha256(tokens.view(np.uint8).data).hexdigest(),
     )
 
 
@@ -151,13 +151,12 @@ def _text_corpus(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
             "token at all. Give the tokenizer of this language, or 'bytes'",
             path="data.tokenizer",
         )
-    check_vocabulary(tokens, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.name)
     kept = tokenizer.n_bytes(tokens)
-    lost: tuple[str, ...] = ()
+    left_out = list(source.left_out)
     if kept is not None and kept != len(data):
-        lost = (
+        left_out.append(
             f"tokenizer {tokenizer.name}: its tokens decode to {kept:,} bytes and the text has {len(data):,};"
-            " it changes the text, or has no token for a part of it, and bits per byte are not given",
+            " it changes the text, or has no token for a part of it, and bits per byte are not given"
         )
     return Corpus(
         name=source.name,
@@ -168,7 +167,7 @@ def _text_corpus(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
         n_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         version=source.version,
-        left_out=(*source.left_out, *lost),
+        left_out=tuple(left_out),
         is_text=True,
         keeps_text=kept == len(data),
     )
@@ -242,11 +241,7 @@ def _mapped(path: Path, dtype: np.dtype[Any], *, offset: int, count: int) -> Tok
 
 
 def _require_content(path: Path) -> int:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise bad_source(f"{str(path)!r} cannot be read ({error.strerror}); give a file") from error
-    if size == 0:
+    if (size := path.stat().st_size) == 0:
         raise bad_source(f"the file {str(path)!r} is empty; give a file with tokens")
     return size
 
@@ -270,8 +265,3 @@ def check_vocabulary(tokens: Tokens, *, vocab_size: int, tokenizer: str) -> None
         f"or data.tokenizer='ids:{max(high, 0) + 1}' for tokens without text",
         path="data.tokenizer",
     )
-
-
-def array_sha256(tokens: Tokens) -> str:
-    """The hash of the tokens as stored."""
-    return hashlib.sha256(tokens.view(np.uint8).data).hexdigest()

@@ -22,7 +22,6 @@ from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus
 from dba_core.errors import RecordMismatchError
 from dba_core.model.language_model import LanguageModel
-from dba_core.registry import Selection
 from dba_core.training.distributed import World
 
 #: Training fields that change no number.
@@ -49,9 +48,8 @@ def settings_fingerprint(
     """
     long_sequence = settings.train_long_seq.resolved(context=settings.context, device=device)
     model = attrs.evolve(settings, train_long_seq=long_sequence).to_dict()
-    model["train_long_seq"][MEM_SUMMARIZER] = (
-        None  # as in every checkpoint since the first; `plugins` says which
-    )
+    # As in every checkpoint since the first; `plugins` says which one it is.
+    model["train_long_seq"][MEM_SUMMARIZER] = None
     training = config.training.to_dict()
     data = {
         "seed": config.seed,
@@ -113,11 +111,11 @@ def check_written_by(path: Path, stored: Mapping[str, Any] | None, now: Mapping[
 
 def _plugins(attentions: Sequence[DecoupledAttention]) -> dict[str, Any]:
     """The first layer's plugins and, under `layers`, those of every layer that has others."""
-    first, *others = (_of_layer(attention.selections) for attention in attentions)
-    differing = {str(layer): chosen for layer, chosen in enumerate(others, 1) if chosen != first}
+    layers = []
+    for attention in attentions:
+        found = attention.selections
+        chosen = {kind: found[kind].choice() for kind in TRAINED_KINDS if kind in found}
+        layers.append({kind: {"name": it.name, "options": it.options} for kind, it in chosen.items()})
+    first = layers[0]
+    differing = {str(layer): chosen for layer, chosen in enumerate(layers) if chosen != first}
     return {**first, "layers": differing} if differing else first
-
-
-def _of_layer(selections: Mapping[Kind, Selection]) -> dict[str, Any]:
-    chosen = {kind: selections[kind].choice() for kind in TRAINED_KINDS if kind in selections}
-    return {kind: {"name": choice.name, "options": choice.options} for kind, choice in chosen.items()}

@@ -114,7 +114,13 @@ class Session:
                 f"the run in {self.checkpoint_dir} has finished its {self.config.training.steps} steps; "
                 "there is nothing to resume. Start a new run to train longer"
             )
-        self._check_same_step(progress.step)
+        told = torch.tensor([progress.step], device=self.world.device)
+        self.world.broadcast([told])
+        if told.item() != progress.step:
+            raise CheckpointError(
+                f"this process found step {progress.step} in {self.checkpoint_dir}, the main process step "
+                f"{told.item()}; give all processes one shared folder"
+            )
         restore_weights(self.model, stored)
         restore_optimizer(self.model, self.optimizer, stored)
         self.sampler.load_state_dict(stored.state.get("sampler"))
@@ -150,16 +156,6 @@ class Session:
             )
         self.world.barrier()
         return path
-
-    def _check_same_step(self, step: int) -> None:
-        """All processes read the folder that the main one reads."""
-        told = torch.tensor([step], device=self.world.device)
-        self.world.broadcast([told])
-        if told.item() != step:
-            raise CheckpointError(
-                f"this process found step {step} in {self.checkpoint_dir}, the main process step "
-                f"{told.item()}; give all processes one shared folder"
-            )
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

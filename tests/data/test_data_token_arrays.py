@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dba_core.config.run import DataConfig
-from dba_core.data.corpus import Corpus, array_sha256, check_vocabulary, load_corpus
+from dba_core.data.corpus import Corpus, check_vocabulary, load_corpus
 from dba_core.errors import DataError
 
 TOKENS = np.arange(60) * 5 % 300
@@ -106,13 +106,12 @@ def test_negative_token(tmp_path: Path) -> None:
         load(save(tmp_path / "a.npy", tokens))
 
 
-def test_the_first_of_the_largest_tokens_is_named_and_all_are_hashed() -> None:
+def test_the_first_of_the_largest_tokens_is_named() -> None:
     tokens = np.zeros(20, dtype=np.int64)
     tokens[[16, 19]] = 12
     with pytest.raises(DataError, match="token 12 at position 16"):
         check_vocabulary(tokens, vocab_size=12, tokenizer="t")
     check_vocabulary(tokens, vocab_size=13, tokenizer="t")
-    assert array_sha256(tokens) == hashlib.sha256(tokens.tobytes()).hexdigest()
 
 
 def header(text: str) -> bytes:
