@@ -1,17 +1,17 @@
 """What a wrong command line was probably meant to be: an option that is a setting, a word in the wrong place,
-a run that was left out. Called when a usage error is shown.
+a run that was left out; and the cache flags of the origin system, refused, since `--kv-policy` replaced them.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-from dba_core.errors import unknown
+from dba_core.errors import UsageError, unknown
 from dba_core.kinds import KINDS, per_layer
 
 #: What other programs call our options -> the option and, where it stands for one, its value.
@@ -45,53 +45,15 @@ _OF_RUN = ("--set", "--preset", "--config", "--compile", "--resume", "--name", "
 _NO_CHOICE = re.compile(r"'(.*)' is not one of ")
 _EXTRA = re.compile(r"Got unexpected extra arguments? \((.*)\)")
 
+_EXAMPLE = '--kv-policy "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128"'
+_TENSORS = ("", "-k", "-k-sem", "-k-geo", "-v")
+_NAMES = tuple(
+    f"--kv-{setting}{tensor}" for setting in ("cache", "qblock", "residual") for tensor in _TENSORS
+)
+#: Every gone flag in both spellings, `--kv-cache-k-sem` and `--kv_cache_k_sem`.
+LEGACY_FLAGS = _NAMES + tuple("--" + name[2:].replace("-", "_") for name in _NAMES)
 
-#: What the core's texts say in Python -> the option that does the same.
-_FLAGS = {
-    "allow_drift=True": "--allow-drift",
-    "strict=True": "--strict",
-    "chat=True": "--chat",
-    "bos=": "--bos",
-    "eos=": "--eos",
-    "data=": "--data",
-    "name=": "--name",
-    "device=": "--device",
-    "compile_model=": "--compile",
-    "sets=": "--set",
-    "plugins=": "--plugin",
-    "kv_policy=": "--kv-policy",
-    "config_file=": "--config",
-    "Access.blocked": "--no-plugin",
-    "root=": "--out",
-    "which=": "--checkpoint",
-    "device='cpu' or 'auto'": "--device cpu or auto",
-    "Make one with run_job()": "Make one with: dba run",
-}
-_PYTHON = re.compile("|".join(rf"(?<![\w.]){re.escape(words)}(?![\w'\"])" for words in _FLAGS))
-_TEXT = r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
-_RESUMING = re.compile(rf"resume_job\({_TEXT}\)")
-_BLOCKED = re.compile(rf"Access\(blocked=\[{_TEXT}\]\)")
-_WORD = re.compile(r"[\w@%+=:,./*-]+")
-_GIVEN = re.compile(rf"(?<![\w.])(?:(sets|plugins)=\[{_TEXT}\]|(config_file)={_TEXT})")
-_IN_LAYERS = re.compile(rf"(?<![\w.])plugins\.layers\.([\d,-]+)\.({'|'.join(KINDS)})(?==)")
-_CHOICE = re.compile(rf"(?<![\w.])plugins\.(?=(?:{'|'.join(KINDS)})[@=])")
-
-
-def in_flags(text: str) -> str:
-    """A text of the core, which speaks Python, as the command line says it."""
-    text = _RESUMING.sub(lambda found: f"dba run --resume {ast.literal_eval(found[1])}", text)
-    text = _BLOCKED.sub(lambda found: f"--no-plugin {_bare(found[1])}", text)
-    text = _GIVEN.sub(
-        lambda found: f"{_FLAGS[f'{found[1] or found[3]}=']} {_bare(found[2] or found[4])}", text
-    )
-    text = _CHOICE.sub("--plugin ", _IN_LAYERS.sub(r"--plugin \2@layers.\1", text))
-    return _PYTHON.sub(lambda found: _FLAGS[found[0]], text)
-
-
-def _bare(literal: str) -> str:
-    """A literal without its quotes, unless a shell or an eye needs them."""
-    text = str(ast.literal_eval(literal))
-    return text if _WORD.fullmatch(text) else literal
+CommandT = TypeVar("CommandT", bound=click.Command)
 
 
 def hint_for(error: click.UsageError, argv: Sequence[str]) -> str | None:
@@ -102,7 +64,7 @@ def hint_for(error: click.UsageError, argv: Sequence[str]) -> str | None:
         hint = _option_hint(error.ctx, error.option_name, _value_of(error.option_name, argv))
         return hint and f"No such option: {error.option_name}. {hint}"
     if isinstance(error, click.MissingParameter):
-        return _missing_hint(error)
+        return _missing_hint(error, error.ctx)
     if isinstance(error, click.BadParameter):
         return _choice_hint(error)
     extra = _EXTRA.match(error.message)
@@ -143,10 +105,9 @@ def _option_hint(ctx: click.Context, option: str, value: str | None) -> str | No
     return None
 
 
-def _missing_hint(error: click.MissingParameter) -> str | None:
+def _missing_hint(error: click.MissingParameter, ctx: click.Context) -> str | None:
     """Which runs there are, where RUN was left out; where to find a plugin's name."""
-    param, ctx = error.param, error.ctx
-    assert ctx is not None
+    param = error.param
     if not isinstance(param, click.Argument):
         return None
     if param.name == "run":
@@ -252,3 +213,34 @@ def _is_preset(word: str) -> bool:
     from dba_core.config.loading import list_presets
 
     return word in {preset.name for preset in list_presets()}
+
+
+class LegacyFlag(click.Option):
+    """One gone flag; with a value, with `=value` or bare, it stops the command before anything runs."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__(
+            [flag, "legacy" + flag[2:].replace("-", "_")],
+            hidden=True,
+            expose_value=False,
+            is_eager=True,
+            is_flag=False,
+            flag_value="",
+            callback=_refuse,
+        )
+
+
+def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value is None:
+        return
+    arguments = [each.human_readable_name for each in ctx.command.params if isinstance(each, click.Argument)]
+    raise UsageError(
+        f"{param.opts[0]} is not an option any more. Use --kv-policy for a unified configuration. "
+        f"Example: {' '.join([ctx.command_path, *arguments, _EXAMPLE])}"
+    )
+
+
+def refuse_legacy_flags(command: CommandT) -> CommandT:
+    """Add the gone flags, hidden, to a command."""
+    command.params.extend(LegacyFlag(flag) for flag in LEGACY_FLAGS)
+    return command

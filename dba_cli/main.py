@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
-from dba_cli import terminal
 from dba_cli.failure import explain, explain_click, install_excepthook, warnings_in_one_line
-from dba_cli.lazy import LazyCommand, LazyGroup, Listed
-from dba_cli.os_errors import os_error_text
+from dba_cli.groups import LazyCommand, LazyGroup, Listed, all_commands
+from dba_cli.output import terminal
 from dba_core.errors import DBAError
 
 INTERRUPTED = 130
@@ -32,14 +31,12 @@ _COMMANDS = {
     "config": LazyCommand(
         "dba_cli.commands.config:config", "Show, check, compare configurations; list presets."
     ),
-    "completion": LazyCommand("dba_cli.commands.completion:completion", "Print a shell completion script."),
+    "completion": LazyCommand("dba_cli.completion:completion", "Print a shell completion script."),
 }
 
 
 def _plugins() -> Mapping[str, Listed]:
     """The commands that are plugins."""
-    from dba_cli.installed import all_commands
-
     return all_commands(tuple(_COMMANDS))
 
 
@@ -87,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.prepare()
     _let_waiting_threads_sleep()
     if "_DBA_COMPLETE" in os.environ:
-        from dba_cli.bash_completion import install
+        from dba_cli.completion import answer_shells
 
-        install()
+        answer_shells()
     with _stop_signals_interrupt():
         code = _command(argv)
     try:
@@ -105,18 +102,15 @@ def _command(argv: Sequence[str] | None) -> int:
             result = cli.main(args=argv, prog_name="dba", standalone_mode=False)
     except terminal.OutputError as error:
         return _output_is_lost(error)
-    except DBAError as error:
+    except (DBAError, OSError) as error:
         explain(error)
-        return error.exit_code
+        return error.exit_code if isinstance(error, DBAError) else 1
     except click.ClickException as error:
         explain_click(error, sys.argv[1:] if argv is None else argv)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         terminal.echo("Interrupted.", err=True)
         return INTERRUPTED
-    except OSError as error:
-        explain(error, os_error_text(error))
-        return 1
     return result if isinstance(result, int) else 0
 
 

@@ -62,7 +62,7 @@ class Option:
     help: one sentence. without: what holds where it is not given and has no default of its own. name: on the
     command line, where it is not the field's. positional: an argument. unit: what a value is, as in N or
     PATH. least, most: of every number. allowed: all values. repeated: of a tuple, given one by one; else its
-    values stand in one text with commas. offers: what a shell offers for it (see `dba_cli.completing`).
+    values stand in one text with commas. offers: what a shell offers for it (see `dba_cli.completion`).
     """
 
     help: str = ""

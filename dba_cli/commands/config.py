@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from dba_cli import completing
-from dba_cli.hints import in_flags
-from dba_cli.lazy import HintingGroup
-from dba_cli.options import config_options
-from dba_cli.terminal import echo
+from dba_cli import completion
+from dba_cli.failure import in_flags
+from dba_cli.groups import HintingGroup
+from dba_cli.options import config_options, json_option
+from dba_cli.output.terminal import echo
 from dba_core.runs.choosing import ConfigChoice
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def config() -> None:
 
 @config.command()
 @config_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def show(flags: ConfigChoice, as_json: bool) -> None:
     """Show every value and where it came from; the output can be given back with --config.
 
@@ -45,7 +45,7 @@ def show(flags: ConfigChoice, as_json: bool) -> None:
 
 @config.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def check(file: Path, as_json: bool) -> None:
     """Check that FILE (.toml or .json) is a valid configuration. Exit code 3 says that it is not.
 
@@ -53,7 +53,7 @@ def check(file: Path, as_json: bool) -> None:
     Example:
       dba config show > my.toml && dba config check my.toml
     """
-    from dba_cli.rendering import echo_json
+    from dba_cli.output.rendering import echo_json
     from dba_core.config.loading import DEFAULT_ORIGIN, load_config
 
     loaded = load_config(file=file)
@@ -65,7 +65,7 @@ def check(file: Path, as_json: bool) -> None:
 
 
 @config.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def presets(as_json: bool) -> None:
     """List the presets.
 
@@ -73,7 +73,7 @@ def presets(as_json: bool) -> None:
     Example:
       dba config presets
     """
-    from dba_cli.rendering import columns, echo_json
+    from dba_cli.output.rendering import columns, echo_json
     from dba_core.config.loading import list_presets
 
     found = list_presets()
@@ -85,9 +85,9 @@ def presets(as_json: bool) -> None:
 
 
 @config.command()
-@click.argument("a", metavar="A", shell_complete=completing.configurations)
-@click.argument("b", metavar="B", shell_complete=completing.configurations)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.argument("a", metavar="A", shell_complete=completion.configurations)
+@click.argument("b", metavar="B", shell_complete=completion.configurations)
+@json_option
 def diff(a: str, b: str, as_json: bool) -> int:
     """Compare two configurations key by key. Exit code 0: the same, 1: they differ.
 
@@ -99,7 +99,7 @@ def diff(a: str, b: str, as_json: bool) -> int:
       dba config diff preset:default preset:shakespeare-cpu
       dba config diff latest my.toml --json
     """
-    from dba_cli.rendering import columns, echo_json
+    from dba_cli.output.rendering import columns, echo_json
 
     first, second = _leaves(_configuration(a)), _leaves(_configuration(b))
     keys = [key for key in {**first, **second} if _text(first, key) != _text(second, key)]
@@ -153,7 +153,7 @@ def _configuration(text: str) -> RunConfig:
 def print_config(flags: ConfigChoice, *, as_json: bool) -> None:
     """What `dba config show` and `dba run --print-config` print."""
     from dba_cli.config_toml import render_toml
-    from dba_cli.rendering import echo_json, echo_toml
+    from dba_cli.output.rendering import echo_json, echo_toml
 
     loaded = flags.load()
     origins = {key: in_flags(origin) for key, origin in loaded.origins.items()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from dba_cli import completing
-from dba_cli.legacy import refuse_legacy_flags
-from dba_cli.options import run_options, special_options
+from dba_cli import completion
+from dba_cli.hints import refuse_legacy_flags
+from dba_cli.options import json_option, run_options, special_options
 from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice, check_data
 
 
@@ -16,20 +16,20 @@ from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice, check_data
 @click.option(
     "--data",
     metavar="PATH",
-    shell_complete=completing.corpora,
+    shell_complete=completion.corpora,
     help="Other data, all of it. Without it: the run's held-out part.",
 )
 @click.option(
     "--kv-policy",
     metavar="TEXT",
-    shell_complete=completing.kv_policy,
+    shell_complete=completion.kv_policy,
     help=f"{KV_POLICY_HELP} Without it: the run's own.",
 )
 @special_options
 @click.option(
     "--long-seq", is_flag=True, help="Held-out loss with the long-sequence path and the run's own numbers."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@json_option
 def evaluate(
     run_flags: DecodingRunChoice,
     data: str | None,
@@ -50,12 +50,12 @@ def evaluate(
       dba eval latest --data pydoc --json
       dba eval latest --long-seq
     """
-    from dba_cli.rendering import echo_json, sections
+    from dba_cli.output.rendering import echo_json, sections
     from dba_core.config.kv_policy import KVCachePolicy
 
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
     check_data(data)
-    from dba_cli.progress import TerminalReporter
+    from dba_cli.output.progress import TerminalReporter
 
     run = run_flags.load(TerminalReporter())
     from dba_core.report import as_plain

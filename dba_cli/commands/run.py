@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from dba_cli import completing
-from dba_cli.legacy import refuse_legacy_flags
-from dba_cli.options import config_options, plugin_options, strict_option
-from dba_cli.preflight import load_checked
-from dba_cli.terminal import echo
+from dba_cli import completion
+from dba_cli.hints import refuse_legacy_flags
+from dba_cli.options import (
+    config_options,
+    json_option,
+    load_checked,
+    plugin_options,
+    quiet_option,
+    strict_option,
+)
+from dba_cli.output.terminal import echo
 from dba_core.errors import UsageError
 from dba_core.runs.choosing import ConfigChoice, PluginUse, check_data
 
@@ -36,14 +42,14 @@ if TYPE_CHECKING:
 @click.option(
     "--resume",
     metavar="RUN",
-    shell_complete=completing.runs,
+    shell_complete=completion.runs,
     help="Go on with an interrupted run, in its own folder.",
 )
 @click.option("--print-config", is_flag=True, help="Show every value and where it came from, and stop.")
 @click.option("--dry-run", is_flag=True, help="Show sizes, costs and plugins; train nothing, write nothing.")
 @click.option("--allow-drift", is_flag=True, help="Go on where recorded plugins differ from installed.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")
+@json_option
+@quiet_option
 def run(
     flags: ConfigChoice,
     plugin_flags: PluginUse,
@@ -104,7 +110,7 @@ class _RunOptions:
     @property
     def arguments(self) -> dict[str, Any]:
         """What the job is told about plugins."""
-        from dba_cli.progress import TerminalReporter
+        from dba_cli.output.progress import TerminalReporter
 
         registry = self.plugin_flags.registry(TerminalReporter())
         return {"registry": registry, "allow_drift": self.allow_drift, "strict": self.strict}
@@ -114,7 +120,7 @@ def _run(flags: ConfigChoice, out: Path, options: _RunOptions) -> None:
     arguments = options.arguments
     loaded = load_checked(flags, arguments["registry"])
     check_data(loaded.config.data.source)
-    from dba_cli.progress import TerminalReporter
+    from dba_cli.output.progress import TerminalReporter
     from dba_core.runs.job import run_job
 
     with TerminalReporter(quiet=options.quiet) as reporter:
@@ -132,7 +138,7 @@ def _resume(text: str, flags: ConfigChoice, options: _RunOptions) -> None:
     from dba_core.runs.folder import find_run
 
     folder = find_run(text)
-    from dba_cli.progress import TerminalReporter
+    from dba_cli.output.progress import TerminalReporter
     from dba_core.runs.job import resume_job
 
     with TerminalReporter(quiet=options.quiet) as reporter:
@@ -144,7 +150,7 @@ def _dry_run(flags: ConfigChoice, options: _RunOptions) -> None:
     arguments = options.arguments
     loaded = load_checked(flags, arguments["registry"])
     check_data(loaded.config.data.source)
-    from dba_cli.rendering import echo_json, sections
+    from dba_cli.output.rendering import echo_json, sections
     from dba_core.report import as_plain
     from dba_core.runs.pages import dry_run_tables
     from dba_core.runs.summary import dry_run
@@ -160,7 +166,7 @@ def _show(summary: Summary | None, *, as_json: bool) -> None:
     """Nothing on the other processes of a torchrun, which have no summary."""
     if summary is None:
         return
-    from dba_cli.rendering import echo_json, sections
+    from dba_cli.output.rendering import echo_json, sections
     from dba_core.report import as_plain
     from dba_core.runs.pages import summary_tables
 

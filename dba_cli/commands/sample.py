@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dba_cli import completing
-from dba_cli.legacy import refuse_legacy_flags
-from dba_cli.options import SPECIAL_HELP, run_options
-from dba_cli.terminal import GrowingText, echo, terminal_input
+from dba_cli import completion
+from dba_cli.hints import refuse_legacy_flags
+from dba_cli.options import SPECIAL_HELP, json_option, run_options
+from dba_cli.output.terminal import GrowingText, echo, terminal_input
 from dba_core.errors import UsageError
 from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice
 
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 @click.option(
     "--kv-policy",
     metavar="TEXT",
-    shell_complete=completing.kv_policy,
+    shell_complete=completion.kv_policy,
     help=f"{KV_POLICY_HELP} Without it: the run's own.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@json_option
 def sample(
     run_flags: DecodingRunChoice,
     prompts: tuple[str, ...],
@@ -85,7 +85,7 @@ def sample(
 
     reading = Reading(chat=chat, system=system, bos=bos, eos=eos)
     policy = None if kv_policy is None else KVCachePolicy.parse(kv_policy)
-    from dba_cli.progress import TerminalReporter
+    from dba_cli.output.progress import TerminalReporter
 
     loaded = run_flags.load(TerminalReporter())
     generation = _generation(loaded.config.generation, settings)
@@ -159,7 +159,7 @@ def _continued(
 def _echo_document(
     run: Run, texts: list[str], results: list[Continuation], generation: GenerationConfig, policy: str
 ) -> None:
-    from dba_cli.rendering import echo_json
+    from dba_cli.output.rendering import echo_json
 
     echo_json(
         {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 
-from dba_cli.hints import in_flags
+from dba_cli.failure import in_flags
 from dba_core.distribution import NAME
 from dba_core.kinds import KINDS
 from dba_core.registry import Registry

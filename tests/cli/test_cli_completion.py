@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.shell_completion import FishComplete, ShellComplete, ZshComplete
 
-from dba_cli.bash_completion import LineBashComplete
+from dba_cli.completion import LineBashComplete
 from dba_cli.main import cli
 
 RUNS = ("20250101-000000-first", "20250102-000000-second")

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dba_cli import terminal
 from dba_cli.main import main
-from dba_cli.rendering import columns, console, echo_json, echo_toml, progress, sections, two_columns
+from dba_cli.output import terminal
+from dba_cli.output.rendering import columns, console, echo_json, echo_toml, progress, sections, two_columns
 from dba_core.errors import ConfigError, DBAError, UsageError
 
 if sys.version_info >= (3, 11):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_site import FakeSite
+from fake_site import FakeSite, empty_site
+
+Dba = Callable[..., Any]
 
 COMMAND = '''"""How many letters a text has.
 
@@ -51,32 +55,34 @@ BROKEN = '"""A command that cannot be imported."""\n\nimport a_module_that_nobod
 
 
 @pytest.fixture
-def outside(dba_process, tmp_path: Path):
-    """`dba` in a process that sees commands of acme, broken ones, and two of one name."""
-    site = FakeSite(tmp_path / "site")
-    site.folder.mkdir()
-    named = {
-        "acme_letters": "letters",
-        "acme_drift": "drift",
-        "acme_in": "group.letters",
-        "acme_run": "run",
-        "acme_twin": "twin",
-        "acme_bench": "bench.letters",
-    }
-    for module, name in named.items():
-        site.module(module, COMMAND.replace("NAME", name))
-    site.module("other_twin", COMMAND.replace("NAME", "twin"))
-    site.module("broken_import", BROKEN)
-    site.module("broken_syntax", "def\n")
-    site.distribution("acme", {"dba.commands": {name: module for module, name in named.items()}})
-    site.distribution("other", {"dba.commands": {"twin": "other_twin"}})
-    broken = {"importless": "broken_import", "wordless": "broken_syntax", "gone": "module_that_is_gone"}
-    site.distribution("broken", {"dba.commands": broken})
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSite]:
+    """Commands of acme, broken ones, and two of one name."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with empty_site() as site:
+        named = {
+            "acme_letters": "letters",
+            "acme_drift": "drift",
+            "acme_in": "group.letters",
+            "acme_run": "run",
+            "acme_twin": "twin",
+            "acme_bench": "bench.letters",
+        }
+        for module, name in named.items():
+            site.module(module, COMMAND.replace("NAME", name))
+        site.module("other_twin", COMMAND.replace("NAME", "twin"))
+        site.module("broken_import", BROKEN)
+        site.module("broken_syntax", "def\n")
+        site.distribution("acme", {"dba.commands": {name: module for module, name in named.items()}})
+        site.distribution("other", {"dba.commands": {"twin": "other_twin"}})
+        broken = {"importless": "broken_import", "wordless": "broken_syntax", "gone": "module_that_is_gone"}
+        site.distribution("broken", {"dba.commands": broken})
+        yield site
 
-    def call(*args: str, **environment: str):
-        return dba_process(*args, PYTHONPATH=str(site.folder), COLUMNS="200", **environment)
 
-    return call
+@pytest.fixture
+def outside(dba, site: FakeSite) -> Dba:
+    """`dba` where it sees them."""
+    return dba
 
 
 def test_the_help_lists_them_and_names_what_is_broken(outside) -> None:
@@ -137,10 +143,12 @@ def test_wrong_lines_and_broken_commands_end_with_their_code(
     assert "Traceback" not in done.err
 
 
-def test_an_allow_list_is_about_what_others_bring(outside) -> None:
-    ours = outside("drift", "--help", DBA_PLUGINS_ALLOW="causal")
+def test_an_allow_list_is_about_what_others_bring(dba_process, site: FakeSite) -> None:
+    """In processes of their own: the list is read once."""
+    names = {"PYTHONPATH": str(site.folder), "DBA_PLUGINS_ALLOW": "causal"}
+    ours = dba_process("drift", "--help", **names)
     assert ours.code == 0
     assert "long-sequence attention" in ours.out
-    theirs = outside("letters", DBA_PLUGINS_ALLOW="causal")
+    theirs = dba_process("letters", **names)
     assert theirs.code == 4
     assert "DBA_PLUGINS_ALLOW" in theirs.err

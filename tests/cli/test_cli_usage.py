@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dba_cli.legacy import LEGACY_FLAGS
+from dba_cli.hints import LEGACY_FLAGS
 from dba_cli.main import cli
 
 COMMANDS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dba_cli.hints import in_flags
+from dba_cli.failure import in_flags
 
 
 @pytest.mark.parametrize(

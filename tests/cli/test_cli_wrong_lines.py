@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from dba_cli.os_errors import os_error_text
+from dba_cli.failure import os_error_text
 
 #: Command line, exit code, what the answer holds, and after "!" what it does not.
 LINES = """

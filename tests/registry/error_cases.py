@@ -27,7 +27,7 @@ from error_acts import (
 )
 from fake_site import GOOD_GATE, empty_site
 
-from dba_cli.hints import in_flags
+from dba_cli.failure import in_flags
 from dba_core.errors import (
     ConfigError,
     DBAError,

@@ -12,7 +12,7 @@ from source_tree import PACKAGES, imports, module_name, parse, place, python_fil
 
 SOURCE = python_files(*PACKAGES)
 #: The module that writes to standard output and standard error, and the one that hands texts to rich.
-TERMINAL, RENDERING = "dba_cli.terminal", "dba_cli.rendering"
+TERMINAL, RENDERING = "dba_cli.output.terminal", "dba_cli.output.rendering"
 _WRITES = re.compile(
     r"print|click\.(s?echo|echo_via_pager|prompt|confirm)|(sys\.)?(__)?std(out|err)(__)?\.(buffer\.)?write(lines)?"
     r"|traceback\.print_\w+|os\.write|pprint(\.pprint)?"
@@ -89,7 +89,7 @@ def test_rich_gets_its_texts_through_the_rendering_module() -> None:
         for found in imports(path)
         if found.target.split(".")[0] == "rich" and not found.types_only
     }
-    assert importers == {RENDERING, "dba_cli.progress"}
+    assert importers == {RENDERING, "dba_cli.output.progress"}
 
 
 def test_every_text_file_has_its_encoding_said() -> None:
@@ -112,7 +112,7 @@ def test_the_rules_find_what_they_are_for(check, code: str, count: int) -> None:
 
 
 def test_the_rules_look_at_files() -> None:
-    assert Path(__file__).parents[2] / "dba_cli" / "terminal.py" in SOURCE
+    assert Path(__file__).parents[2] / "dba_cli" / "output" / "terminal.py" in SOURCE
 
 
 #: Where the command line is the subject: the room that makes options, the suite that looks at them.
@@ -143,7 +143,7 @@ def flags_in_texts(tree: ast.AST) -> list[ast.Constant | ast.JoinedStr]:
 def test_the_core_speaks_python() -> None:
     core = [path for path in python_files("dba_core") if module_name(path) not in _ABOUT_OPTIONS]
     found = [place(path, node) for path in core for node in flags_in_texts(parse(path))]
-    assert found == [], "say it in Python, and in dba_cli/hints.py how the command line says it"
+    assert found == [], "say it in Python, and in dba_cli/failure.py how the command line says it"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dba_cli.progress import TerminalReporter
+from dba_cli.output.progress import TerminalReporter
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.model import ModelConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dba_cli.lazy import LazyCommand, LazyGroup
+from dba_cli.groups import LazyCommand, LazyGroup
 
 _HERE = "dba_cli.commands.plugins"
 _COMMANDS = {

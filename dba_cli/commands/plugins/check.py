@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dba_cli import completing
-from dba_cli.commands.plugins.common import KIND, json_option, kinds_with
-from dba_cli.options import plugin_options
-from dba_cli.terminal import echo
+from dba_cli import completion
+from dba_cli.commands.plugins.common import KIND, kinds_with
+from dba_cli.options import json_option, plugin_options
+from dba_cli.output.terminal import echo
 from dba_core.contracts import Kind
 from dba_core.runs.choosing import PluginUse
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", shell_complete=completing.plugin_names)
+@click.argument("name", shell_complete=completion.plugin_names)
 @click.option("--kind", type=KIND, help="Where two kinds have a plugin of that name.")
 @click.option(
     "--device",
     default="cpu",
     show_default=True,
-    shell_complete=completing.devices,
+    shell_complete=completion.devices,
     help="Where to test: cpu, cuda, cuda:N.",
 )
 @click.option("--quick", is_flag=True, help="The small sizes only; leaves out the large ones.")
@@ -43,13 +43,13 @@ def check(
       dba plugins check streaming --quick
       dba plugins check none --kind gate --json
     """
-    from dba_cli.progress import TerminalReporter
+    from dba_cli.output.progress import TerminalReporter
 
     registry = plugin_flags.registry(TerminalReporter())
     kinds = kinds_with(registry, name, kind)
     for each in kinds:
         registry.load(each, name)
-    from dba_cli.rendering import echo_json
+    from dba_cli.output.rendering import echo_json
     from dba_core.testing import check_plugin
 
     reports = [check_plugin(each, name, registry=registry, device=device, quick=quick) for each in kinds]
@@ -63,7 +63,7 @@ def check(
 
 
 def _show(report: CheckReport) -> None:
-    from dba_cli.rendering import columns
+    from dba_cli.output.rendering import columns
 
     rows = [(result.name, _state(result), result.proves) for result in report.results]
     columns(f"{report.kind} {report.name} on {report.device}", ["check", "state", "what it proves"], rows)

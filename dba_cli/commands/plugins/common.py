@@ -1,4 +1,4 @@
-"""What the commands of `dba plugins` share: options, documents, and the kinds that a name can mean."""
+"""What the commands of `dba plugins` share: documents, and the kinds that a name can mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dba_cli.hints import in_flags
+from dba_cli.failure import in_flags
 from dba_core.contracts import Kind
 from dba_core.kinds import KINDS, per_layer
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 KIND = click.Choice(tuple(KINDS))
 KIND_OF_LAYERS = click.Choice(per_layer())
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def kinds_with(registry: Registry, name: str, kind: Kind | None) -> list[Kind]:

@@ -12,10 +12,9 @@ from typing import Literal
 import attrs
 import click
 
-from dba_cli.commands.plugins.common import json_option
-from dba_cli.hints import in_flags
-from dba_cli.options import plugin_options
-from dba_cli.terminal import echo
+from dba_cli.failure import in_flags
+from dba_cli.options import json_option, plugin_options
+from dba_cli.output.terminal import echo
 from dba_core.contracts import Kind, Support
 from dba_core.errors import DBAError, PluginError
 from dba_core.kinds import KINDS, per_layer
@@ -40,8 +39,8 @@ def doctor(plugin_flags: PluginUse, as_json: bool) -> int:
       dba plugins doctor
       dba plugins doctor --json
     """
-    from dba_cli.progress import TerminalReporter
-    from dba_cli.rendering import columns, echo_json
+    from dba_cli.output.progress import TerminalReporter
+    from dba_cli.output.rendering import columns, echo_json
 
     found = diagnose(plugin_flags.registry(TerminalReporter()))
     wrong = [each for each in found if each.status == "error"]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dba_cli import completing
-from dba_cli.commands.plugins.common import KIND, info_document, json_option, kinds_with, needs_text
-from dba_cli.hints import in_flags
-from dba_cli.options import plugin_options
+from dba_cli import completion
+from dba_cli.commands.plugins.common import KIND, info_document, kinds_with, needs_text
+from dba_cli.failure import in_flags
+from dba_cli.options import json_option, plugin_options
 from dba_core.contracts import Kind
 from dba_core.kinds import KINDS
 from dba_core.runs.choosing import PluginUse
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", shell_complete=completing.plugin_names)
+@click.argument("name", shell_complete=completion.plugin_names)
 @click.option("--kind", type=KIND, help="Where two kinds have a plugin of that name.")
 @plugin_options
 @json_option
@@ -32,8 +32,8 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginUse, as_json: bool) -
       dba plugins info causal
       dba plugins info none --kind gate
     """
-    from dba_cli.progress import TerminalReporter
-    from dba_cli.rendering import echo_json
+    from dba_cli.output.progress import TerminalReporter
+    from dba_cli.output.rendering import echo_json
 
     registry = plugin_flags.registry(TerminalReporter())
     loaded = [registry.load(each, name) for each in kinds_with(registry, name, kind)]
@@ -46,7 +46,7 @@ def info(name: str, kind: Kind | None, plugin_flags: PluginUse, as_json: bool) -
 
 
 def _show(loaded: LoadedPlugin) -> None:
-    from dba_cli.rendering import columns, two_columns
+    from dba_cli.output.rendering import columns, two_columns
 
     info, plugin = loaded.info, loaded.plugin
     two_columns(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dba_cli.commands.plugins.common import KIND, info_document, json_option, needs_text
-from dba_cli.hints import in_flags
-from dba_cli.options import plugin_options
-from dba_cli.terminal import warn
+from dba_cli.commands.plugins.common import KIND, info_document, needs_text
+from dba_cli.failure import in_flags
+from dba_cli.options import json_option, plugin_options
+from dba_cli.output.terminal import warn
 from dba_core.contracts import Kind
 from dba_core.runs.choosing import PluginUse
 
@@ -37,12 +37,12 @@ def list_plugins(
       dba plugins list --kind gate --json
       dba plugins list --check
     """
-    from dba_cli.rendering import columns, echo_json
+    from dba_cli.output.rendering import columns, echo_json
 
     if device is not None and not check:
         raise click.UsageError("--device belongs to --check, which asks the plugins whether they run there.")
     device = device or "cpu"
-    from dba_cli.progress import TerminalReporter
+    from dba_cli.output.progress import TerminalReporter
 
     registry = plugin_flags.registry(TerminalReporter())
     found = registry.list(kind)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dba_cli.commands.plugins.common import KIND
-from dba_cli.terminal import echo
+from dba_cli.output.terminal import echo
 from dba_core.contracts import Kind
 from dba_core.kinds import KINDS
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from dba_cli.commands.plugins.common import KIND_OF_LAYERS, json_option
-from dba_cli.hints import in_flags
-from dba_cli.options import config_options, plugin_options, strict_option
-from dba_cli.preflight import load_checked
-from dba_cli.terminal import echo
+from dba_cli.commands.plugins.common import KIND_OF_LAYERS
+from dba_cli.failure import in_flags
+from dba_cli.options import config_options, json_option, load_checked, plugin_options, strict_option
+from dba_cli.output.terminal import echo
 from dba_core.contracts import Kind
 from dba_core.errors import DBAError
 from dba_core.runs.choosing import ConfigChoice, PluginUse
@@ -39,8 +38,8 @@ def why(kind: Kind, flags: ConfigChoice, plugin_flags: PluginUse, strict: bool, 
       dba plugins why gate --preset paper-gqa
       dba plugins why summarizer --plugin summarizer@layers.0-1=conv --json
     """
-    from dba_cli.progress import TerminalReporter
-    from dba_cli.rendering import echo_json
+    from dba_cli.output.progress import TerminalReporter
+    from dba_cli.output.rendering import echo_json
     from dba_core.registry import refuse_fallbacks
 
     registry = plugin_flags.registry(TerminalReporter())

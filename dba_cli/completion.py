@@ -1,19 +1,34 @@
-"""What a shell offers for the values of options and arguments: names, keys, formats, runs. Imports no torch.
+"""What a shell offers for the values of options and arguments, and `dba completion`, which teaches it to ask.
 
     --plugin ga -> gate=      gate=ca -> gate=causal      --kv-policy "ksem=q -> ksem=q4_0, ksem=q8_0
 
-A completer never fails: where something cannot be read it offers nothing.
+Names, keys, formats, runs; torch is not imported. A completer never fails: where something cannot be read it
+offers nothing.
+
+In bash `=` and `:` end a word: `--plugin gate=ca` must be answered with `causal` alone. click's own script
+passes the words as bash has broken them; this one passes the line, which is broken as a shell reads it. The
+other shells pass whole words, and click's classes do for them.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+    split_arg_string,
+)
 
+from dba_cli.output.terminal import echo
 from dba_core.contracts import Kind
 from dba_core.errors import DBAError
 from dba_core.kinds import per_layer
@@ -200,3 +215,97 @@ BY_NAME: dict[str, Completer] = {
     "backend_list": backend_list,
     "mode_list": mode_list,
 }
+
+_SOURCE = r"""%(complete_func)s() {
+    local IFS=$'\n' response completion type value
+    response=$(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" COMP_WORDBREAKS="$COMP_WORDBREAKS" \
+        %(complete_var)s=bash_complete "$1" 2>/dev/null)
+    for completion in $response; do
+        IFS=',' read -r type value <<< "$completion"
+        if [[ $type == 'dir' ]]; then
+            COMPREPLY=()
+            compopt -o dirnames
+        elif [[ $type == 'file' ]]; then
+            COMPREPLY=()
+            compopt -o default
+        elif [[ $type == 'plain' ]]; then
+            COMPREPLY+=("$value")
+            [[ $value == *[=.:/] ]] && compopt -o nospace
+        fi
+    done
+    return 0
+}
+
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+class LineBashComplete(BashComplete):
+    """Reads COMP_LINE up to the cursor; answers with what follows the last word break of bash."""
+
+    source_template = _SOURCE
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The whole words after the program, and the one that the cursor ends."""
+        line = _line()
+        words = split_arg_string(line)
+        incomplete = "" if not words or _between_words(line) else words.pop()
+        while words and os.path.basename(words[0]) != self.prog_name:
+            words.pop(0)  # variables and commands that stand before it
+        return words[1:], incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        _, incomplete = self.get_completion_args()
+        option, equals, _ = incomplete.partition("=")
+        value = str(item.value)
+        if option.startswith("-") and equals and item.type == "plain":  # `--plugin=gate=ca`
+            value = f"{option}={value}"
+        breaks = os.environ.get("COMP_WORDBREAKS", "")
+        kept = 0 if _in_quotes(_line()) else max(incomplete.rfind(each) for each in ("=", ":")) + 1
+        if kept and incomplete[kept - 1] in breaks and item.type == "plain":
+            value = value[kept:]
+        return f"{item.type},{value}"
+
+
+SHELLS: dict[str, type[ShellComplete]] = {"bash": LineBashComplete, "zsh": ZshComplete, "fish": FishComplete}
+
+
+def answer_shells() -> None:
+    """Let click answer bash with our class."""
+    add_completion_class(LineBashComplete, "bash")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(list(SHELLS)))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the completion script for SHELL.
+
+    \b
+    Examples:
+      dba completion bash >> ~/.bashrc
+      dba completion zsh >> ~/.zshrc
+      dba completion fish > ~/.config/fish/completions/dba.fish
+    """
+    echo(SHELLS[shell](ctx.find_root().command, {}, "dba", "_DBA_COMPLETE").source())
+
+
+def _line() -> str:
+    """What stands before the cursor; bash counts bytes."""
+    line = os.environ.get("COMP_LINE", "").encode()
+    return line[: int(os.environ.get("COMP_POINT", len(line)))].decode(errors="ignore")
+
+
+def _between_words(line: str) -> bool:
+    return line[-1:].isspace() and not _in_quotes(line)
+
+
+def _in_quotes(line: str) -> bool:
+    """Whether the last quote is still open."""
+    quote = ""
+    for letter in line:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+    return bool(quote)

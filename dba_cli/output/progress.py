@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import Progress, TaskID
 
-from dba_cli.hints import in_flags
-from dba_cli.rendering import progress
-from dba_cli.terminal import echo, warn
+from dba_cli.failure import in_flags
+from dba_cli.output.rendering import progress
+from dba_cli.output.terminal import echo, warn
 
 if TYPE_CHECKING:
     from dba_core.registry import Trace

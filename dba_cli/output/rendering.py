@@ -19,7 +19,7 @@ from rich.style import Style
 from rich.table import Column, Table
 from rich.text import Text
 
-from dba_cli import terminal
+from dba_cli.output import terminal
 from dba_core.printable import one_line, unseen
 
 if TYPE_CHECKING:
