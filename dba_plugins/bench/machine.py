@@ -60,9 +60,11 @@ def _cuda_name(device: str) -> str:
 
 def _size(text: str) -> int:
     """ "32768K" -> bytes."""
-    match = re.fullmatch(r"(\d+)([KM]?)\s*", text)
-    assert match is not None, text
-    return int(match[1]) * {"": 1, "K": 2**10, "M": 2**20}[match[2]]
+    number, factor = text.strip(), 1
+    for unit, size in (("K", 2**10), ("M", 2**20)):
+        if number.endswith(unit):
+            number, factor = number.removesuffix(unit), size
+    return int(number) * factor
 
 
 def _cpu_info() -> dict[str, Any]:

@@ -225,8 +225,8 @@ def _empty_memory(model: LanguageModel) -> None:
         return tuple(torch.zeros_like(summary) for summary in summaries)
 
     for attention in model.attentions:
-        assert attention.summarizer is not None
-        attention.summarizer.register_forward_hook(zeros)
+        if attention.summarizer is not None:
+            attention.summarizer.register_forward_hook(zeros)
 
 
 def _loss(model: LanguageModel, tokens: Tensor, answers: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def run(request: ConvertRequest, reporter: Reporter) -> Report:
       dba convert ./Llama-3.2-1B --out runs/llama --latent 128 --heal-steps 50
       dba convert origin.pt --out runs/origin --keep --tokenizer tiktoken:gpt2
     """
-    from dba_plugins.convert.job import convert
+    from dba_plugins.convert.conversion import convert
 
     return convert(request, reporter)
 

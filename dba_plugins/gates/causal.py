@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dba_core.contracts import GatePlugin, GateRequest, Support
 from dba_core.hookspecs import hookimpl
-from dba_plugins.gates.options import GateOptions, needs_semantic_path
+from dba_plugins.gates.gate_options import GateOptions, needs_semantic_path
 
 
 class CausalGate(nn.Module):

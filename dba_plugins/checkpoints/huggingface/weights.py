@@ -33,7 +33,7 @@ from dba_core.contracts import EXAMPLE, ModelDescription, OpenedSource, StoredWe
 from dba_core.documents import read_object, read_text
 from dba_core.errors import CheckpointError
 from dba_core.printable import printable
-from dba_plugins.checkpoints.huggingface.config import read_llama_config
+from dba_plugins.checkpoints.huggingface.llama_config import read_llama_config
 from dba_plugins.checkpoints.huggingface.tensors import read_folder
 from dba_plugins.checkpoints.llama_names import from_huggingface, to_huggingface
 from dba_plugins.checkpoints.rope_scaling import with_attention_factor

@@ -22,8 +22,8 @@ from triton.runtime.jit import JITFunction
 from dba_core.contracts import DecodeOutput, KVLayer, KVTensor, NullKV, TokenWriter
 from dba_plugins.decode.triton.attend import NullParts
 from dba_plugins.decode.triton.kernel import Planes, attend_kernel, merge_kernel
+from dba_plugins.decode.triton.limits import OnePassOptions, TritonOptions, TwoPassOptions
 from dba_plugins.decode.triton.spec import KernelSpec
-from dba_plugins.decode.triton.support import OnePassOptions, TritonOptions, TwoPassOptions
 from dba_plugins.decode.triton.writer import TritonWriter
 
 #: States that the merge reads at a time.

@@ -12,8 +12,8 @@ from dba_core.contracts import (
     Support,
 )
 from dba_core.hookspecs import hookimpl
+from dba_plugins.decode.triton.limits import OnePassOptions, reasons
 from dba_plugins.decode.triton.spec import KernelSpec
-from dba_plugins.decode.triton.support import OnePassOptions, reasons
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from dba_core.contracts import (
     Support,
 )
 from dba_core.hookspecs import hookimpl
+from dba_plugins.decode.triton.limits import TwoPassOptions, reasons
 from dba_plugins.decode.triton.spec import KernelSpec
-from dba_plugins.decode.triton.support import TwoPassOptions, reasons
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
