@@ -8,6 +8,7 @@ has imported everything, so that one costs a fraction of a second.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -25,6 +26,26 @@ import attrs
 from campaign_inputs import TINY
 
 STEPS = 30
+#: What a run imports on its way, so that a fork of the server imports nothing: torch's optimizers alone bring
+#: dynamo, which takes longer than the run.
+_PRELOADED = [
+    "dba_cli.commands.run",
+    "dba_cli.output.progress",
+    "dba_core.generation.loop",
+    "dba_core.runs.job",
+    "dba_core.runs.plots",
+    "dba_plugins.auto_order",
+    "dba_plugins.decode.cpu.backend",
+    "dba_plugins.decode.cpu.compiler",
+    "dba_plugins.decode.cpu.plugin",
+    "dba_plugins.decode.streaming",
+    "dba_plugins.gates.causal",
+    "dba_plugins.kv_formats.plugins",
+    "dba_plugins.null_tokens.none",
+    "dba_plugins.summarizers.linear",
+    "matplotlib.backends.backend_svg",
+    "torch._dynamo",
+]
 _SLOWER = ["--set", f"training.steps={STEPS}", "--set", "training.eval_every=3"]
 
 
@@ -66,7 +87,7 @@ def _dba(arguments: list[str], log: str) -> None:
 
 def start(arguments: list[str], log: Path) -> _Process:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dba_cli.main", "dba_core.runs.job", "dba_plugins.decode.streaming"])
+    context.set_forkserver_preload(_PRELOADED)
     process = context.Process(target=_dba, args=(arguments, str(log)))
     process.start()
     return _Process(process, log)
@@ -91,11 +112,17 @@ def numbers(run: Path) -> list[tuple[str, int, float]]:
     return [*kept, ("summary", STEPS, summary["losses"]["held_out"])]
 
 
-def undisturbed(root: Path) -> list[tuple[str, int, float]]:
-    folder = root / "undisturbed"
-    process = start(arguments_of(folder, text=write_text(root)), root / "undisturbed.log")
-    assert process.wait() == 0, process.said
-    return numbers(_only(folder))
+@functools.cache
+def undisturbed() -> tuple[list[tuple[str, int, float]], float]:
+    """The numbers of such a run, and how many seconds it takes once the server is there."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        text, log = write_text(root), root / "log"
+        start(["--version"], log).wait()
+        began = time.monotonic()
+        process = start(arguments_of(root / "runs", text=text), log)
+        assert process.wait() == 0, process.said
+        return numbers(_only(root / "runs")), time.monotonic() - began
 
 
 def _only(folder: Path) -> Path:
@@ -109,10 +136,7 @@ def kills(root: Path, *, count: int, seed: int = 0) -> Tries:
     A run that was killed before its first checkpoint has nothing to go on with; saying so is right, and the
     run is started anew.
     """
-    expected, text, chance = undisturbed(root), write_text(root), random.Random(seed)
-    began = time.monotonic()
-    start(arguments_of(root / "timed", text=text), root / "timed.log").wait()
-    length = time.monotonic() - began
+    (expected, length), text, chance = undisturbed(), write_text(root), random.Random(seed)
     bad = []
     for number in range(count):
         folder, log = root / f"killed-{number}", root / f"killed-{number}.log"
@@ -159,7 +183,7 @@ def signals(root: Path, *, count: int) -> Tries:
     """SIGINT, SIGTERM and SIGHUP: the step is finished, the run saved, exit code 130, and it goes on; before
     the first step it ends at once, and begins again.
     """
-    expected, text = undisturbed(root), write_text(root)
+    (expected, _), text = undisturbed(), write_text(root)
     bad = []
     kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in range(count):
@@ -192,7 +216,7 @@ def two_processes(root: Path, *, count: int) -> Tries:
     """Two `--resume` of one run at the same time: one goes on to the undisturbed numbers, the other ends with
     an error that holds the number of the first process. Its folder is whole.
     """
-    expected, text = undisturbed(root), write_text(root)
+    (expected, _), text = undisturbed(), write_text(root)
     bad = []
     for number in range(count):
         folder, logs = root / f"shared-{number}", [root / f"shared-{number}-{n}.log" for n in range(2)]
@@ -243,7 +267,7 @@ def full_disk(root: Path, *, sizes_kib: tuple[int, ...]) -> Tries:
     """A disk of so many KiB fills while the run writes to it: exit code 1 with a sentence; and with room
     again, the run goes on to the undisturbed numbers, where it had saved before.
     """
-    expected, text = undisturbed(root), write_text(root)
+    (expected, _), text = undisturbed(), write_text(root)
     bad = []
     for size in sizes_kib:
         disk, log, out = root / f"disk-{size}", root / f"disk-{size}.log", root / f"saved-{size}"

@@ -5,7 +5,6 @@ Broken ones stand beside it: they are named, and break nothing else.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -88,28 +87,28 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> ThirdPartySite:
     return made
 
 
-def convert(site: ThirdPartySite, model: str, out: str) -> tuple[int, str, str]:
-    done = site.dba(
+def convert(model: str, out: str) -> tuple[str, ...]:
+    return (
         *("convert", model, "--out", out, "--tokenizer", "bytes", "--pairs", "2", "--context", "16"),
         *("--calibrate", "a.txt", "--calibrate-tokens", "32", "--eval", "b.txt", "--eval-tokens", "32"),
         *("--no-comparators", "--json"),
     )
-    return done.code, done.out, done.err
 
 
 def test_its_files_are_converted_to_the_end(site: ThirdPartySite) -> None:
-    code, out, err = convert(site, "model.npz", "out")
-    assert code == 0, err
-    report = json.loads(out)
+    done, shown = site.lines(
+        convert("model.npz", "out"), ("sample", "out", "--prompt", "once", "--max-new-tokens", "2")
+    )
+    assert done.code == 0, done.err
+    report = done.json
     assert (report["source"], report["family"], report["files"]) == ("model", "llama", ["model.npz"])
     assert [variant["key"] for variant in report["variants"]] == ["original", "converted", "converted_policy"]
-    shown = site.dba("sample", "out", "--prompt", "once", "--max-new-tokens", "2")
     assert shown.code == 0, shown.err
 
 
 def test_a_path_that_nobody_takes_has_the_reason_of_each(site: ThirdPartySite) -> None:
-    code, out, err = convert(site, "a.txt", "nothing")
-    assert (code, out) == (3, "")
+    done = site.dba(*convert("a.txt", "nothing"))
+    assert (done.code, done.out) == (3, "")
     for said in (
         "huggingface, path: got a file",
         "my-arrays, path: got a file that numpy.savez did not write",
@@ -117,22 +116,24 @@ def test_a_path_that_nobody_takes_has_the_reason_of_each(site: ThirdPartySite) -
         "a_module_that_nobody_has",
         "a question too many",
     ):
-        assert said in err
+        assert said in done.err
     assert not (site.root / "nothing").exists()
 
 
 def test_one_that_fails_while_it_opens_is_named(site: ThirdPartySite) -> None:
-    code, out, err = convert(site, "model.odd", "nothing")
-    assert (code, out) == (4, "")
-    assert "checkpoint_source 'no-model' of dba-no-model 0.1.0" in err
-    assert "nothing inside" in err
-    assert "Traceback" not in err
+    done = site.dba(*convert("model.odd", "nothing"))
+    assert (done.code, done.out) == (4, "")
+    assert "checkpoint_source 'no-model' of dba-no-model 0.1.0" in done.err
+    assert "nothing inside" in done.err
+    assert "Traceback" not in done.err
     assert not (site.root / "nothing").exists()
 
 
 def test_the_list_and_the_doctor_say_which(site: ThirdPartySite) -> None:
-    assert site.dba("plugins", "list").code == 0
-    doctor = site.dba("plugins", "doctor")
+    listed, doctor, checked = site.lines(
+        ("plugins", "list"), ("plugins", "doctor"), ("plugins", "check", GOOD)
+    )
+    assert listed.code == 0
     assert doctor.code == 4
     assert "a_module_that_nobody_has" in doctor.out + doctor.err
-    assert site.dba("plugins", "check", GOOD).code == 0
+    assert checked.code == 0

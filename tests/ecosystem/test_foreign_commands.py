@@ -29,18 +29,21 @@ def test_a_command_from_outside_runs_and_a_broken_one_is_contained(tmp_path: Pat
     assert help_.code == 0, help_.err
     assert "How often each word of a text comes. [dba-my-words]" in help_.out
     assert "Words that are never counted. [dba-no-words]" in help_.out
-    done = site.dba("my-words", "--text", "one two two", "--json", "--save", "there")
+    done, check, broken, doctor, again = site.lines(
+        ("my-words", "--text", "one two two", "--json", "--save", "there"),
+        ("plugins", "check", "my-words", "--kind", "command"),
+        ("no-words",),
+        ("plugins", "doctor"),
+        ("my-words",),
+    )
     assert done.code == 0, done.err
     assert done.json["rows"] == [{"word": "two", "count": 2}, {"word": "one", "count": 1}]
     assert done.json["command"] == "dba my-words --text 'one two two'"
     assert json.loads((tmp_path / "there" / "my-words.json").read_text(encoding="utf-8")) == done.json
     assert "| two | 2 |" in (tmp_path / "there" / "my-words.md").read_text(encoding="utf-8")
-    assert site.dba("plugins", "check", "my-words", "--kind", "command").code == 0
-
-    broken = site.dba("no-words")
+    assert check.code == 0, check.err
     assert broken.code == 4
     assert "a_module_that_nobody_has" in broken.err
-    doctor = site.dba("plugins", "doctor")
     assert doctor.code == 4
     assert "no-words" in doctor.out + doctor.err
-    assert site.dba("my-words").code == 0
+    assert again.code == 0

@@ -94,48 +94,45 @@ def test_all_are_listed_with_their_distribution(site: ThirdPartySite) -> None:
     assert all(plugin["problem"] is None for plugin in listed.json["plugins"])
 
 
-@pytest.mark.parametrize(("kind", "name"), INSTALLED)
-def test_each_passes_the_check_from_the_shell(site: ThirdPartySite, kind: Kind, name: str) -> None:
-    done = site.dba("plugins", "check", name, "--kind", kind)
+def test_each_passes_the_check(site: ThirdPartySite) -> None:
+    done = site.lines(*(("plugins", "check", name, "--kind", kind) for kind, name in INSTALLED))
+    assert [each for each in done if each.code] == []
+
+
+def test_each_passes_its_own_tests(site: ThirdPartySite) -> None:
+    folders = [site.root / f"dba-{FOLDERS.get(name, name)}" for _, name in INSTALLED]
+    done = site.run("-m", "pytest", "-q", "-rA", "-W", "error", "--rootdir", site.root, *folders)
     assert done.code == 0, done.out + done.err
+    passed = [line.split()[1] for line in done.out.splitlines() if line.startswith("PASSED")]
+    assert {Path(each).parts[0] for each in passed} == {folder.name for folder in folders}
 
 
-@pytest.mark.parametrize(("kind", "name"), INSTALLED)
-def test_each_passes_its_own_tests(site: ThirdPartySite, kind: Kind, name: str) -> None:
-    folder = site.root / f"dba-{FOLDERS.get(name, name)}"
-    done = site.run("-m", "pytest", "-q", "-W", "error", "--rootdir", folder, folder / "tests")
-    assert done.code == 0, done.out + done.err
-    assert " passed" in done.out
-
-
-@pytest.mark.parametrize(("kind", "name"), [each for each in INSTALLED if KINDS[each[0]].per_layer])
-def test_each_runs_in_the_main_job(site: ThirdPartySite, kind: Kind, name: str) -> None:
-    done = site.dba(*tiny_run(site, name, "--plugin", f"{kind}={name}"))
-    assert done.code == 0, done.out + done.err
-    shown = site.dba(
-        "config", "show", "--config", next((site.root / f"runs-{name}").glob("*/resolved_config.json"))
-    )
-    assert name in shown.out, shown.out
+def test_each_runs_in_the_main_job(site: ThirdPartySite) -> None:
+    per_layer = [(kind, name) for kind, name in INSTALLED if KINDS[kind].per_layer]
+    done = site.lines(*(tiny_run(site, name, "--plugin", f"{kind}={name}") for kind, name in per_layer))
+    assert [each for each in done if each.code] == []
+    recorded = [next((site.root / f"runs-{name}").glob("*/resolved_config.json")) for _, name in per_layer]
+    shown = site.lines(*(("config", "show", "--config", file) for file in recorded))
+    assert all(name in each.out for (_, name), each in zip(per_layer, shown, strict=True)), shown
 
 
 def test_an_installed_format_serves_the_main_job_and_sampling(site: ThirdPartySite) -> None:
     name = SCAFFOLD["kv_format"]
     policy = f"ksem={name},kgeo={name},v={name},resid=4"
-    done = site.dba(*tiny_run(site, name, "--kv-policy", policy))
+    done, refused, blocked, sampled = site.lines(
+        tiny_run(site, name, "--kv-policy", policy),
+        tiny_run(site, f"{name}-cpu", "--kv-policy", policy, "--plugin", "decode_backend=cpu"),
+        tiny_run(site, f"{name}-off", "--kv-policy", policy, "--no-plugin", f"kv_format={name}"),
+        ("sample", site.root / f"runs-{name}" / "latest", "--prompt", "one two ", "--max-new-tokens", "3"),
+    )
     assert done.code == 0, done.out + done.err
     run = next((site.root / f"runs-{name}").glob("*/resolved_config.json")).parent
     recorded = json.loads((run / "resolved_config.json").read_text(encoding="utf-8"))
     assert recorded["kv_policy"].startswith(f"ksem={name}")
     assert recorded["plugins"]["decode_backend"]["name"] == "streaming"
-    assert site.dba("sample", run, "--prompt", "one two ", "--max-new-tokens", "3").code == 0
-    refused = site.dba(
-        *tiny_run(site, f"{name}-cpu", "--kv-policy", policy, "--plugin", "decode_backend=cpu")
-    )
+    assert sampled.code == 0, sampled.err
     assert refused.code != 0
     assert name in refused.err
-    blocked = site.dba(
-        *tiny_run(site, f"{name}-off", "--kv-policy", policy, "--no-plugin", f"kv_format={name}")
-    )
     assert blocked.code == 4
     assert f"--no-plugin kv_format={name}" in blocked.err
     assert not list((site.root / f"runs-{name}-off").glob("*/checkpoint"))
@@ -153,19 +150,22 @@ def test_a_broken_plugin_and_a_duplicate_break_nothing_else(site: ThirdPartySite
 
     listed = site.dba("plugins", "list")
     assert listed.code == 0, listed.err
-    doctor = site.dba("plugins", "doctor")
+    doctor, sound, asked, ambiguous, ours, theirs = site.lines(
+        ("plugins", "doctor"),
+        tiny_run(site, "broken", "--plugin", "gate=causal"),
+        tiny_run(site, "asked", "--plugin", "gate=broken"),
+        *(
+            tiny_run(site, which.replace(":", "-"), "--plugin", f"summarizer={which}")
+            for which in ("mean", "dba-attention:mean", "dba-mean:mean")
+        ),
+    )
     assert doctor.code == 4, doctor.out + doctor.err
     assert "a_module_that_nobody_has" in doctor.out + doctor.err
-
-    assert site.dba(*tiny_run(site, "broken", "--plugin", "gate=causal")).code == 0
-    asked = site.dba(*tiny_run(site, "asked", "--plugin", "gate=broken"))
+    assert sound.code == 0, sound.err
     assert asked.code == 4
     assert "a_module_that_nobody_has" in asked.err
-
-    ambiguous = site.dba(*tiny_run(site, "twins", "--plugin", "summarizer=mean"))
     assert ambiguous.code == 4
     assert "dba-attention:mean" in ambiguous.err
     assert "dba-mean:mean" in ambiguous.err
-    for which in ("dba-attention:mean", "dba-mean:mean"):
-        done = site.dba(*tiny_run(site, which.replace(":", "-"), "--plugin", f"summarizer={which}"))
+    for done in (ours, theirs):
         assert done.code == 0, done.err

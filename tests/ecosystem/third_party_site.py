@@ -12,15 +12,32 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+#: What builds every package here; fetched once.
+_BUILD_TOOLS = "setuptools>=77"
+#: Runs the command lines that stdin lists, one after the other; tells on stdout what each left.
+_LINES = """
+import contextlib, io, json, sys
+from dba_cli.main import main
+
+done = []
+for line in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(line)
+    done.append([code, out.getvalue(), err.getvalue()])
+json.dump(done, sys.stdout)
+"""
+
 
 @attrs.frozen
 class Finished:
-    """What a process left."""
+    """What a command line left."""
 
     code: int
     out: str
@@ -62,17 +79,27 @@ class ThirdPartySite:
         return found
 
     def install(self, *folders: Path) -> None:
-        """Build each folder's wheel as any installer would, and install them without their dependencies."""
-        wheels = self.root / "wheels"
-        _pip("wheel", "--no-deps", "--wheel-dir", wheels, *folders)
+        """Build each folder's wheel, with one setuptools for all; install them without what they need."""
+        wheels, tools = self.root / "wheels", self.root / "build-tools"
+        if not tools.exists():
+            _pip("install", "--target", tools, _BUILD_TOOLS)
+        environment = {**os.environ, "PYTHONPATH": str(tools)}
+        _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, *folders, env=environment)
         built = [next(wheels.glob(f"{folder.name.replace('-', '_')}-*.whl")) for folder in folders]
         _pip("--python", self.python, "install", "--no-deps", "--no-index", *built)
 
     def dba(self, *args: object) -> Finished:
+        """One command line in a process of its own."""
         return self.run("-m", "dba_cli", *args)
 
-    def run(self, *args: object) -> Finished:
-        """This environment's Python, started in the root."""
+    def lines(self, *lines: Sequence[object]) -> list[Finished]:
+        """What each of these lines leaves, all of them in one process, where torch is loaded once."""
+        told = self.run("-c", _LINES, given=json.dumps([list(map(str, line)) for line in lines]))
+        assert told.code == 0, told.err
+        return [Finished(*each) for each in told.json]
+
+    def run(self, *args: object, given: str = "") -> Finished:
+        """This environment's Python, started in the root. given: its standard input."""
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -82,6 +109,7 @@ class ThirdPartySite:
             [str(self.python), *map(str, args)],
             cwd=self.root,
             env={**environment, "MPLBACKEND": "agg", "COLUMNS": "200"},
+            input=given,
             capture_output=True,
             text=True,
             check=False,
@@ -89,9 +117,10 @@ class ThirdPartySite:
         return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def _pip(*args: object) -> None:
+def _pip(*args: object, env: Mapping[str, str] | None = None) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, args)],
+        env=env,
         capture_output=True,
         text=True,
         check=False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ pytestmark = [
 
 
 PROGRAM = """
+import triton_interpreter
 from dba_core.testing import SUITES, check_plugin
 
 kind = "decode_backend"
@@ -35,6 +37,7 @@ assert report.ok
 def test_the_interpreted_kernels_keep_the_contract() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).parent,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -8,8 +8,8 @@ from decode_cases import expected, filled, queries, random_null, request
 
 from dba_core.contracts import NullKV
 from dba_plugins.decode.triton.backend import OnePassDecode, Step, TwoPassDecode
+from dba_plugins.decode.triton.limits import OnePassOptions, TwoPassOptions
 from dba_plugins.decode.triton.spec import KernelSpec
-from dba_plugins.decode.triton.support import OnePassOptions, TwoPassOptions
 
 #: (n_heads, heads of k_sem, of k_geo, of v, Ds, Dg, Dv); the block is 32 tokens but for odd widths, 16.
 GROUPED = (8, 2, 2, 2, 32, 64, 64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton_interpreter  # noqa: F401 - makes the interpreter quicker
 
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
@@ -65,19 +66,19 @@ def test_bits_are_those_of_the_codecs(policy: str) -> None:
 @pytest.mark.parametrize("widths", [(4, 8, 1), (16, 32, 64), (33, 2, 31), (0, 64, 100), (128, 256, 17)])
 @pytest.mark.parametrize("policy", POLICIES[:3])
 def test_every_width_and_blocks_across_heads(policy: str, widths: tuple[int, int, int]) -> None:
-    same(*both(policy, [tokens(n, widths=widths) for n in (3, 1)], widths=widths))
+    same(*both(policy, [tokens(n, widths=widths) for n in (2, 1)], widths=widths))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_inputs_of_sixteen_bits(policy: str, dtype: torch.dtype) -> None:
-    same(*both(policy, [tokens(n, dtype=dtype) for n in (2, 3)]))
+    same(*both(policy, [tokens(n, dtype=dtype) for n in (1, 2)]))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-20, 1e20, 2.0**120])
 @pytest.mark.parametrize("policy", POLICIES[1:2])
 def test_tiny_and_huge_values(policy: str, scale: float) -> None:
-    same(*both(policy, [tokens(4, scale=scale)]))
+    same(*both(policy, [tokens(2, scale=scale)]))
 
 
 def test_ties_go_to_the_even_code_and_to_the_lower_level() -> None:
