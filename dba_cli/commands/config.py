@@ -152,7 +152,7 @@ def _configuration(text: str) -> RunConfig:
 
 def print_config(flags: ConfigChoice, *, as_json: bool) -> None:
     """What `dba config show` and `dba run --print-config` print."""
-    from dba_cli.config_toml import render_toml
+    from dba_cli.output.config_toml import render_toml
     from dba_cli.output.rendering import echo_json, echo_toml
 
     loaded = flags.load()

@@ -1,1 +1,1 @@
-"""What `dba` writes: `terminal` is the only way out, `rendering` makes tables, `progress` tells of a job."""
+"""What `dba` writes: `terminal` is the one way out; tables, configurations and bars take it."""

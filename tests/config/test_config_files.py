@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dba_cli.config_toml import dump_toml
+from dba_cli.output.config_toml import dump_toml
 from dba_core.config.loading import parse_json, parse_toml, read_config_file
 from dba_core.documents import write_json
 from dba_core.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dba_cli.config_toml import render_toml
+from dba_cli.output.config_toml import render_toml
 from dba_core.config import LoadedConfig, PluginChoice, RunConfig, load_config
 from dba_core.config.layers import flatten
 from dba_core.errors import ConfigError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dba_cli.config_toml import render_toml
+from dba_cli.output.config_toml import render_toml
 from dba_core.config import PluginChoice, PluginChoices, RunConfig
 from dba_core.config.loading import load_config, parse_plugin
 from dba_core.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dba_cli.config_toml import render_toml
+from dba_cli.output.config_toml import render_toml
 from dba_core.config import (
     AttentionConfig,
     DataConfig,
