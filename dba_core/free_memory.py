@@ -26,14 +26,9 @@ _UNLIMITED = 1 << 60
 
 
 class NotEnoughMemoryError(DBAError):
-    """What was asked for needs more memory than is free. need, free: bytes."""
+    """What was asked for needs more memory than is free."""
 
     exit_code: ClassVar[int] = 3
-
-    def __init__(self, message: str, *, need: int, free: int) -> None:
-        super().__init__(message)
-        self.need = need
-        self.free = free
 
 
 def require_memory(need: int, *, device: str, what: str, smaller: str) -> None:
@@ -47,9 +42,7 @@ def require_memory(need: int, *, device: str, what: str, smaller: str) -> None:
     if free is not None and need > free:
         raise NotEnoughMemoryError(
             f"{what} needs at least {gib(need)} of memory on {device}, {gib(free)} are free; make {smaller} "
-            "smaller, or free memory",
-            need=need,
-            free=free,
+            "smaller, or free memory"
         )
 
 

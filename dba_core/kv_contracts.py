@@ -64,8 +64,7 @@ class FormatFacts:
     other_names: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        for name in ("code_dtype", "scale_dtype"):
-            dtype = {"code_dtype": self.code_dtype, "scale_dtype": self.scale_dtype}[name]
+        for name, dtype in (("code_dtype", self.code_dtype), ("scale_dtype", self.scale_dtype)):
             if dtype not in _BYTES_OF:
                 raise ValueError(f"{name}={dtype!r}; allowed: {', '.join(_BYTES_OF)}")
         group = self.bits * self.packed

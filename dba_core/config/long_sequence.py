@@ -41,15 +41,14 @@ class LongSequenceConfig(Serializable):
         """The same with every None replaced by its number."""
         cuda = device.startswith("cuda")
         long_cuda = cuda and context >= 8192
-        return ResolvedLongSequence(
-            enabled=self.enabled,
-            threshold=self.threshold if self.threshold is not None else max(3072, -(-3 * context // 4)),
-            mem_block=self.mem_block if self.mem_block is not None else (128 if long_cuda else 64),
-            local_window=self.local_window if self.local_window is not None else (1024 if long_cuda else 512),
-            q_chunk=self.q_chunk if self.q_chunk is not None else (256 if cuda else 128),
-            mass_correction=self.mass_correction,
-            exact_every=self.exact_every,
-        )
+        derived = {
+            "threshold": max(3072, -(-3 * context // 4)),
+            "mem_block": 128 if long_cuda else 64,
+            "local_window": 1024 if long_cuda else 512,
+            "q_chunk": 256 if cuda else 128,
+        }
+        given = {name: value for name, value in attrs.asdict(self).items() if value is not None}
+        return ResolvedLongSequence(**{**derived, **given})
 
 
 @attrs.frozen(kw_only=True, field_transformer=exact_types)
