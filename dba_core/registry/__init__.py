@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from dba_core.registry.access import Access as Access
     from dba_core.registry.checks import check_names as check_names
     from dba_core.registry.checks import check_options as check_options
-    from dba_core.registry.checks import check_record as check_record
     from dba_core.registry.checks import check_records as check_records
     from dba_core.registry.checks import refuse_fallbacks as refuse_fallbacks
     from dba_core.registry.discovery import PluginInfo as PluginInfo
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "access": ("Access",),
-    "checks": ("check_names", "check_options", "check_record", "check_records", "refuse_fallbacks"),
+    "checks": ("check_names", "check_options", "check_records", "refuse_fallbacks"),
     "discovery": ("PluginInfo",),
     "plugin_loading": ("LoadedPlugin",),
     "registry": ("Registry",),

@@ -15,7 +15,6 @@ from dba_core.distribution import canonical
 from dba_core.errors import RecordMismatchError, UnsupportedError
 from dba_core.kinds import KINDS, per_layer
 from dba_core.registry.choice import PluginChoice, PluginChoices, in_words
-from dba_core.registry.discovery import PluginInfo
 from dba_core.registry.plugin_loading import accepts, contract_text, refuse_options_of_auto, structure_options
 from dba_core.registry.registry import Registry
 from dba_core.registry.selection import Selection
@@ -45,38 +44,29 @@ def check_options(choices: PluginChoices, registry: Registry) -> None:
             structure_options(loaded, choice.options)
 
 
-def check_record(
-    kind: Kind, choice: PluginChoice, registry: Registry, allow_drift: bool, *, layers: str = ""
-) -> str | None:
-    """Compare `choice.record` with what is installed. None when equal or when nothing was recorded.
-
-    layers: the layers that chose it for themselves.
-
-    Raises RecordMismatchError that names recorded and installed; `allow_drift` returns the text.
-    """
-    difference = _difference(kind, choice, registry)
-    if difference is None:
-        return None
-    place = f"layers.{layers}." if layers else ""
-    difference = f"in {in_words(layers)}, {difference}" if layers else difference
-    if allow_drift:
-        return f"{difference} Going on, because drift is allowed."
-    raise RecordMismatchError(
-        f"{difference} Install what was recorded, choose another with plugins.{place}{kind}=NAME, "
-        "or run with allow_drift=True."
-    )
-
-
 def check_records(choices: PluginChoices, registry: Registry, allow_drift: bool) -> list[str]:
-    """`check_record` for every kind and layer; the warnings of the drift that was allowed."""
-    found = [
-        check_record(kind, choice, registry, allow_drift, layers=layers)
-        for layers, kind, choice in choices.entries()
-    ]
-    return [warning for warning in found if warning is not None]
+    """Compare what was recorded with what is installed. The warnings of what differs.
+
+    Raises RecordMismatchError that names recorded and installed, unless drift is allowed.
+    """
+    warnings = []
+    for layers, kind, choice in choices.entries():
+        difference = _difference(kind, choice, registry)
+        if difference is None:
+            continue
+        place = f"layers.{layers}." if layers else ""
+        difference = f"in {in_words(layers)}, {difference}" if layers else difference
+        if not allow_drift:
+            raise RecordMismatchError(
+                f"{difference} Install what was recorded, choose another with plugins.{place}{kind}=NAME, "
+                "or run with allow_drift=True."
+            )
+        warnings.append(f"{difference} Going on, because drift is allowed.")
+    return warnings
 
 
 def _difference(kind: Kind, choice: PluginChoice, registry: Registry) -> str | None:
+    """None when equal or when nothing was recorded."""
     record = choice.record
     if record is None:
         return None
@@ -85,19 +75,15 @@ def _difference(kind: Kind, choice: PluginChoice, registry: Registry) -> str | N
     same_name = [info for info in registry.list(kind) if info.name == name]
     own = [info for info in same_name if canonical(info.distribution) == canonical(record.distribution)]
     if not own:
-        return f"{recorded}, which is not installed or does not provide it; {_installed(same_name)}."
+        others = ", ".join(f"{info.distribution} {info.version}" for info in same_name)
+        installed = f"installed: {others}" if others else "nothing installed provides it"
+        return f"{recorded}, which is not installed or does not provide it; {installed}."
     if own[0].version != record.version:
         return f"{recorded}, installed is {own[0].distribution} {own[0].version}."
     if not accepts(kind, record.contract):
         stated = contract_text(record.contract)
         return f"{recorded} under contract {stated}, this dba has contract {KINDS[kind].contract}."
     return None
-
-
-def _installed(infos: list[PluginInfo]) -> str:
-    if not infos:
-        return "nothing installed provides it"
-    return "installed: " + ", ".join(f"{info.distribution} {info.version}" for info in infos)
 
 
 def refuse_fallbacks(selections: Iterable[tuple[str, Selection]]) -> None:

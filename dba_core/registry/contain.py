@@ -27,7 +27,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import attrs
 
@@ -100,23 +100,17 @@ def kept_surroundings() -> Iterator[None]:
 
 def _set_apart() -> None:
     _flush()
-    filters = warnings.catch_warnings()
-    filters.__enter__()
-    _undo.callback(filters.__exit__, None, None, None)
+    _undo.enter_context(warnings.catch_warnings())
     folder = contain(os.getcwd)
     if not isinstance(folder, Failure):
         _undo.callback(contain, functools.partial(os.chdir, folder))
-    streams = sys.stdin, sys.stdout, sys.stderr
-    _undo.callback(_put_back, streams)
+    streams = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr")}
+    _undo.callback(vars(sys).update, streams)
     descriptor = contain(_descriptor_to_stderr)
     if not isinstance(descriptor, Failure):
         _undo.callback(contain, descriptor)
     _undo.callback(_flush)
     sys.stdout = sys.stderr
-
-
-def _put_back(streams: tuple[TextIO, TextIO, TextIO]) -> None:
-    sys.stdin, sys.stdout, sys.stderr = streams
 
 
 def _descriptor_to_stderr() -> Callable[[], None]:
@@ -148,8 +142,8 @@ def blame(who: str, doing: str = "failed when it was called") -> None:
     error = sys.exc_info()[1]
     if error is None or isinstance(error, KeyboardInterrupt):
         return
-    if isinstance(error, ConfigError):
-        _forget_path(error)
+    if isinstance(error, ConfigError) and error.path:  # it is about no key of the user's configuration
+        error.message, error.path = f"{error.path}: {error.message}", ""
     told = attributed(error, who, doing)
     if told is not error:
         raise told from error
@@ -171,12 +165,6 @@ def attributed(error: BaseException, who: str, doing: str) -> BaseException:
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device ran out of memory. Imports no torch: without it nothing has raised that."""
     return isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ()))
-
-
-def _forget_path(error: ConfigError) -> None:
-    """What a plugin raises while it works is about no key of the user's configuration."""
-    if error.path:
-        error.message, error.path = f"{error.path}: {error.message}", ""
 
 
 def _name(error: DBAError, who: str) -> None:

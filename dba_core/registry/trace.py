@@ -1,8 +1,8 @@
 """What the registry did with each plugin and how long it took: imports, hook calls, questions, builds.
 
 Kept by every registry, the newest `KEPT` events one by one and all of them in the totals; `--trace-plugins`
-prints each event when it happens. A time includes what the plugin
-itself imports, torch say, when it is the first to do so.
+prints each event when it happens. A time includes what the plugin itself imports, torch say, when it is the
+first to do so.
 """
 
 from __future__ import annotations
@@ -23,24 +23,17 @@ KEPT = 1000
 Action = Literal["import", "hook", "supports", "build"]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class TraceEvent:
-    """One thing that was done with a plugin. what: the module, the hook, or the answer."""
+    """One thing that was done with a plugin. what: the module, the hook, or the answer, once it is known."""
 
     plugin: str
     action: Action
-    what: str
-    seconds: float
+    what: str = "raised an error"
+    seconds: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.plugin}: {self.action} {self.seconds * 1000:.1f} ms, {self.what}"
-
-
-@attrs.define
-class Step:
-    """What is being done; `what` is filled in when it is known."""
-
-    what: str = "raised an error"
 
 
 class Trace:
@@ -56,25 +49,22 @@ class Trace:
         """The newest `KEPT` events, oldest first."""
         return list(self._events)
 
-    @contextmanager
-    def step(self, info: PluginInfo, action: Action) -> Iterator[Step]:
-        """Time what happens inside; it counts when it fails, too."""
-        step = Step()
-        started = time.perf_counter()
-        try:
-            yield step
-        finally:
-            self._add(info, action, step.what, time.perf_counter() - started)
-
     def totals(self) -> dict[str, dict[Action, tuple[int, float]]]:
         """For each plugin and action: how often, and the seconds together."""
         return {plugin: dict(row) for plugin, row in self._totals.items()}
 
-    def _add(self, info: PluginInfo, action: Action, what: str, seconds: float) -> None:
-        event = TraceEvent(plugin=f"{info.kind} {info.qualified}", action=action, what=what, seconds=seconds)
-        self._events.append(event)
-        row = self._totals.setdefault(event.plugin, {})
-        count, before = row.get(action, (0, 0.0))
-        row[action] = count + 1, before + seconds
-        if self._sink is not None:
-            self._sink(event)
+    @contextmanager
+    def step(self, info: PluginInfo, action: Action) -> Iterator[TraceEvent]:
+        """Time what happens inside; it counts when it fails, too."""
+        event = TraceEvent(plugin=f"{info.kind} {info.qualified}", action=action)
+        started = time.perf_counter()
+        try:
+            yield event
+        finally:
+            event.seconds = time.perf_counter() - started
+            self._events.append(event)
+            row = self._totals.setdefault(event.plugin, {})
+            count, before = row.get(action, (0, 0.0))
+            row[action] = count + 1, before + event.seconds
+            if self._sink is not None:
+                self._sink(event)

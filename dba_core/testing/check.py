@@ -13,7 +13,6 @@ proved nothing. Every check is a method `test_NAME` of the class; pytest itself 
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -104,25 +103,14 @@ class Suite:
         raise UsageError(unknown(f"check of kind {self.kind}:", name, names))
 
 
-class _Suites(Mapping[Kind, Suite]):
-    """By kind, in the order of the table of kinds, each imported when it is asked for."""
+class _Suites(dict[Kind, Suite]):
+    """By kind, each imported when it is asked for first."""
 
-    def __getitem__(self, kind: Kind) -> Suite:
-        return _suite(KINDS[kind].suite)
-
-    def __iter__(self) -> Iterator[Kind]:
-        return iter(KINDS)
-
-    def __len__(self) -> int:
-        return len(KINDS)
-
-
-@functools.cache
-def _suite(reference: str) -> Suite:
-    module, _, name = reference.partition(":")
-    suite: Suite = getattr(importlib.import_module(module), name)
-    suite.checks.extend(_EVERY_KIND)
-    return suite
+    def __missing__(self, kind: Kind) -> Suite:
+        module, _, name = KINDS[kind].suite.partition(":")
+        suite: Suite = getattr(importlib.import_module(module), name)
+        suite.checks.extend(_EVERY_KIND)
+        return self.setdefault(kind, suite)
 
 
 SUITES: Mapping[Kind, Suite] = _Suites()
@@ -220,6 +208,7 @@ def check_plugin(
     registry = Registry.default() if registry is None else registry
     subject = Subject.of(kind, plugin, options=options or {}, registry=registry, device=device, quick=quick)
     suite, info = SUITES[kind], subject.loaded.info
+    checks = [suite.find(name) for name in only] if only else suite.checks
     return CheckReport(
         kind=kind,
         name=info.name,
@@ -227,10 +216,7 @@ def check_plugin(
         version=info.version,
         device=device,
         quick=quick,
-        results=tuple(
-            run_check(check, subject)
-            for check in ([suite.find(name) for name in only] if only else suite.checks)
-        ),
+        results=tuple(run_check(check, subject) for check in checks),
     )
 
 

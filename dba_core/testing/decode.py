@@ -33,16 +33,15 @@ from dba_core.testing.decode_cases import (
     DecodeCase,
     own_formats,
     parity_grid,
-    sizes,
 )
 from dba_core.testing.decode_oracle import Asked, asked, compared, oracle
-from dba_core.testing.subject import DTYPES, Subject, Violation
+from dba_core.testing.subject import DTYPES, Subject, Violation, shape_of
 
 DECODE = Suite("decode_backend")
 _GENERAL = "Compare with the reference backend, dba_plugins/decode/streaming.py."
 _WITH_WINDOW = f"{MIXED_POLICY},resid=5"
 #: Room for the ones of 256 tokens at a time.
-_MANY_CHANNELS = sizes(4, 4, 16, 16, 64)
+_MANY_CHANNELS = shape_of(4, 4, 16, 16, 64)
 
 Cases = Callable[[Subject], Iterator[DecodeCase]]
 
@@ -119,7 +118,14 @@ def null_token_once(subject: Subject) -> Iterator[Violation]:
 
 @_equals_oracle("the H/G query heads of a group read their own KV head, h // (H/G)")
 def grouped_heads(subject: Subject) -> Iterator[DecodeCase]:
-    many = (PLAIN, sizes(6, 2, 16, 16, 16), sizes(6, 3, 8, 8, 8), sizes(5, 1, 8, 8, 8), SHARED_LATENT, WIDE)
+    many = (
+        PLAIN,
+        shape_of(6, 2, 16, 16, 16),
+        shape_of(6, 3, 8, 8, 8),
+        shape_of(5, 1, 8, 8, 8),
+        SHARED_LATENT,
+        WIDE,
+    )
     for shape, null in itertools.product(many, (False, True)):
         yield DecodeCase(shape=shape, policy=FLOAT_POLICY, lengths=(13, 7), null=null)
 

@@ -19,34 +19,18 @@ from dba_core.config.kv_policy import KVCachePolicy, installed_formats
 from dba_core.contracts import AttentionShape, CachedTensor, DecodeRequest, FormatFacts, NullKV
 from dba_core.distribution import is_ours
 from dba_core.registry import Registry
-from dba_core.testing.subject import DTYPES, Subject, torch_dtype
+from dba_core.testing.subject import DTYPES, Subject, shape_of, torch_dtype
 
 #: Unwritten memory behind the tokens of every row, and tokens that `truncate` could take back.
 SPARE, ROLLBACK = 3, 2
 
 
-def sizes(
-    heads: int, kv_heads: int, sem: int, geo: int, v: int, *, sem_heads: int = 0, v_heads: int = 0
-) -> AttentionShape:
-    """Query heads, KV heads and widths; of k_sem and v fewer heads where they are given."""
-    return AttentionShape(
-        d_model=8,
-        n_heads=heads,
-        n_kv_heads=kv_heads,
-        sem_head_dim=sem,
-        geo_head_dim=geo,
-        v_head_dim=v,
-        sem_kv_heads=sem_heads or kv_heads,
-        v_kv_heads=v_heads or kv_heads,
-    )
-
-
-PLAIN = sizes(4, 4, 16, 16, 16)
-GROUPED = sizes(4, 2, 16, 32, 32)
-ODD = sizes(4, 2, 3, 6, 5)
-NO_SEMANTIC = sizes(3, 1, 0, 8, 7)
-SHARED_LATENT = sizes(8, 4, 5, 2, 1, sem_heads=1, v_heads=2)
-WIDE = sizes(8, 1, 32, 64, 128)
+PLAIN = shape_of(4, 4, 16, 16, 16)
+GROUPED = shape_of(4, 2, 16, 32, 32)
+ODD = shape_of(4, 2, 3, 6, 5)
+NO_SEMANTIC = shape_of(3, 1, 0, 8, 7)
+SHARED_LATENT = shape_of(8, 4, 5, 2, 1, sem_heads=1, v_heads=2)
+WIDE = shape_of(8, 1, 32, 64, 128)
 QUICK_SIZES = (PLAIN, GROUPED, ODD)
 FULL_SIZES = (*QUICK_SIZES, NO_SEMANTIC, SHARED_LATENT, WIDE)
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from dba_core.contracts import (
-    AttentionShape,
     GateRequest,
     NullKV,
     NullTokenRequest,
@@ -35,7 +34,7 @@ from dba_core.testing.modules import (
     over,
     trained,
 )
-from dba_core.testing.subject import DTYPES, Subject, Violation, torch_dtype
+from dba_core.testing.subject import DTYPES, Subject, Violation, shape_of, torch_dtype
 
 SUMMARIZER, GATE, NULL_TOKEN = Suite("summarizer"), Suite("gate"), Suite("null_token")
 
@@ -56,9 +55,7 @@ def summarizer_case(
 ) -> ModuleCase:
     """Two rows, n_blocks blocks."""
     heads, sem, v, mem_block = size
-    shape = AttentionShape(
-        d_model=8, n_heads=2 * heads, n_kv_heads=heads, sem_head_dim=sem, geo_head_dim=4, v_head_dim=v
-    )
+    shape = shape_of(2 * heads, heads, sem, 4, v)
     return ModuleCase(
         request=SummarizerRequest(shape=shape, mem_block=mem_block, device=subject.device, dtype=dtype),
         inputs={"k_sem": (2, heads, n_blocks, mem_block, sem), "v": (2, heads, n_blocks, mem_block, v)},
@@ -138,9 +135,7 @@ GATE_SIZES = ((4, 2, 8, 5), (3, 3, 7, 65), (1, 1, 1, 3))
 def gate_case(subject: Subject, size: tuple[int, int, int, int], *, dtype: str = "float32") -> ModuleCase:
     """Two rows."""
     heads, kv_heads, d_model, tokens = size
-    shape = AttentionShape(
-        d_model=d_model, n_heads=heads, n_kv_heads=kv_heads, sem_head_dim=4, geo_head_dim=4, v_head_dim=4
-    )
+    shape = shape_of(heads, kv_heads, d_model=d_model)
     return ModuleCase(
         request=GateRequest(shape=shape, device=subject.device, dtype=dtype),
         inputs={"x": (2, tokens, d_model)},
@@ -217,9 +212,7 @@ def _null(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
 def null_cases(subject: Subject, *, dtype: str = "float32") -> Iterator[ModuleCase]:
     """One per size: a module without inputs."""
     for heads, kv_heads, sem, geo, v in NULL_SIZES:
-        shape = AttentionShape(
-            d_model=8, n_heads=heads, n_kv_heads=kv_heads, sem_head_dim=sem, geo_head_dim=geo, v_head_dim=v
-        )
+        shape = shape_of(heads, kv_heads, sem, geo, v)
         yield ModuleCase(
             request=NullTokenRequest(shape=shape, device=subject.device, dtype=dtype),
             inputs={},

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import torch
 
-from dba_core.contracts import DecodeRequest, Kind, Request, Support
+from dba_core.contracts import AttentionShape, DecodeRequest, Kind, Request, Support
 from dba_core.errors import UsageError
 from dba_core.registry import LoadedPlugin, Registry
 from dba_core.registry.contain import Failure, contain, shown
@@ -175,3 +175,27 @@ def describe(request: object) -> str:
     )
     null = ", null token" if request.has_null else ""
     return f"{text}, {formats}, resid {request.residual_len}, {request.dtype}, {request.device}{null}"
+
+
+def shape_of(
+    heads: int,
+    kv_heads: int,
+    sem: int = 4,
+    geo: int = 4,
+    v: int = 4,
+    *,
+    d_model: int = 8,
+    sem_heads: int = 0,
+    v_heads: int = 0,
+) -> AttentionShape:
+    """Query heads, KV heads and widths; of k_sem and v fewer heads where they are given."""
+    return AttentionShape(
+        d_model=d_model,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        sem_head_dim=sem,
+        geo_head_dim=geo,
+        v_head_dim=v,
+        sem_kv_heads=sem_heads or kv_heads,
+        v_kv_heads=v_heads or kv_heads,
+    )

@@ -13,8 +13,8 @@ from fake_site import GOOD_GATE, FakeSite, empty_site
 
 from dba_core.distribution import canonical, install_command, installed_version
 from dba_core.errors import RecordMismatchError
-from dba_core.registry import Access, Registry, check_record
-from dba_core.registry.choice import PluginChoice, PluginRecord
+from dba_core.registry import Access, Registry, check_records
+from dba_core.registry.choice import PluginChoice, PluginChoices, PluginRecord
 
 
 @pytest.fixture
@@ -47,7 +47,10 @@ def test_a_record_under_either_name_is_that_of_ours(site: FakeSite, recorded: st
     site.gate("soft", distribution="copycat")
     record = PluginRecord(distribution=recorded, version="1.0", contract=1, how="named", why="chosen by name")
     registry = site.registry()
-    assert check_record("gate", PluginChoice("soft", record=record), registry, False) is None
+    assert (
+        check_records(PluginChoices(gate=PluginChoice("soft", record=record)), registry, allow_drift=False)
+        == []
+    )
     assert registry.find("gate", "soft", distribution=recorded).module == "ours_soft"
     assert registry.find("gate", f"{recorded}:soft").module == "ours_soft"
     assert registry.find("gate", f"{recorded}:soft").qualified == "dba-attention:soft"
@@ -57,7 +60,9 @@ def test_a_record_of_another_version_of_the_former_name_is_a_mismatch(site: Fake
     ours(site, "dba-attention", "ours_soft", version="2.0")
     record = PluginRecord(distribution="dba", version="1.0", contract=1, how="named", why="chosen by name")
     with pytest.raises(RecordMismatchError, match=r"recorded with dba 1\.0, installed is dba-attention 2\.0"):
-        check_record("gate", PluginChoice("soft", record=record), site.registry(), False)
+        check_records(
+            PluginChoices(gate=PluginChoice("soft", record=record)), site.registry(), allow_drift=False
+        )
 
 
 @pytest.mark.parametrize("entry", ["dba:*", "dba:soft", "gate=dba:soft", "dba-attention:*"])

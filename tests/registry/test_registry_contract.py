@@ -7,10 +7,10 @@ import warnings
 import pytest
 from fake_site import GOOD_GATE, FakeSite, gate_contract, gate_request
 
-from dba_core.config import PluginChoice, PluginRecord
+from dba_core.config import PluginChoice, PluginChoices, PluginRecord
 from dba_core.errors import DeprecatedContractWarning, PluginError, RecordMismatchError
 from dba_core.kinds import KINDS
-from dba_core.registry import check_record
+from dba_core.registry import check_records
 from dba_core.registry.plugin_loading import accepts
 
 #: The contract of gates, and until when the one before is taken.
@@ -97,10 +97,10 @@ def test_a_recorded_contract_may_be_any_that_is_taken(
     choice = PluginChoice("old", record=record)
     with gate_contract(terms[0], previous_until=terms[1]):
         if same:
-            assert check_record("gate", choice, registry, allow_drift=False) is None
+            assert check_records(PluginChoices(gate=choice), registry, allow_drift=False) == []
             return
         with pytest.raises(RecordMismatchError, match=f"under contract {contract}, this dba has contract 3"):
-            check_record("gate", choice, registry, allow_drift=False)
+            check_records(PluginChoices(gate=choice), registry, allow_drift=False)
 
 
 def test_a_plugin_that_reads_the_number_from_the_library_was_written_for_the_first_contract(

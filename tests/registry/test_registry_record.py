@@ -10,7 +10,7 @@ from fake_site import FakeSite
 
 from dba_core.config import PluginChoice, PluginChoices, PluginRecord
 from dba_core.errors import RecordMismatchError
-from dba_core.registry import check_record, check_records
+from dba_core.registry import check_records
 
 RECORD = PluginRecord(distribution="d-one", version="1.0", contract=1, how="named", why="chosen by name")
 CHOICE = PluginChoice("one", record=RECORD)
@@ -19,13 +19,20 @@ CHOICE = PluginChoice("one", record=RECORD)
 def test_equal_is_fine_and_imports_nothing(site: FakeSite) -> None:
     module = site.gate("one", distribution="D_One")
     registry = site.registry()
-    assert check_record("gate", CHOICE, registry, allow_drift=False) is None
-    assert check_record("gate", PluginChoice("d-one:one", record=RECORD), registry, allow_drift=False) is None
+    assert check_records(PluginChoices(gate=CHOICE), registry, allow_drift=False) == []
+    assert (
+        check_records(
+            PluginChoices(gate=PluginChoice("d-one:one", record=RECORD)), registry, allow_drift=False
+        )
+        == []
+    )
     assert module not in sys.modules
 
 
 def test_no_record_is_fine(site: FakeSite) -> None:
-    assert check_record("gate", PluginChoice("missing"), site.registry(), allow_drift=False) is None
+    assert (
+        check_records(PluginChoices(gate=PluginChoice("missing")), site.registry(), allow_drift=False) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,9 +52,8 @@ def test_drift(
     registry = site.registry()
     choice = PluginChoice("one", record=record)
     with pytest.raises(RecordMismatchError) as caught:
-        check_record("gate", choice, registry, allow_drift=False)
-    warning = check_record("gate", choice, registry, allow_drift=True)
-    assert warning is not None
+        check_records(PluginChoices(gate=choice), registry, allow_drift=False)
+    (warning,) = check_records(PluginChoices(gate=choice), registry, allow_drift=True)
     for text in [*texts, "gate 'one'"]:
         assert text in str(caught.value)
         assert text in warning
@@ -58,7 +64,7 @@ def test_drift(
 def test_the_recorded_distribution_counts_not_its_namesake(site: FakeSite) -> None:
     site.gate("one", distribution="d-one")
     site.gate("one", distribution="other", version="9")
-    assert check_record("gate", CHOICE, site.registry(), allow_drift=False) is None
+    assert check_records(PluginChoices(gate=CHOICE), site.registry(), allow_drift=False) == []
 
 
 def test_all_kinds(site: FakeSite) -> None:
