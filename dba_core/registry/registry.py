@@ -17,7 +17,7 @@ from dba_core.distribution import canonical
 from dba_core.errors import DBAError, DeprecatedContractWarning, PluginError, UnsupportedError, unknown
 from dba_core.kinds import KINDS, with_auto
 from dba_core.registry.access import Access
-from dba_core.registry.choice import How, PluginChoice
+from dba_core.registry.choice import PluginChoice
 from dba_core.registry.discovery import Discovery, PluginInfo, discover, name_problem
 from dba_core.registry.plugin_loading import (
     ANY_DEVICE,
@@ -247,11 +247,26 @@ class Registry:
         """The plugin's answer to `supports()`, or the problem with it."""
         return ask_support(loaded, request, options, trace=self.trace)
 
+    def _asked(
+        self, kind: Kind, choice: PluginChoice, request: object, *, distribution: str | None
+    ) -> tuple[Selection, Support | str]:
+        """The plugin with its options, as one chosen by name, and what it answers."""
+        loaded = self.load(kind, choice.name, distribution=distribution)
+        selection = Selection(
+            info=loaded.info,
+            plugin=loaded.plugin,
+            options=structure_options(loaded, choice.options),
+            request=request,
+            how="named",
+            why="chosen by name",
+            trace=self.trace,
+        )
+        return selection, self.ask(loaded, request, selection.options)
+
     def _by_name(self, kind: Kind, choice: PluginChoice, request: object) -> Selection:
         record = choice.record
-        loaded = self.load(kind, choice.name, distribution=record.distribution if record else None)
-        options = structure_options(loaded, choice.options)
-        answer = self.ask(loaded, request, options)
+        distribution = record.distribution if record else None
+        selection, answer = self._asked(kind, choice, request, distribution=distribution)
         if isinstance(answer, str):
             raise PluginError(f"{answer}. Choose another {kind}.")
         if not answer.ok:
@@ -259,9 +274,9 @@ class Registry:
                 f"{kind} {choice.name!r} was chosen by name and cannot run here:", reasons=answer.reasons
             )
         if record is None:
-            return self._selection(loaded, options, request, "named", "chosen by name")
+            return selection
         why = record.why if record.how == "recorded" else f"as recorded ({record.why})"
-        return self._selection(loaded, options, request, "recorded", why)
+        return attrs.evolve(selection, how="recorded", why=why)
 
     def _first_supporting(self, kind: Kind, request: object) -> Selection:
         """The first, or the one after it where the first stands back for that one."""
@@ -286,7 +301,7 @@ class Registry:
             if not reasons:
                 break
         if chosen is not None:
-            return attrs.evolve(chosen, why=_auto_why(passed), passed_over=tuple(passed))
+            return attrs.evolve(chosen, how="auto", why=_auto_why(passed), passed_over=tuple(passed))
         if passed and all(each.state == "blocked" for each in passed):
             refused = "; ".join(f"{each.name}: {each.problem}" for each in passed)
             raise PluginError(
@@ -303,33 +318,17 @@ class Registry:
     ) -> PassedOver | tuple[Selection, tuple[Reason, ...]]:
         """The plugin, and why the next one would be better; or what is against it."""
         try:
-            info = self.find(kind, name, distribution=distribution)
-            refusal = self.access.refusal(info)
+            refusal = self.access.refusal(self.find(kind, name, distribution=distribution))
             if refusal is not None:
                 return PassedOver(name=name, state="blocked", problem=refusal)
-            loaded = self._load(info)
-            options = structure_options(loaded, {})
+            selection, answer = self._asked(kind, PluginChoice(name), request, distribution=distribution)
         except DBAError as error:
             return PassedOver(name=name, state="broken", problem=str(error))
-        answer = self.ask(loaded, request, options)
         if isinstance(answer, str):
             return PassedOver(name=name, state="broken", problem=answer)
         if not answer.ok:
             return PassedOver(name=name, state="declined", reasons=answer.reasons)
-        return self._selection(loaded, options, request, "auto", ""), answer.next_is_better
-
-    def _selection(
-        self, loaded: LoadedPlugin, options: Any, request: object, how: How, why: str
-    ) -> Selection:
-        return Selection(
-            info=loaded.info,
-            plugin=loaded.plugin,
-            options=options,
-            request=request,
-            how=how,
-            why=why,
-            trace=self.trace,
-        )
+        return selection, answer.next_is_better
 
 
 def _check_kind(kind: Kind) -> None:

@@ -148,30 +148,23 @@ def _mistake(each: Asked, filled: Filled, got: DecodeOutput, wanted: Answer) -> 
 
 def _wrong_answers(each: Asked, filled: Filled) -> Iterator[tuple[str, Answer]]:
     """Known mistakes with their answers."""
+    right, groups = oracle(filled), each.case.shape.n_kv_heads
     if filled.null is not None:
         yield "without the null token", oracle(filled, null_count=0)
         for n in range(2, 9):
             yield f"with the null token counted {n} times", oracle(filled, null_count=n)
-    yield from _other_rows(filled)
-    if each.case.shape.n_heads > each.case.shape.n_kv_heads:
-        text = "with query head h reading KV head h % G; right is h // (H/G)"
-        yield text, oracle(filled, interleaved_heads=True)
-        right, groups = oracle(filled), each.case.shape.n_kv_heads
-        turned = torch.unflatten(right.out, 1, (groups, -1)).flip(2).flatten(1, 2)
-        yield "with the query heads of a group in another order", right._replace(out=turned)
-    if filled.cache.residual_len:
-        text = "that reads the residual window as stored; right is from recent_ring"
-        yield text, oracle(filled, residual=False)
-
-
-def _other_rows(filled: Filled) -> Iterator[tuple[str, Answer]]:
-    """Answers with the rows of a batch of equal lengths mixed up."""
-    right = oracle(filled)
-    if len(set(filled.cache.lengths)) > 1:
-        return
-    for shift in range(1, filled.cache.batch):
+    # The rows of a batch of equal lengths mixed up.
+    for shift in range(1, filled.cache.batch) if len(set(filled.cache.lengths)) == 1 else ():
         yield "that belongs to another row of the batch", right._replace(out=right.out.roll(shift, 0))
         q_sem, q_geo = filled.q_sem.roll(shift, 0), filled.q_geo.roll(shift, 0)
         other = oracle(attrs.evolve(filled, q_sem=q_sem, q_geo=q_geo))
         yield "with the query of another row of the batch", other
         yield "over the tokens of another row of the batch", other._replace(out=other.out.roll(-shift, 0))
+    if each.case.shape.n_heads > groups:
+        text = "with query head h reading KV head h % G; right is h // (H/G)"
+        yield text, oracle(filled, interleaved_heads=True)
+        turned = torch.unflatten(right.out, 1, (groups, -1)).flip(2).flatten(1, 2)
+        yield "with the query heads of a group in another order", right._replace(out=turned)
+    if filled.cache.residual_len:
+        text = "that reads the residual window as stored; right is from recent_ring"
+        yield text, oracle(filled, residual=False)
