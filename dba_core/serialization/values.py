@@ -7,6 +7,7 @@ so that building an object in Python and reading one from a file refuse the same
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 import typing
@@ -156,14 +157,15 @@ def _read(value: Any, hint: Any, *, build: bool) -> Any:
     if origin is dict:
         return _table(value, lambda item: _read(item, args[1] if args else Any, build=build))
     if origin in (list, tuple):
-        item = args[0] if args else Any
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(mismatch(value, "a list of texts" if item is str else "a list"))
-        read = (
-            inside(str(at), lambda each: _read(each, item, build=build), each)
-            for at, each in enumerate(value)
+        one_each = origin is tuple and args[1:] not in ((), (...,))
+        if not isinstance(value, (list, tuple)) or (one_each and len(value) != len(args)):
+            of = f" of {len(args)}" if one_each else " of texts" if args[:1] == (str,) else ""
+            raise ConfigError(mismatch(value, f"a list{of}"))
+        hints = args if one_each else (args[:1] or (Any,)) * len(value)
+        return origin(
+            inside(str(at), functools.partial(_read, hint=each, build=build), value[at])
+            for at, each in enumerate(hints)
         )
-        return origin(read)
     if hint is float:
         return _number(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
@@ -212,7 +214,8 @@ def _unreadable(hint: Any) -> Any:
     if optional(hint) is not None:
         return _unreadable(optional(hint))
     if origin in (list, tuple, dict):
-        return _unreadable(args[origin is dict]) if args else None
+        within = map(_unreadable, args[1:] if origin is dict else (each for each in args if each is not ...))
+        return next((each for each in within if each is not None), None)
     known = hint is Any or hint in _WANTED or origin is typing.Literal
     return None if known or (isinstance(hint, type) and attrs.has(hint)) else hint
 
