@@ -16,12 +16,16 @@ import attrs
 import click
 
 from dba_cli import completion
-from dba_core.command import Field, Option, fields_of, make_request
-from dba_core.runs.choosing import ConfigChoice, DecodingRunChoice, PluginUse
+from dba_core.command import Field, Option, fields_of, make_request, option
+from dba_core.errors import UsageError
+from dba_core.runs.choosing import ConfigChoice, PluginUse, RunChoice
 
 if TYPE_CHECKING:
     from dba_core.config.loading import LoadedConfig
     from dba_core.registry import Registry
+    from dba_core.registry.choice import PluginChoice
+    from dba_core.report import Reporter
+    from dba_core.runs.load import Run
 
 Decorated = Callable[..., Any]
 
@@ -156,6 +160,39 @@ def _read_one(field: Field, part: str) -> Any:
     raise click.BadParameter(f"{part!r} is no {wanted}; write N or N,N,N{leave}.")
 
 
+@attrs.frozen(kw_only=True)
+class DecodingRunChoice(RunChoice):
+    """A run, and what decodes its model."""
+
+    plugin: tuple[str, ...] = option(
+        (),
+        help="Another decode backend than the run's.",
+        unit="decode_backend=NAME[:K=V,...]",
+        repeated=True,
+        offers="decode_backends",
+    )
+
+    def load(self, reporter: Reporter, **plugins: PluginChoice) -> Run:
+        return super().load(reporter, **plugins, **dict(map(_decode_backend, self.plugin)))
+
+
+def _decode_backend(text: str) -> tuple[str, PluginChoice]:
+    from dba_core.config.loading import parse_plugin
+    from dba_core.registry.choice import PluginChoice
+
+    given = parse_plugin(text)
+    if given.kind != "decode_backend":
+        raise UsageError(
+            f"plugins=[{text!r}]: a trained model keeps its {given.kind}; only decode_backend can be chosen "
+            "here, as in plugins.decode_backend=streaming"
+        )
+    if given.layers:
+        raise UsageError(
+            f"plugins=[{text!r}]: here a decode backend is for all layers; leave out @layers.{given.layers}"
+        )
+    return given.kind, PluginChoice(given.name, options=given.options)
+
+
 #: The command gets `flags: ConfigChoice`, `plugin_flags: PluginUse`, `run_flags: DecodingRunChoice`.
 config_options = request_options(ConfigChoice, "flags")
 plugin_options = request_options(PluginUse, "plugin_flags")
@@ -177,8 +214,8 @@ _SPECIAL = (
 
 def special_options(command: Decorated) -> Decorated:
     """Add the options of a command that reads texts; it gets them as `bos` and `eos`, None if not given."""
-    for option in reversed(_SPECIAL):
-        command = option(command)
+    for add in reversed(_SPECIAL):
+        command = add(command)
     return command
 
 

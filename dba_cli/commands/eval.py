@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import attrs
 import click
 
 from dba_cli import completion
 from dba_cli.hints import refuse_legacy_flags
-from dba_cli.options import json_option, run_options, special_options
-from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice, check_data
+from dba_cli.options import DecodingRunChoice, json_option, run_options, special_options
+from dba_core.runs.choosing import KV_POLICY_HELP, check_data
+
+if TYPE_CHECKING:
+    from dba_core.report import Table
+    from dba_core.runs.evaluate import RunEvaluation
 
 
 @refuse_legacy_flags
@@ -60,10 +67,31 @@ def evaluate(
     run = run_flags.load(TerminalReporter())
     from dba_core.report import as_plain
     from dba_core.runs.evaluate import evaluate_run
-    from dba_core.runs.pages import evaluation_tables
 
     result = evaluate_run(run, data=data, policy=policy, long_seq=long_seq, bos=bos, eos=eos)
     if as_json:
         echo_json(as_plain(result))
         return
-    sections(f"Evaluation of {run.folder.path}", evaluation_tables(result))
+    sections(f"Evaluation of {run.folder.path}", _tables(result))
+
+
+def _tables(result: RunEvaluation) -> list[Table]:
+    """The words of a run's own summary."""
+    from dba_core.report import Table
+    from dba_core.runs.pages import cache_table, fidelity_row, loss_rows
+
+    losses = {
+        "train": None,
+        "held_out": result.held_out.loss,
+        "held_out_as_trained": None,
+        "perplexity": result.held_out.perplexity,
+        "bits_per_byte": result.held_out.bits_per_byte,
+        "held_out_tokens": result.held_out.tokens,
+        "checkpoint": result.checkpoint,
+        "checkpoint_step": result.checkpoint_step,
+    }
+    attention = "exact" if result.long_sequence is None else result.long_sequence["text"]
+    fidelity = None if result.fidelity is None else attrs.asdict(result.fidelity)
+    results = [("Data", result.data["name"]), ("Attention", attention)]
+    results += [*loss_rows(losses), fidelity_row(fidelity)]
+    return [Table.of_facts(results, title="Results"), cache_table(attrs.asdict(result, recurse=False))]

@@ -9,10 +9,10 @@ import click
 
 from dba_cli import completion
 from dba_cli.hints import refuse_legacy_flags
-from dba_cli.options import SPECIAL_HELP, json_option, run_options
+from dba_cli.options import SPECIAL_HELP, DecodingRunChoice, json_option, run_options
 from dba_cli.output.terminal import GrowingText, echo, terminal_input
 from dba_core.errors import UsageError
-from dba_core.runs.choosing import KV_POLICY_HELP, DecodingRunChoice
+from dba_core.runs.choosing import KV_POLICY_HELP
 
 if TYPE_CHECKING:
     from dba_core.config.kv_policy import KVCachePolicy

@@ -1,4 +1,9 @@
-"""How far two sets of logits over the same tokens are apart, over all positions.
+"""What is measured of a model: its loss on held-out tokens, the fidelity of a KV-cache policy, its speed.
+
+    loss = mean over targets of -log p(target), nats     perplexity = exp(loss)
+    bits per byte = sum of -log2 p / UTF-8 bytes of the targets
+
+Fidelity is how far two sets of logits over the same tokens are apart, over all positions:
 
     nll = -log softmax(logits)[target]             delta_nll = mean nll - mean reference nll
     ppl_ratio = exp(delta_nll)                     max_abs_logit = max |logits - reference|
@@ -8,36 +13,86 @@ Everything is accumulated in float64 and kept per position. So is measured what 
 same tokens are decoded one by one with a cache of that policy and with an fp32 cache. Both go through the
 model's decode path (T = 1), never through the training forward pass, so the figures hold for what generation
 really does; an fp32 policy gives exactly zero.
-
-torch is imported where it computes: whoever reads a recorded figure needs the records alone.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import statistics
+import time
 
 import attrs
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.data.tokenizers import Tokens
-from dba_core.errors import DataError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dba_core.model.language_model import LanguageModel
+from dba_core.data.batches import held_out_windows
+from dba_core.data.tokenizers import Tokenizer, Tokens
+from dba_core.errors import ConfigError, DataError
+from dba_core.model.language_model import LanguageModel, inference
 
 _CHUNK = 1 << 22  # logits that are widened to float64 at once
+#: What is kept of every position.
+_ROWS = ("tokens", "nll", "reference_nll", "delta_nll", "kl", "max_abs_logit")
 
 Curve = npt.NDArray[np.float64]
 
 
 @attrs.frozen(kw_only=True)
+class HeldOut:
+    """loss in nats per token; bits_per_byte is None where tokens have no text. tokens: targets predicted."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    tokens: int
+
+
+def held_out_loss(
+    model: LanguageModel,
+    tokens: Tokens,
+    *,
+    context: int,
+    batch_size: int,
+    limit_tokens: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> HeldOut:
+    """The exact loss of the model on `tokens`, by the training forward pass over windows of `context` that do
+    not overlap, `batch_size` at a time. Every token but the first is predicted once, from its own window.
+
+    limit_tokens: only the first so many targets. tokenizer: gives the bytes for bits per byte; an
+    end-of-text token that it adds has none.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    seen = 0
+    with inference(model):
+        for x, y in held_out_windows(tokens, context, limit_tokens=limit_tokens, batch_size=batch_size):
+            logits = model(x.to(model.device)).float()  # [B, T, V]
+            targets = y.flatten().to(model.device)
+            total += F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").double().sum()
+            seen += y.numel()
+    nats = float(total)
+    loss = nats / seen
+    n_bytes: int | None = None
+    if tokenizer is not None:
+        special, targets_of = tokenizer.special, tokens[1 : seen + 1]
+        ended = special.add_eos and int(targets_of[-1]) == special.eos[0]
+        n_bytes = tokenizer.n_bytes(targets_of[:-1] if ended else targets_of)
+    return HeldOut(
+        loss=loss,
+        perplexity=exp_or_inf(loss),
+        bits_per_byte=nats / math.log(2) / n_bytes if n_bytes else None,
+        tokens=seen,
+    )
+
+
+@attrs.frozen(kw_only=True)
 class FidelityMetrics:
-    """The figures of the module's head; `tokens` is the number of positions that they are over."""
+    """The figures of fidelity; `tokens` is the number of positions that they are over."""
 
     delta_nll: float
     ppl_ratio: float
@@ -46,27 +101,11 @@ class FidelityMetrics:
     tokens: int
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class FidelityCurves:
-    """The same per position, float64 [positions]; NaN (max_abs_logit: 0) where a position has no token."""
-
-    nll: Curve
-    reference_nll: Curve
-    max_abs_logit: Curve
-    kl: Curve
-    tokens: Curve
-
-    @property
-    def delta_nll(self) -> Curve:
-        return self.nll - self.reference_nll
-
-
 class FidelityAccumulator:
     """Sums per position over any number of batches. Accumulators of different batches can be merged."""
 
     def __init__(self) -> None:
-        # rows: tokens, nll, reference nll, nll - reference nll, kl, max |difference|
-        self._sums = np.zeros((6, 0))
+        self._sums = np.zeros((len(_ROWS), 0))
 
     def update(
         self, reference_logits: Tensor, logits: Tensor, targets: Tensor, *, positions: Tensor | None = None
@@ -108,17 +147,14 @@ class FidelityAccumulator:
             tokens=tokens,
         )
 
-    def curves(self) -> FidelityCurves:
-        """The figures of every position from 0 to the last one seen."""
-        tokens, nll, reference, _, kl, largest = self._sums
-        count = np.where(tokens > 0, tokens, np.nan)
-        return FidelityCurves(
-            nll=nll / count,
-            reference_nll=reference / count,
-            max_abs_logit=largest.copy(),
-            kl=kl / count,
-            tokens=tokens.copy(),
-        )
+    def curves(self) -> dict[str, Curve]:
+        """`nll`, `reference_nll`, `kl` and `max_abs_logit` of every position from 0 to the last one seen, and
+        its `tokens`; NaN (max_abs_logit: 0) where a position has none.
+        """
+        rows = dict(zip(_ROWS, self._sums, strict=True))
+        count = np.where(rows["tokens"] > 0, rows["tokens"], np.nan)
+        means = {name: rows[name] / count for name in ("nll", "reference_nll", "delta_nll", "kl")}
+        return {**means, "max_abs_logit": rows["max_abs_logit"].copy(), "tokens": rows["tokens"].copy()}
 
     def _grow(self, length: int) -> None:
         missing = length - self._sums.shape[1]
@@ -143,13 +179,6 @@ class PolicyFidelity(FidelityMetrics):
     backend: str
     reference_backend: str
 
-    @property
-    def figures(self) -> FidelityMetrics:
-        """The figures alone."""
-        return FidelityMetrics(
-            **{field.name: getattr(self, field.name) for field in attrs.fields(FidelityMetrics)}
-        )
-
 
 def policy_fidelity(
     model: LanguageModel,
@@ -163,11 +192,6 @@ def policy_fidelity(
     """Compare over the first `n_tokens` targets (fewer where `tokens` has fewer), in windows of `context`,
     `batch_size` windows at a time; each window starts with an empty cache.
     """
-    import torch
-
-    from dba_core.data.batches import held_out_windows
-    from dba_core.model.language_model import inference
-
     chosen = KVCachePolicy.parse(policy) if isinstance(policy, str) else policy
     wide = KVCachePolicy.uniform("fp32")
     accumulator = FidelityAccumulator()
@@ -198,8 +222,6 @@ def exp_or_inf(value: float) -> float:
 
 def _figures(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> Curve:
     """Sums over the batch: [B, T, V] twice, [B, T] -> [6, T] in the order of the accumulator's rows."""
-    import torch
-
     reference_logits, logits = reference_logits.double(), logits.double()
     log_p, log_q = reference_logits.log_softmax(-1), logits.log_softmax(-1)  # [B, T, V]
     index = targets.long()[..., None]
@@ -224,3 +246,62 @@ def _check_shapes(reference: Tensor, logits: Tensor, targets: Tensor, positions:
         )
     if positions is not None and positions.shape != logits.shape[1:2]:
         raise ValueError(f"positions {tuple(positions.shape)}; expected [{logits.shape[1]}]")
+
+
+@attrs.frozen(kw_only=True)
+class Throughput:
+    """Tokens per second of all sequences of the batch together, and of how many tokens of each sequence."""
+
+    prefill: float
+    decode: float
+    prefill_tokens: int
+    decode_tokens: int
+
+
+def measure_throughput(
+    model: LanguageModel,
+    *,
+    batch: int,
+    context: int,
+    policy: KVCachePolicy | str,
+    decode_tokens: int = 32,
+    repeats: int = 3,
+) -> Throughput:
+    """Put a sequence of `context` random tokens into an empty cache in one piece (prefill), then
+    `decode_tokens` tokens one by one (decode): once to warm up, then `repeats` times; the medians count.
+    """
+    counts = {"batch": batch, "context": context, "decode_tokens": decode_tokens, "repeats": repeats}
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name}={value} measures nothing; give at least 1")
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (batch, context + decode_tokens), generator=generator)
+    tokens = tokens.to(model.device)
+    with inference(model):
+        cache = model.new_cache(batch=batch, capacity=context + decode_tokens, policy=policy, rollback=0)
+        times = [_once(model, tokens, cache, context) for _ in range(1 + repeats)][1:]
+    prefill, decode = (statistics.median(seconds) for seconds in zip(*times, strict=True))
+    return Throughput(
+        prefill=batch * context / prefill,
+        decode=batch * decode_tokens / decode,
+        prefill_tokens=context,
+        decode_tokens=decode_tokens,
+    )
+
+
+def _once(model: LanguageModel, tokens: Tensor, cache: KVCache, context: int) -> tuple[float, float]:
+    """Seconds of prefill and of all decode steps."""
+    cache.reset()
+    start = _now(model.device)
+    model(tokens[:, :context], cache=cache)
+    middle = _now(model.device)
+    for t in range(context, tokens.shape[1]):
+        model(tokens[:, t : t + 1], cache=cache)
+    return middle - start, _now(model.device) - middle
+
+
+def _now(device: torch.device) -> float:
+    """The time after all work given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -7,7 +7,6 @@ after it is outside of what the model has learned.
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
-from dba_core.config.model import ModelConfig
+from dba_core.config.model import ResolvedModel
 from dba_core.config.run import GenerationConfig
 from dba_core.data.tokenizers import Tokenizer
 from dba_core.errors import CacheError, CheckpointError, ConfigError, DataError, DBAError, LongPromptWarning
@@ -92,15 +91,12 @@ def generate(
         fed: list[Tensor] = []
         try:
             _decode(model, lists, rows, cache, streams, config, fed)
-        except LogitsError as error:
-            if own is None:  # what the cache held before is not known
+        except (LogitsError, CacheError) as error:
+            if own is not None:  # what a cache that was given held before is not known
+                _look_for_culprit(model, error, lists, fed, own)
+            if own is None or isinstance(error, CacheError):
                 raise
-            _look_for_culprit(model, error, again=functools.partial(_again, model, lists, fed, own))
             raise _unexplained(model, error) from error
-        except CacheError as error:
-            if own is not None:
-                _look_for_culprit(model, error, again=functools.partial(_again, model, lists, fed, own))
-            raise
     for row in rows:
         row.finish()
     return [row.tokens for row in rows]
@@ -120,7 +116,13 @@ def _decode(
     """
     logits = prefill(model, prompts, cache)  # [B, V]
     for step in range(config.max_new_tokens):
-        tokens = _next_tokens(logits, streams, config)  # [B]
+        tokens = sample(
+            logits.float(),
+            streams.next().to(logits.device),
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )  # [B]
         for row, token in zip(rows, tokens.tolist(), strict=True):
             row.push(token)
         if step + 1 == config.max_new_tokens or all(row.stopped for row in rows):
@@ -128,17 +130,6 @@ def _decode(
         fed.append(tokens)
         logits = model(tokens[:, None], cache=cache)[:, 0]  # [B, V]; stopped rows run along, unread
     cache.check_values()
-
-
-def _again(
-    model: LanguageModel, prompts: list[list[int]], fed: list[Tensor], policy: KVCachePolicy | str
-) -> None:
-    """The same tokens through a cache of its own."""
-    capacity = max(map(len, prompts)) + len(fed)
-    cache = model.new_cache(batch=len(prompts), capacity=capacity, policy=policy, rollback=0)
-    prefill(model, prompts, cache)
-    for tokens in fed:
-        model(tokens[:, None], cache=cache)
 
 
 def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
@@ -214,13 +205,6 @@ def _checked_settings(
     return GenerationConfig() if config is None else config
 
 
-def _next_tokens(logits: Tensor, streams: RowStreams, config: GenerationConfig) -> Tensor:
-    uniforms = streams.next().to(logits.device)
-    return sample(
-        logits.float(), uniforms, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
-    )
-
-
 def _stop_watch(stops: Sequence[str], tokenizer: Tokenizer | None, prompt: Sequence[int]) -> StopWatch | None:
     if not stops:
         return None
@@ -231,11 +215,7 @@ def _stop_watch(stops: Sequence[str], tokenizer: Tokenizer | None, prompt: Seque
     return StopWatch(stops, tokenizer.stream(prompt))
 
 
-def _bad_prompt(message: str) -> DataError:
-    return DataError(message, path="generation.prompt")
-
-
-def _checked_prompts(prompts: object, config: ModelConfig) -> list[list[int]]:
+def _checked_prompts(prompts: object, config: ResolvedModel) -> list[list[int]]:
     """The prompts as lists of plain integers inside the vocabulary, none of them empty.
 
     Raises DataError that names the prompt, the position and what stands there. Warns of a prompt that is
@@ -243,10 +223,9 @@ def _checked_prompts(prompts: object, config: ModelConfig) -> list[list[int]]:
     """
     if isinstance(prompts, (str, bytes)):
         raise _bad_prompt(f"prompts={prompts[:40]!r} is a text, and {_TEXT}")
-    rows = _items(prompts)
-    if rows is None:
-        raise _bad_prompt(f"prompts is {_what(prompts)}; {_EXAMPLE}")
-    lists = [_checked(row, prompt, config) for row, prompt in enumerate(rows)]
+    lists = [
+        _tokens(f"prompt {row}", prompt, config) for row, prompt in enumerate(_items(prompts, "prompts"))
+    ]
     for row, tokens in enumerate(lists):
         if len(tokens) > config.context:
             warnings.warn(
@@ -258,43 +237,34 @@ def _checked_prompts(prompts: object, config: ModelConfig) -> list[list[int]]:
     return lists
 
 
-def _checked(row: int, prompt: object, config: ModelConfig) -> list[int]:
+def _tokens(name: str, prompt: object, config: ResolvedModel) -> list[int]:
     if isinstance(prompt, (str, bytes)):
-        raise _bad_prompt(f"prompt {row} is the text {prompt[:40]!r}, and {_TEXT}")
-    values = _items(prompt)
-    if values is None:
-        raise _bad_prompt(f"prompt {row} is {_what(prompt)}; {_EXAMPLE}")
-    if not values:
-        raise _bad_prompt(f"prompt {row} is empty; give at least one token, a line end say")
-    return _tokens(row, values, config)
-
-
-def _tokens(row: int, values: Sequence[object], config: ModelConfig) -> list[int]:
-    vocab_size = config.vocab_size
-    assert vocab_size is not None
+        raise _bad_prompt(f"{name} is the text {prompt[:40]!r}, and {_TEXT}")
     tokens = []
-    for position, value in enumerate(values):
+    for position, value in enumerate(_items(prompt, name)):
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
             raise _bad_prompt(
-                f"prompt {row} holds {_what(value)} at position {position}; tokens are whole numbers, 0 to "
-                f"{vocab_size - 1}"
+                f"{name} holds {_what(value)} at position {position}; tokens are whole numbers, 0 to "
+                f"{config.vocab_size - 1}"
             )
-        if not 0 <= value < vocab_size:
+        if not 0 <= value < config.vocab_size:
             raise _bad_prompt(
-                f"prompt {row} holds token {value} at position {position}; allowed: 0 to {vocab_size - 1}, "
+                f"{name} holds token {value} at position {position}; allowed: 0 to {config.vocab_size - 1}, "
                 "the model's vocabulary"
             )
         tokens.append(int(value))
+    if not tokens:
+        raise _bad_prompt(f"{name} is empty; give at least one token, a line end say")
     return tokens
 
 
-def _items(value: object) -> list[object] | None:
-    """What a list, tuple, range, array or tensor holds; None for anything else, numbers and sets say."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        if value.ndim == 0:
-            return None
+def _items(value: object, name: str) -> list[object]:
+    """What a list, tuple, range, array or tensor holds. Raises DataError for numbers and sets, say."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0:
         return list(value) if value.ndim > 1 else value.tolist()
-    return list(value) if isinstance(value, Sequence) else None
+    if not isinstance(value, Sequence):
+        raise _bad_prompt(f"{name} is {_what(value)}; {_EXAMPLE}")
+    return list(value)
 
 
 def _what(value: object) -> str:
@@ -305,11 +275,19 @@ def _what(value: object) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def _look_for_culprit(model: LanguageModel, error: DBAError, *, again: Callable[[], object]) -> None:
-    """Raise what is to blame for `error`: CheckpointError for a weight, PluginError for a plugin. Returns
-    where all weights are finite and no plugin does it again.
+def _bad_prompt(message: str) -> DataError:
+    return DataError(message, path="generation.prompt")
 
-    again: repeats the step that failed, from the start and on a cache of its own.
+
+def _look_for_culprit(
+    model: LanguageModel,
+    error: DBAError,
+    prompts: list[list[int]],
+    fed: list[Tensor],
+    policy: KVCachePolicy | str,
+) -> None:
+    """Raise what is to blame for `error`: CheckpointError for a weight, PluginError for a plugin that does it
+    again with the same tokens in a cache of its own. Returns where neither is.
     """
     try:
         for name, tensor in model.state_dict().items():
@@ -317,9 +295,13 @@ def _look_for_culprit(model: LanguageModel, error: DBAError, *, again: Callable[
     except CheckpointError as damaged:
         raise CheckpointError(f"{error} {damaged}") from error
     before = [attention.check_every_call() for attention in model.attentions]
+    capacity = max(map(len, prompts)) + len(fed)
     try:
         with contextlib.suppress(CacheError):
-            again()
+            cache = model.new_cache(batch=len(prompts), capacity=capacity, policy=policy, rollback=0)
+            prefill(model, prompts, cache)
+            for tokens in fed:
+                model(tokens[:, None], cache=cache)
     finally:
         for attention, wanted in zip(model.attentions, before, strict=True):
             attention.check_every_call(wanted)

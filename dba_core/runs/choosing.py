@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from dba_core.command import argument, given_flags, group, option
-from dba_core.errors import ConfigError, UsageError
+from dba_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,13 +74,10 @@ class RunChoice:
     allow_drift: bool = option(False, help="Go on where recorded plugins differ from installed.")
     plugin_use: PluginUse = group(PluginUse)
 
-    def load(self, reporter: Reporter) -> Run:
-        """Raises UsageError for no such run, PluginError for a plugin that is missing, and what `load_run`
-        raises.
+    def load(self, reporter: Reporter, **plugins: PluginChoice) -> Run:
+        """plugins: by kind, instead of the run's. Raises UsageError for no such run, PluginError for a plugin
+        that is missing, and what `load_run` raises.
         """
-        return self._load(reporter, {})
-
-    def _load(self, reporter: Reporter, plugins: dict[str, PluginChoice]) -> Run:
         if self.device is not None:
             from dba_core.serialization.validators import check_device_name
 
@@ -105,39 +102,6 @@ class RunChoice:
         for warning in run.warnings:
             reporter.warning(warning)
         return run
-
-
-@attrs.frozen(kw_only=True)
-class DecodingRunChoice(RunChoice):
-    """The same for a command that decodes."""
-
-    plugin: tuple[str, ...] = option(
-        (),
-        help="Another decode backend than the run's.",
-        unit="decode_backend=NAME[:K=V,...]",
-        repeated=True,
-        offers="decode_backends",
-    )
-
-    def load(self, reporter: Reporter) -> Run:
-        return self._load(reporter, dict(map(_decode_backend, self.plugin)))
-
-
-def _decode_backend(text: str) -> tuple[str, PluginChoice]:
-    from dba_core.config.loading import parse_plugin
-    from dba_core.registry.choice import PluginChoice
-
-    given = parse_plugin(text)
-    if given.kind != "decode_backend":
-        raise UsageError(
-            f"plugins=[{text!r}]: a trained model keeps its {given.kind}; only decode_backend can be chosen "
-            "here, as in plugins.decode_backend=streaming"
-        )
-    if given.layers:
-        raise UsageError(
-            f"plugins=[{text!r}]: here a decode backend is for all layers; leave out @layers.{given.layers}"
-        )
-    return given.kind, PluginChoice(given.name, options=given.options)
 
 
 @attrs.frozen(kw_only=True)

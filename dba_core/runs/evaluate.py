@@ -16,8 +16,7 @@ from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.tokenizers import Tokenizer, Tokens, check_fit, with_special
 from dba_core.errors import CheckpointError, UsageError
-from dba_core.evaluation.held_out import HeldOut, held_out_loss
-from dba_core.evaluation.metrics import PolicyFidelity, policy_fidelity
+from dba_core.evaluation.metrics import HeldOut, PolicyFidelity, held_out_loss, policy_fidelity
 from dba_core.model.language_model import LanguageModel
 from dba_core.runs.estimate import kv_memory
 from dba_core.runs.load import Run

@@ -6,17 +6,12 @@ Made of the plain data of `summary.py`: the facts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
-
-import attrs
+from typing import Any
 
 from dba_core.free_memory import gib
 from dba_core.kinds import KINDS, per_layer
 from dba_core.registry.choice import in_words
 from dba_core.report import Table, fenced, inline, markdown_table
-
-if TYPE_CHECKING:
-    from dba_core.runs.evaluate import RunEvaluation
 
 Row = tuple[str, str]
 Facts = Mapping[str, Any]
@@ -47,7 +42,7 @@ def summary_tables(summary: Facts) -> list[Table]:
         ("Folder", summary["folder"]),
     )
     memory = ("Peak memory", human_bytes(speed["peak_memory_bytes"]))
-    results = [*_loss_rows(summary["losses"]), _fidelity_row(summary["fidelity"])]
+    results = [*loss_rows(summary["losses"]), fidelity_row(summary["fidelity"])]
     return [
         *_outline_tables(summary, sequences),
         Table.of_facts(results, title="Results"),
@@ -70,26 +65,6 @@ def dry_run_tables(facts: Facts) -> list[Table]:
         f"{human_count(facts['training_flops'])} FLOPs"
     )
     return _outline_tables(facts, training, ("Device", facts["device"]), ("Memory", memory))
-
-
-def evaluation_tables(result: RunEvaluation) -> list[Table]:
-    """What the evaluation of a run found."""
-    held_out = result.held_out
-    losses = {
-        "train": None,
-        "held_out": held_out.loss,
-        "held_out_as_trained": None,
-        "perplexity": held_out.perplexity,
-        "bits_per_byte": held_out.bits_per_byte,
-        "held_out_tokens": held_out.tokens,
-        "checkpoint": result.checkpoint,
-        "checkpoint_step": result.checkpoint_step,
-    }
-    attention = "exact" if result.long_sequence is None else result.long_sequence["text"]
-    fidelity = None if result.fidelity is None else attrs.asdict(result.fidelity)
-    results = [("Data", result.data["name"]), ("Attention", attention)]
-    results += [*_loss_rows(losses), _fidelity_row(fidelity)]
-    return [Table.of_facts(results, title="Results"), _cache_table(attrs.asdict(result, recurse=False))]
 
 
 def markdown(summary: Facts) -> str:
@@ -145,7 +120,7 @@ def _outline_tables(facts: Facts, training: str, *more: Row) -> list[Table]:
     return [
         Table.of_facts(rows, title="Model"),
         Table.of_facts(list(_plugin_rows(facts)), title="Plugins"),
-        _cache_table(facts),
+        cache_table(facts),
     ]
 
 
@@ -166,7 +141,8 @@ def _plugin_rows(facts: Facts) -> Iterable[Row]:
                 yield "", f"passed over {passed}"
 
 
-def _cache_table(facts: Facts) -> Table:
+def cache_table(facts: Facts) -> Table:
+    """Of the policy, its cache and what becomes of the null token."""
     null = ("Null Attention", facts["null_attention"])
     return Table.of_facts([*cache_rows(facts["kv_policy"], facts["kv_memory"]), null], title="KV cache")
 
@@ -196,7 +172,8 @@ def cache_rows(policy: str, kv: Facts) -> Iterable[Row]:
         )
 
 
-def _loss_rows(losses: Facts) -> Iterable[Row]:
+def loss_rows(losses: Facts) -> Iterable[Row]:
+    """Of what was measured on held-out text."""
     if losses["train"] is not None:
         yield "Training loss", f"{losses['train']:.4f}"
     yield (
@@ -211,7 +188,8 @@ def _loss_rows(losses: Facts) -> Iterable[Row]:
     yield "Perplexity", f"{losses['perplexity']:.3f}{and_per_byte}"
 
 
-def _fidelity_row(fidelity: Facts | None) -> Row:
+def fidelity_row(fidelity: Facts | None) -> Row:
+    """Of the KV policy."""
     name = "Fidelity of the KV policy"
     if fidelity is None:
         return name, "not measured (evaluation.fidelity_tokens = 0)"

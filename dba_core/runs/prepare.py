@@ -19,7 +19,7 @@ from dba_core.config.run import DataConfig, RunConfig
 from dba_core.contracts import Kind
 from dba_core.data.corpus import Corpus, load_corpus
 from dba_core.data.text_sources import INSTALLED
-from dba_core.errors import ConfigError, UnsupportedError
+from dba_core.errors import ConfigError
 from dba_core.free_memory import many, require_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.registry import Registry, Selection, check_options, check_records, refuse_fallbacks
@@ -159,22 +159,6 @@ def below_threshold(model: ModelConfig) -> str:
     """Why the long-sequence path of a resolved model is not taken at its context."""
     threshold = model.train_long_seq.threshold
     return f"the context of {model.context} is below the threshold of {threshold} tokens"
-
-
-def explain_selection(kind: Kind, config: RunConfig, registry: Registry) -> list[PlacedSelection]:
-    """The selections of one kind. Raises UnsupportedError where the model has no place for that kind."""
-    device, choices = resolve_device(config.device), model_choices(config.plugins)
-    settings = attrs.evolve(config.model, vocab_size=config.model.vocab_size or 1)  # no choice depends on it
-    model = LanguageModel(settings, plugins=choices, registry=registry, device=device, shapes_only=True)
-    placed = placed_selections(model, choices, policy_of(config), device=device)
-    found = [each for each in placed if each.selection.kind == kind]
-    if not found:
-        knobs, mode = config.model.train_long_seq, config.model.attention.mode
-        raise UnsupportedError(
-            f"this model has no {kind}: model.train_long_seq.enabled={str(knobs.enabled).lower()} and "
-            f"model.attention.mode={mode!r}; a {kind} needs the long-sequence path and semantic keys"
-        )
-    return found
 
 
 def prepare(

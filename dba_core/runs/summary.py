@@ -19,7 +19,7 @@ import torch
 
 from dba_core.config.loading import LoadedConfig
 from dba_core.distribution import installed_version
-from dba_core.evaluation.throughput import measure_throughput
+from dba_core.evaluation.metrics import FidelityMetrics, measure_throughput
 from dba_core.free_memory import free_bytes, peak_memory_bytes
 from dba_core.registry import Registry
 from dba_core.runs.estimate import kv_memory, model_cost, training_need
@@ -37,6 +37,8 @@ from dba_core.training.loop import TrainingResult
 from dba_core.training.metrics_log import read_metrics
 
 Facts = dict[str, Any]
+
+_FIGURES = tuple(field.name for field in attrs.fields(FidelityMetrics))
 
 #: The training loss of the summary is the mean over the logged steps of this last part of the run.
 _LAST_PART = 0.05
@@ -213,7 +215,7 @@ def measured(
             "processes": processes,
         },
         "losses": losses,
-        "fidelity": fidelity and attrs.asdict(fidelity.figures),
+        "fidelity": fidelity and attrs.asdict(fidelity, filter=attrs.filters.include(*_FIGURES)),
         "speed": {
             "training": None if result is None else result.tokens_per_second or None,
             **attrs.asdict(speed),

@@ -24,8 +24,7 @@ import torch
 from dba_core.config.run import RunConfig
 from dba_core.data.corpus import Corpus
 from dba_core.errors import ConfigError, TrainingError
-from dba_core.evaluation.held_out import held_out_loss
-from dba_core.evaluation.metrics import exp_or_inf
+from dba_core.evaluation.metrics import exp_or_inf, held_out_loss
 from dba_core.free_memory import peak_memory_bytes, reset_peak_memory
 from dba_core.model.language_model import LanguageModel
 from dba_core.report import Reporter, SilentReporter

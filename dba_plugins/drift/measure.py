@@ -189,6 +189,6 @@ def curve_bins(length: int) -> list[tuple[int, int]]:
 def figures(accumulator: FidelityAccumulator, start: int, stop: int) -> DriftFigures:
     """Over positions start .. stop-1."""
     curves = accumulator.curves()
-    tokens = curves.tokens[start:stop]
-    exact_nll = float((curves.reference_nll[start:stop] * tokens).sum() / tokens.sum())
+    tokens = curves["tokens"][start:stop]
+    exact_nll = float((curves["reference_nll"][start:stop] * tokens).sum() / tokens.sum())
     return DriftFigures(**attrs.asdict(accumulator.result(start=start, stop=stop)), exact_nll=exact_nll)

@@ -52,7 +52,7 @@ def report(model, text):
 
 
 def test_the_fp32_row_is_the_plain_held_out_loss(model, text, report):
-    from dba_core.evaluation.held_out import held_out_loss
+    from dba_core.evaluation.metrics import held_out_loss
 
     plain = held_out_loss(model, text, context=CONTEXT, batch_size=3, limit_tokens=TOKENS)
     row = report.rows[0]

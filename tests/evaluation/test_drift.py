@@ -83,7 +83,7 @@ def test_figures_equal_a_dense_computation(changes, sizes, null_token: str) -> N
             assert figures.ppl_ratio == pytest.approx(np.exp(expected.delta_nll), rel=1e-7)
             assert figures.kl == pytest.approx(expected.kl, rel=1e-7, abs=1e-11)
             assert figures.max_abs_logit == pytest.approx(expected.max_abs_logit, rel=1e-7)
-            assert found.curves().reference_nll[start:stop].mean() == pytest.approx(
+            assert found.curves()["reference_nll"][start:stop].mean() == pytest.approx(
                 expected.exact_nll, rel=1e-9
             )
 
@@ -126,8 +126,8 @@ def test_the_size_of_the_slices_changes_nothing(model: LanguageModel, slice_toke
     (sliced,) = measure_drift(model, DOCUMENTS, [BY_MEAN], slice_tokens=slice_tokens)
     for one, other in zip(whole.documents, sliced.documents, strict=True):
         for name in ("nll", "reference_nll", "max_abs_logit", "kl", "tokens"):
-            expected = attrs.asdict(one.curves())[name]
-            np.testing.assert_allclose(attrs.asdict(other.curves())[name], expected, rtol=1e-9, atol=1e-12)
+            expected = one.curves()[name]
+            np.testing.assert_allclose(other.curves()[name], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_one_exact_pass_serves_all_settings_and_logits_come_in_slices(

@@ -8,8 +8,7 @@ import torch
 from sharp_model import TOKENS, sharp_model
 
 from dba_core.errors import ConfigError, DataError
-from dba_core.evaluation.metrics import FidelityAccumulator, policy_fidelity
-from dba_core.evaluation.throughput import measure_throughput
+from dba_core.evaluation.metrics import FidelityAccumulator, measure_throughput, policy_fidelity
 from dba_core.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.torch
@@ -80,7 +79,7 @@ def test_throughput_counts_every_token(model: LanguageModel, monkeypatch: pytest
         nonlocal seconds
         seconds += arguments[0].shape[1]
 
-    monkeypatch.setattr("dba_core.evaluation.throughput._now", lambda device: seconds)
+    monkeypatch.setattr("dba_core.evaluation.metrics._now", lambda device: seconds)
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
     found = measure_throughput(model, batch=3, context=16, policy=SMALL, decode_tokens=5, repeats=2)
     hook.remove()

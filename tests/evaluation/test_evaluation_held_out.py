@@ -10,7 +10,7 @@ import torch
 
 from dba_core.data.tokenizers import ByteTokenizer, IdTokenizer
 from dba_core.errors import DataError
-from dba_core.evaluation.held_out import held_out_loss
+from dba_core.evaluation.metrics import held_out_loss
 
 pytestmark = pytest.mark.torch
 

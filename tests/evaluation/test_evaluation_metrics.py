@@ -99,7 +99,7 @@ def test_updates_and_merges_equal_the_whole() -> None:
     left.merge(right)
     expect(left.result(), oracle(given))
     for name in ("nll", "reference_nll", "kl", "max_abs_logit", "tokens"):
-        np.testing.assert_allclose(getattr(left.curves(), name), getattr(whole.curves(), name), rtol=1e-12)
+        np.testing.assert_allclose(left.curves()[name], whole.curves()[name], rtol=1e-12)
 
 
 def test_merging_the_shorter_into_the_longer_and_back() -> None:
@@ -111,7 +111,7 @@ def test_merging_the_shorter_into_the_longer_and_back() -> None:
         a.merge(b)
         joined = {key: np.concatenate([oracle(short)[key][0], oracle(long)[key][0]]) for key in oracle(short)}
         expect(a.result(), joined)
-        assert a.curves().tokens.tolist() == [2, 2, 2, 1, 1, 1]
+        assert a.curves()["tokens"].tolist() == [2, 2, 2, 1, 1, 1]
 
 
 def test_curves_equal_numpy_per_position() -> None:
@@ -120,12 +120,15 @@ def test_curves_equal_numpy_per_position() -> None:
     accumulator.update(*tensors(given))
     curves, per_token = accumulator.curves(), oracle(given)
     for name in ("nll", "reference_nll", "kl"):
-        np.testing.assert_allclose(getattr(curves, name), per_token[name].mean(0), rtol=1e-12)
+        np.testing.assert_allclose(curves[name], per_token[name].mean(0), rtol=1e-12)
     np.testing.assert_allclose(
-        curves.delta_nll, per_token["nll"].mean(0) - per_token["reference_nll"].mean(0), rtol=1e-9, atol=1e-14
+        curves["delta_nll"],
+        per_token["nll"].mean(0) - per_token["reference_nll"].mean(0),
+        rtol=1e-9,
+        atol=1e-14,
     )
-    assert curves.max_abs_logit.tolist() == per_token["max_abs_logit"].max(0).tolist()
-    assert curves.tokens.tolist() == [4] * 6
+    assert curves["max_abs_logit"].tolist() == per_token["max_abs_logit"].max(0).tolist()
+    assert curves["tokens"].tolist() == [4] * 6
 
 
 def test_result_over_a_part_of_the_positions() -> None:
@@ -142,10 +145,10 @@ def test_positions_place_the_columns() -> None:
     accumulator.update(*tensors(given), positions=torch.tensor([5, 1, 5]))
     kl = oracle(given)["kl"]
     curves = accumulator.curves()
-    assert curves.tokens.tolist() == [0, 2, 0, 0, 0, 4]
-    assert curves.kl[1] == pytest.approx(kl[:, 1].mean())
-    assert curves.kl[5] == pytest.approx(kl[:, [0, 2]].mean())
-    assert np.isnan(curves.kl[[0, 2, 3, 4]]).all()
+    assert curves["tokens"].tolist() == [0, 2, 0, 0, 0, 4]
+    assert curves["kl"][1] == pytest.approx(kl[:, 1].mean())
+    assert curves["kl"][5] == pytest.approx(kl[:, [0, 2]].mean())
+    assert np.isnan(curves["kl"][[0, 2, 3, 4]]).all()
     expect(accumulator.result(), oracle(given))
 
 

@@ -13,11 +13,11 @@ from typing import TypeAlias
 import attrs
 from fake_site import GOOD_GATE, FakeSite, gate_contract, gate_request
 
+from dba_cli.options import DecodingRunChoice
 from dba_core.config import PluginChoice, PluginChoices, PluginRecord
 from dba_core.config.loading import load_config
 from dba_core.registry import Access, Registry, check_records, refuse_fallbacks
 from dba_core.report import SilentReporter
-from dba_core.runs.choosing import DecodingRunChoice
 
 Act: TypeAlias = Callable[[FakeSite], object]
 

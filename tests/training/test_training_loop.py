@@ -11,7 +11,7 @@ import torch
 from tiny_run import Trained, build, events_of, load_weights, run, tiny_config, tiny_corpus, without_dropout
 
 from dba_core.errors import CheckpointError, ConfigError, DataError, TrainingError
-from dba_core.evaluation.held_out import held_out_loss
+from dba_core.evaluation.metrics import held_out_loss
 from dba_core.training.checkpoint import read_checkpoint
 from dba_core.training.distributed import World
 from dba_core.training.loop import CheckpointSaved, Evaluated, StepFinished, TrainingStarted

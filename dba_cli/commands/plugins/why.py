@@ -12,10 +12,11 @@ from dba_cli.failure import in_flags
 from dba_cli.options import config_options, json_option, load_checked, plugin_options, strict_option
 from dba_cli.output.terminal import echo
 from dba_core.contracts import Kind
-from dba_core.errors import DBAError
+from dba_core.errors import DBAError, UnsupportedError
 from dba_core.runs.choosing import ConfigChoice, PluginUse
 
 if TYPE_CHECKING:
+    from dba_core.config.run import RunConfig
     from dba_core.contracts import Reason
     from dba_core.registry import PluginInfo, Registry, Selection
     from dba_core.runs.prepare import PlacedSelection
@@ -44,9 +45,7 @@ def why(kind: Kind, flags: ConfigChoice, plugin_flags: PluginUse, strict: bool, 
 
     registry = plugin_flags.registry(TerminalReporter())
     config = load_checked(flags, registry).config
-    from dba_core.runs.prepare import explain_selection
-
-    placed = explain_selection(kind, config, registry)
+    placed = _placed(kind, config, registry)
     if strict:
         refuse_fallbacks((each.where, each.selection) for each in placed)
     explained = [(each, explain_others(registry, each.selection)) for each in placed]
@@ -56,6 +55,26 @@ def why(kind: Kind, flags: ConfigChoice, plugin_flags: PluginUse, strict: bool, 
         return
     for each, others in explained:
         _show(each, others, of_several=len(placed) > 1)
+
+
+def _placed(kind: Kind, config: RunConfig, registry: Registry) -> list[PlacedSelection]:
+    """The selections of one kind. Raises UnsupportedError where the model has no place for that kind."""
+    from dba_core.model.language_model import LanguageModel
+    from dba_core.runs.estimate import policy_of
+    from dba_core.runs.prepare import model_choices, placed_selections, resolve_device
+
+    device, choices = resolve_device(config.device), model_choices(config.plugins)
+    settings = attrs.evolve(config.model, vocab_size=config.model.vocab_size or 1)  # no choice depends on it
+    model = LanguageModel(settings, plugins=choices, registry=registry, device=device, shapes_only=True)
+    placed = placed_selections(model, choices, policy_of(config), device=device)
+    found = [each for each in placed if each.selection.kind == kind]
+    if not found:
+        knobs, mode = config.model.train_long_seq, config.model.attention.mode
+        raise UnsupportedError(
+            f"this model has no {kind}: model.train_long_seq.enabled={str(knobs.enabled).lower()} and "
+            f"model.attention.mode={mode!r}; a {kind} needs the long-sequence path and semantic keys"
+        )
+    return found
 
 
 def _show(placed: PlacedSelection, others: list[dict[str, Any]], *, of_several: bool) -> None:
