@@ -7,7 +7,10 @@ Drawn with matplotlib's Agg canvas, without pyplot and its global state. Importe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,42 +36,33 @@ _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#6b6b6b"
 _DPI = 150
 #: Held-out tokens that the gates are averaged over, at most.
 _GATE_TOKENS = 8192
+#: The labels of two curves are at least so far apart, as a factor.
+_APART = 1.45
 #: What a layer without a gate scores like.
 _NEUTRAL = 0.5
 
 
 def draw_plots(prepared: Prepared, folder: RunFolder, metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Name of the plot -> its path inside the run's folder, or the reason why it was left out."""
-    config, model = prepared.config, prepared.config.model
-    files = {name: folder.plots / f"{name}.png" for name in ("loss", "gate", "kv_memory")}
-    drawn = {name: str(path.relative_to(folder.path)) for name, path in files.items()}
+    name, model, held_out = prepared.config.name, prepared.model.config, prepared.corpus.held_out
+    loss, gate, memory = (folder.plots / f"{plot}.png" for plot in ("loss", "gate", "kv_memory"))
+    left_out = {}
     if metrics:
-        loss_curves(files["loss"], metrics, name=config.name)
+        loss_curves(loss, metrics, name=name)
     else:
-        drawn["loss"] = "left out: nothing was logged"
-    means = gate_means(
-        prepared.model,
-        prepared.corpus.held_out,
-        context=model.context,
-        limit_tokens=_GATE_TOKENS,
-        batch_size=config.training.batch_size,
-    )
-    if means is None:
-        drawn["gate"] = (
-            f"left out: the gate plugin {prepared.names('gate')!r} leaves the model without a gate"
-        )
+        left_out["loss"] = "left out: nothing was logged"
+    tokens = min(_GATE_TOKENS, len(held_out) - 1)
+    batch = prepared.config.training.batch_size
+    means = gate_means(prepared.model, held_out, context=model.context, limit_tokens=tokens, batch_size=batch)
+    if means is not None:
+        gate_map(gate, means, tokens=tokens, name=name)
     else:
-        tokens = min(_GATE_TOKENS, len(prepared.corpus.held_out) - 1)
-        gate_map(files["gate"], means, tokens=tokens, name=config.name)
-    memory_curves(
-        files["kv_memory"],
-        model.attention.shape,
-        model.n_layers,
-        prepared.kv_policy,
-        context=model.context,
-        name=config.name,
-    )
-    return drawn
+        plugin = prepared.names("gate")
+        left_out["gate"] = f"left out: the gate plugin {plugin!r} leaves the model without a gate"
+    shape, policy = model.attention.shape, prepared.kv_policy
+    memory_curves(memory, shape, model.n_layers, policy, context=model.context, name=name)
+    files = {path.stem: str(path.relative_to(folder.path)) for path in (loss, gate, memory)}
+    return {**files, **left_out}
 
 
 def gate_means(
@@ -76,30 +70,24 @@ def gate_means(
 ) -> list[list[float]] | None:
     """Mean gate [n_layers][n_heads]; None for a model without gates. A layer without one is neutral, 0.5."""
     gates = {layer: each.gate for layer, each in enumerate(model.attentions) if each.gate is not None}
-    sums: dict[int, list[Tensor]] = {layer: [] for layer in gates}
-    seen = 0
-
-    def listener(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hear(module: nn.Module, inputs: tuple[Tensor, ...], gate: Tensor) -> None:
-            sums[layer].append(gate.double().sum(dim=(0, 2, 3)))  # [B,H,T,1] -> [H]
-
-        return hear
-
     if not gates:
         return None
-    hooks = [gate.register_forward_hook(listener(layer)) for layer, gate in gates.items()]
-    try:
-        with inference(model):
-            for x, _ in held_out_windows(tokens, context, limit_tokens=limit_tokens, batch_size=batch_size):
-                model(x.to(model.device))
-                seen += x.numel()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    neutral = [_NEUTRAL] * model.config.attention.shape.n_heads
+    n_heads = model.config.attention.shape.n_heads
+    sums = {layer: torch.zeros(n_heads, dtype=torch.float64, device=model.device) for layer in gates}
+    seen = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], gate: Tensor, *, layer: int) -> None:
+        sums[layer] += gate.double().sum(dim=(0, 2, 3))  # [B,H,T,1] -> [H]
+
+    with contextlib.ExitStack() as hooks, inference(model):
+        for layer, gate in gates.items():
+            hooks.callback(gate.register_forward_hook(functools.partial(add, layer=layer)).remove)
+        for x, _ in held_out_windows(tokens, context, limit_tokens=limit_tokens, batch_size=batch_size):
+            model(x.to(model.device))
+            seen += x.numel()
+    neutral = [_NEUTRAL] * n_heads
     return [
-        (torch.stack(sums[layer]).sum(0) / seen).tolist() if layer in gates else neutral
-        for layer in range(len(model.attentions))
+        (sums[layer] / seen).tolist() if layer in gates else neutral for layer in range(len(model.attentions))
     ]
 
 
@@ -182,9 +170,9 @@ def memory_curves(
     )
     for label, values, color in curves:
         axes.plot(contexts, values, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
-    for (_, values, color), height in zip(
-        curves, _apart([values[-1] for _, values, _ in curves]), strict=True
-    ):
+    height = math.inf
+    for _, values, color in curves:
+        height = min(values[-1], height / _APART)
         axes.annotate(
             human_bytes(values[-1]),
             (contexts[-1], height),
@@ -246,11 +234,3 @@ def _gate_spread(means: Sequence[Sequence[float]]) -> float:
     """Half the colour range around 0.5: wide enough for the values, narrow enough to tell them apart."""
     farthest = max(abs(value - 0.5) for row in means for value in row)
     return next(spread for spread in (0.1, 0.25, 0.5) if farthest <= spread or spread == 0.5)
-
-
-def _apart(values: Sequence[float], *, factor: float = 1.45) -> list[float]:
-    """The heights of labels for curve ends given from the top down: at least `factor` between neighbours."""
-    placed: list[float] = []
-    for value in values:
-        placed.append(min(value, placed[-1] / factor) if placed else value)
-    return placed
