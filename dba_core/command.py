@@ -98,8 +98,18 @@ class Option:
 def option(default: Any = attrs.NOTHING, **how: Any) -> Any:
     """A field that is an option; how: see `Option`. What its value may not be raises UsageError."""
     spec = Option(**how)
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        for each in value if isinstance(value, tuple) else (value,):
+            problem = None if each is None else spec.problem(each)
+            if problem is not None:
+                raise UsageError(f"{attribute.name}: {problem}")
+
+    def as_tuple(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
     return attrs.field(
-        default=default, kw_only=True, metadata={OPTION: spec}, validator=_checked(spec), converter=_as_tuple
+        default=default, kw_only=True, metadata={OPTION: spec}, validator=check, converter=as_tuple
     )
 
 
@@ -112,20 +122,6 @@ def group(factory: Any = attrs.NOTHING) -> Any:
     """A field whose class has options of its own, which stand among the others."""
     default = attrs.NOTHING if factory is attrs.NOTHING else attrs.Factory(factory)
     return attrs.field(default=default, kw_only=True)
-
-
-def _checked(spec: Option) -> Callable[[Any, Any, Any], None]:
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        for each in value if isinstance(value, tuple) else (value,):
-            problem = None if each is None else spec.problem(each)
-            if problem is not None:
-                raise UsageError(f"{attribute.name}: {problem}")
-
-    return check
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 @attrs.frozen(kw_only=True)
@@ -156,38 +152,32 @@ def fields_of(request_class: type) -> Iterator[Field]:
     hints = typing.get_type_hints(request_class)
     for attribute in attrs.fields(request_class):
         hint, spec = hints[attribute.name], attribute.metadata.get(OPTION)
+        where = f"{request_class.__name__}.{attribute.name}"
         if spec is None and isinstance(hint, type) and attrs.has(hint):
             for inner in fields_of(hint):
                 yield attrs.evolve(inner, path=(attribute.name, *inner.path))
-        elif spec is None:
+            continue
+        if spec is None:
+            raise TypeError(f"{where} is made by neither option() nor group()")
+        parts = [each for each in typing.get_args(hint) if each is not type(None)]
+        optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kind = (parts[0] if len(parts) == 1 else None) if optional else hint
+        is_list = typing.get_origin(kind) is tuple
+        kind = typing.get_args(kind)[0] if is_list else kind
+        if kind not in (str, int, float, bool, Path) or (is_list and kind is bool):
             raise TypeError(
-                f"{request_class.__name__}.{attribute.name} is made by neither option() nor group()"
+                f"{where}: no option has the type {hint}; allowed: str, int, float, bool, Path, tuples"
             )
-        else:
-            yield _field(attribute, hint, spec, where=f"{request_class.__name__}.{attribute.name}")
-
-
-def _field(attribute: attrs.Attribute[Any], hint: Any, spec: Option, *, where: str) -> Field:
-    kind, optional, is_list = hint, False, False
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        inner = [each for each in typing.get_args(kind) if each is not type(None)]
-        kind, optional = inner[0] if len(inner) == 1 else None, True
-    if typing.get_origin(kind) is tuple:
-        kind, is_list = typing.get_args(kind)[0], True
-    if kind not in (str, int, float, bool, Path) or (is_list and kind is bool):
-        raise TypeError(
-            f"{where}: no option has the type {hint}; allowed: str, int, float, bool, Path, tuples"
+        name = spec.name or attribute.name.replace("_", "-")
+        yield Field(
+            path=(attribute.name,),
+            flag=name if spec.positional else f"--{name}",
+            kind=kind,
+            is_list=is_list,
+            optional=optional,
+            default=attribute.default,
+            option=spec,
         )
-    name = spec.name or attribute.name.replace("_", "-")
-    return Field(
-        path=(attribute.name,),
-        flag=name if spec.positional else f"--{name}",
-        kind=kind,
-        is_list=is_list,
-        optional=optional,
-        default=attribute.default,
-        option=spec,
-    )
 
 
 def value_of(request: Any, field: Field) -> Any:

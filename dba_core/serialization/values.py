@@ -171,8 +171,12 @@ def _read(value: Any, hint: Any, *, build: bool) -> Any:
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     if build and issubclass(hint, OneText):
-        return hint.parse(value) if isinstance(value, str) else _refuse(hint.not_one_text(value))
-    return _made(value, hint) if build and attrs.has(hint) else _refuse(_wrong_type(value, hint))
+        if not isinstance(value, str):
+            raise ConfigError(hint.not_one_text(value))
+        return hint.parse(value)
+    if build and attrs.has(hint):
+        return _made(value, hint)
+    raise ConfigError(_wrong_type(value, hint))
 
 
 def _made(data: Any, cls: type[Any]) -> Any:
@@ -254,10 +258,6 @@ def _wrong_type(value: Any, hint: Any) -> str:
         return f"{mismatch(value, _WANTED[int])}; write {int(value)}"
     quotes = "; write it in quotes" if hint is str and isinstance(value, (int, float)) else ""
     return mismatch(value, _WANTED.get(hint, f"a {hint.__name__}")) + quotes
-
-
-def _refuse(message: str) -> typing.NoReturn:
-    raise ConfigError(message)
 
 
 def _described(value: Any) -> str:
