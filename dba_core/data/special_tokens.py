@@ -102,22 +102,13 @@ class SpecialTokens:
         transformers. Raises DataError, which names `source`, for a value of another type.
         """
         names = _names(document, source)
-        before, after = (_at_most_one(side, source) for side in template)
-        add_bos = _flag(document, "add_bos_token", source, otherwise=before is not None)
-        add_eos = _flag(document, "add_eos_token", source, otherwise=after is not None)
-        named = {name: token_id(text) for name, text in names.items()}
-        begins = (before, named.get("bos_token"), *_ids(document, "bos_token_id", source))
-        ends = (after, named.get("eos_token"), *_ids(document, "eos_token_id", source))
-        bos = next((token for token in begins if token is not None), None)
-        eos = tuple(dict.fromkeys(token for token in ends if token is not None))
-        for adds, there, name in ((add_bos, bos is not None, "bos"), (add_eos, bool(eos), "eos")):
-            if adds and not there:
-                raise DataError(
-                    f"{source} says add_{name}_token, and no {name} token is known: neither {name}_token_id, "
-                    f"nor a {name}_token that the tokenizer has. Add one, or set add_{name}_token to false"
-                )
+        ids = {name: token_id(text) for name, text in names.items()}
+        (bos, add_bos), (eos, add_eos) = (
+            _side(name, own, ids.get(f"{name}_token"), document, source)
+            for name, own in zip(("bos", "eos"), template, strict=True)
+        )
         return cls(
-            bos=bos,
+            bos=bos[0] if bos else None,
             eos=eos,
             add_bos=add_bos,
             add_eos=add_eos,
@@ -137,16 +128,6 @@ def _one(token: int) -> _Ids:
     return np.array([token], np.min_scalar_type(token))
 
 
-def _at_most_one(side: tuple[int, ...], source: str) -> int | None:
-    if len(side) > 1:
-        raise DataError(
-            f"{source}: the post-processor of the tokenizer puts {len(side)} tokens on one side of a text "
-            f"({', '.join(map(str, side))}); supported: one at the start and one at the end. Edit "
-            "post_processor in tokenizer.json"
-        )
-    return side[0] if side else None
-
-
 def _wrong(document: Mapping[str, Any], name: str, source: str, allowed: str) -> DataError:
     return DataError(f"{source}: {name} is {document[name]!r:.80}; allowed: {allowed}. {_ADVICE}")
 
@@ -164,19 +145,32 @@ def _names(document: Mapping[str, Any], source: str) -> dict[str, str]:
     return names
 
 
-def _flag(document: Mapping[str, Any], name: str, source: str, *, otherwise: bool) -> bool:
-    value = document.get(name)
-    if not isinstance(value, bool | None):
-        raise _wrong(document, name, source, "true or false")
-    return otherwise if value is None else value
+def _side(
+    name: str, own: tuple[int, ...], named: int | None, document: Mapping[str, Any], source: str
+) -> tuple[tuple[int, ...], bool]:
+    """The tokens at one side of a text, "bos" or "eos", the one that is added first, and whether it is.
 
-
-def _ids(document: Mapping[str, Any], name: str, source: str) -> list[int]:
-    value = document.get(name)
-    values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-    if not all(type(each) is int and 0 <= each < 1 << 32 for each in values):
-        raise _wrong(document, name, source, "a token number from 0 on, or a list of them")
-    return values
+    own: the post-processor's. named: the token of the text that the document gives.
+    """
+    if len(own) > 1:
+        raise DataError(
+            f"{source}: the post-processor of the tokenizer puts {len(own)} tokens on one side of a text "
+            f"({', '.join(map(str, own))}); supported: one at the start and one at the end. Edit "
+            "post_processor in tokenizer.json"
+        )
+    adds, numbers = document.get(f"add_{name}_token"), document.get(f"{name}_token_id")
+    if not isinstance(adds, bool | None):
+        raise _wrong(document, f"add_{name}_token", source, "true or false")
+    listed = numbers if isinstance(numbers, list | tuple) else [numbers]
+    if numbers is not None and not all(type(each) is int and 0 <= each < 1 << 32 for each in listed):
+        raise _wrong(document, f"{name}_token_id", source, "a token number from 0 on, or a list of them")
+    tokens = tuple(dict.fromkeys(each for each in (*own, named, *listed) if each is not None))
+    if adds and not tokens:
+        raise DataError(
+            f"{source} says add_{name}_token, and no {name} token is known: neither {name}_token_id, nor a "
+            f"{name}_token that the tokenizer has. Add one, or set add_{name}_token to false"
+        )
+    return tokens, bool(own) if adds is None else adds
 
 
 def _chat_template(document: Mapping[str, Any], source: str) -> str | None:

@@ -187,8 +187,8 @@ class _Job:
             )
         if result.interrupted:
             raise RunInterruptedError(
-                f"Interrupted after step {result.last_step} of {steps}; the checkpoint is saved. Go on with: "
-                f"{resuming(folder)}"
+                f"Interrupted after step {result.progress.step} of {steps}; the checkpoint is saved. Go on "
+                f"with: {resuming(folder)}"
             )
         return result
 

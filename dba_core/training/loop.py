@@ -31,7 +31,7 @@ from dba_core.report import Reporter, SilentReporter
 from dba_core.training.checkpoint import has_checkpoint
 from dba_core.training.distributed import World
 from dba_core.training.metrics_log import MetricsLog
-from dba_core.training.session import Session
+from dba_core.training.session import Progress, Session
 from dba_core.training.step import Gradients, TrainingStep, autocast, learning_rate
 
 if TYPE_CHECKING:
@@ -103,17 +103,13 @@ class Interrupted:
 class TrainingResult:
     """What one call of `train` did.
 
-    first_step, last_step: finished steps before and after it. best_loss, best_step: the lowest held-out
-    loss of the run; final_loss: of its newest evaluation; None where there was none. seconds: this call,
-    all included. tokens_per_second: of the global batch, evaluations and checkpoints left out; 0 without a
-    step. peak_memory_bytes: see `free_memory`. interrupted: stopped before config.training.steps.
+    first_step: finished steps before it; progress: of the whole run after it. seconds: this call, all
+    included. tokens_per_second: of the global batch, evaluations and checkpoints left out; 0 without a step.
+    peak_memory_bytes: see `free_memory`. interrupted: stopped before config.training.steps.
     """
 
     first_step: int
-    last_step: int
-    best_step: int | None
-    best_loss: float | None
-    final_loss: float | None
+    progress: Progress
     seconds: float
     tokens_per_second: float
     peak_memory_bytes: int
@@ -160,10 +156,7 @@ def train(
         interrupted = loop.run()
     return TrainingResult(
         first_step=first_step,
-        last_step=session.progress.step,
-        best_step=session.progress.best_step,
-        best_loss=session.progress.best_loss,
-        final_loss=session.progress.eval_loss,
+        progress=session.progress,
         seconds=time.perf_counter() - started,
         tokens_per_second=loop.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(world.device),

@@ -34,8 +34,8 @@ def train(folder: Path, world: World, *, dropout: bool = False, **given: Any) ->
     return {
         "losses": [event.loss for event in events_of(trained, StepFinished)],
         "weights": [p.detach().double().abs().sum().item() for p in trained.model.parameters()],
-        "best_loss": trained.result.best_loss,
-        "last_step": trained.result.last_step,
+        "best_loss": trained.result.progress.best_loss,
+        "last_step": trained.result.progress.step,
         "interrupted": trained.result.interrupted,
     }
 

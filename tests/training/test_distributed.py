@@ -66,7 +66,7 @@ def test_two_processes_have_the_losses_of_one(folder: Path, alone: Trained) -> N
     expected = [event.loss for event in events_of(alone, StepFinished)]
     found = told(folder, "train", 0)
     assert found["losses"] == pytest.approx(expected, rel=1e-5)
-    assert found["best_loss"] == pytest.approx(alone.result.best_loss, rel=1e-5)
+    assert found["best_loss"] == pytest.approx(alone.result.progress.best_loss, rel=1e-5)
     weights = [p.detach().double().abs().sum().item() for p in alone.model.parameters()]
     assert found["weights"] == pytest.approx(weights, rel=1e-4, abs=1e-5)
 

@@ -37,9 +37,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.
     before = {each: signal.getsignal(each) for each in STOPS}
     trained = run(tmp_path, CONFIG, on_event=signal_at(3, number))
     assert trained.result.interrupted
-    assert trained.result.last_step == 3
-    assert trained.result.best_loss is None
-    assert trained.result.final_loss is None
+    assert trained.result.progress.step == 3
+    assert trained.result.progress.best_loss is None
+    assert trained.result.progress.eval_loss is None
     assert [type(event) for event in trained.events[-2:]] == [Interrupted, CheckpointSaved]
     assert read_checkpoint(tmp_path / "checkpoint", "last").state["step"] == 3
     assert not has_checkpoint(tmp_path / "checkpoint", "best")
@@ -49,7 +49,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.
 def test_the_last_step_is_no_interruption(tmp_path: Path) -> None:
     trained = run(tmp_path, CONFIG, on_event=signal_at(8, signal.SIGINT))
     assert not trained.result.interrupted
-    assert trained.result.final_loss is not None
+    assert trained.result.progress.eval_loss is not None
     assert not events_of(trained, Interrupted)
 
 
@@ -98,7 +98,7 @@ def test_training_off_the_main_thread_leaves_the_handlers_alone(tmp_path: Path) 
     thread.start()
     thread.join()
     assert done[0].result.interrupted
-    assert done[0].result.last_step == 2
+    assert done[0].result.progress.step == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -139,7 +139,7 @@ def test_the_clock_asks_for_checkpoints(tmp_path: Path, monkeypatch: pytest.Monk
     never = tiny_config(steps=10, eval_every=10, checkpoint_minutes=0.0)
     plain = run(tmp_path / "plain", never, on_event=listen)
     assert [event.step for event in events_of(plain, CheckpointSaved)] == [10]
-    assert timed.result.final_loss == plain.result.final_loss
+    assert timed.result.progress.eval_loss == plain.result.progress.eval_loss
     run(tmp_path / "early", tiny_config(steps=10, eval_every=10), on_event=signal_at(3, signal.SIGINT))
     resumed = run(tmp_path / "early", never, resume=True)
-    assert resumed.result.final_loss == plain.result.final_loss
+    assert resumed.result.progress.eval_loss == plain.result.progress.eval_loss

@@ -60,10 +60,10 @@ def test_the_order_of_events(trained: Trained) -> None:
 
 def test_the_result_says_what_happened(trained: Trained) -> None:
     result, evaluations = trained.result, events_of(trained, Evaluated)
-    assert (result.first_step, result.last_step, result.interrupted) == (0, 20, False)
+    assert (result.first_step, result.progress.step, result.interrupted) == (0, 20, False)
     best = min(evaluations, key=lambda event: event.loss)
-    assert (result.best_step, result.best_loss) == (best.step, best.loss)
-    assert result.final_loss == evaluations[-1].loss
+    assert (result.progress.best_step, result.progress.best_loss) == (best.step, best.loss)
+    assert result.progress.eval_loss == evaluations[-1].loss
     assert result.seconds > 20 * 64 / result.tokens_per_second
     assert result.peak_memory_bytes > 50e6
 
@@ -85,7 +85,7 @@ def test_metrics_hold_the_logged_steps_and_the_evaluations(folder: Path, trained
 
 def test_evaluations_are_the_held_out_loss_of_the_saved_weights(folder: Path, trained: Trained) -> None:
     model = build(attrs.evolve(CONFIG, seed=0))
-    for which, step in (("best", trained.result.best_step), ("last", 20)):
+    for which, step in (("best", trained.result.progress.best_step), ("last", 20)):
         stored = load_weights(model, folder / "checkpoint", which)
         assert stored.state["step"] == step
         told = next(event for event in events_of(trained, Evaluated) if event.step == step)
@@ -107,8 +107,8 @@ def test_best_stays_where_the_loss_was_lowest(tmp_path: Path) -> None:
 
     second = build(config)
     trained = run(tmp_path / "second", config, model=second, on_event=spoil)
-    assert trained.result.best_step == 5
-    assert trained.result.final_loss > trained.result.best_loss
+    assert trained.result.progress.best_step == 5
+    assert trained.result.progress.eval_loss > trained.result.progress.best_loss
     saved = [event.which for event in events_of(trained, CheckpointSaved)]
     assert saved == [("best", "last"), ("last",)]
     stored = read_checkpoint(tmp_path / "second" / "checkpoint", "best")
@@ -136,9 +136,9 @@ def test_the_callers_random_state_and_the_models_mode_are_left_alone(tmp_path: P
 
 def test_no_steps_still_leave_an_evaluation_and_a_checkpoint(tmp_path: Path) -> None:
     trained = run(tmp_path, tiny_config(steps=0))
-    assert trained.result.last_step == 0
-    assert trained.result.best_step == 0
-    assert trained.result.final_loss == pytest.approx(math.log(256), abs=0.05)
+    assert trained.result.progress.step == 0
+    assert trained.result.progress.best_step == 0
+    assert trained.result.progress.eval_loss == pytest.approx(math.log(256), abs=0.05)
     assert trained.result.tokens_per_second == 0.0
     assert read_checkpoint(tmp_path / "checkpoint", "best").state["step"] == 0
 

@@ -62,8 +62,7 @@ def assert_same(folder: Path, trained: Trained, straight: tuple[Path, Trained]) 
     pairs = zip(trained.model.parameters(), expected.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert numbers(folder) == numbers(expected_folder)
-    for field in ("last_step", "best_step", "best_loss", "final_loss"):
-        assert getattr(trained.result, field) == getattr(expected.result, field)
+    assert trained.result.progress == expected.result.progress
     for which in ("best", "last"):
         one, two = (read_checkpoint(each / "checkpoint", which) for each in (folder, expected_folder))
         assert {**one.state, "files": None} == {**two.state, "files": None}
@@ -79,7 +78,7 @@ def test_interrupted_and_resumed_equals_never_stopped(
 ) -> None:
     first = run(tmp_path, CONFIG, on_event=stop_at(step))
     assert first.result.interrupted
-    assert first.result.last_step == step
+    assert first.result.progress.step == step
     assert isinstance(first.events[-2], Interrupted)
     second = run(tmp_path, CONFIG, resume=True)
     assert second.events[0] == TrainingStarted(first_step=step, steps=20, world_size=1)
