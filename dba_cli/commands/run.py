@@ -19,6 +19,7 @@ from dba_cli.options import (
     strict_option,
 )
 from dba_cli.output.terminal import echo
+from dba_core.command import given_flags
 from dba_core.errors import UsageError
 from dba_core.runs.choosing import ConfigChoice, PluginUse, check_data
 
@@ -81,8 +82,8 @@ def run(
     """
     if sum((resume is not None, print_config, dry_run)) > 1:
         raise UsageError("--resume, --print-config and --dry-run exclude each other; give one of them")
-    if print_config and (plugin_flags.given or strict):
-        flags_given = ", ".join([*plugin_flags.given, *(["--strict"] if strict else [])])
+    if print_config and (given_flags(plugin_flags) or strict):
+        flags_given = ", ".join([*given_flags(plugin_flags), *(["--strict"] if strict else [])])
         raise UsageError(f"--print-config chooses no plugin; leave out {flags_given}, or use --dry-run")
     options = _RunOptions(plugin_flags, allow_drift=allow_drift, strict=strict, as_json=as_json, quiet=quiet)
     if resume is not None:
@@ -129,7 +130,7 @@ def _run(flags: ConfigChoice, out: Path, options: _RunOptions) -> None:
 
 
 def _resume(text: str, flags: ConfigChoice, options: _RunOptions) -> None:
-    refused = [flag for flag in flags.given if flag != "--device"]
+    refused = [flag for flag in given_flags(flags) if flag != "--device"]
     if refused:
         raise UsageError(
             f"--resume goes on with the configuration that the run recorded; {', '.join(refused)} cannot "

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
-from dba_core.command import argument, given_flags, group, option
+from dba_core.command import argument, group, option
 from dba_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,11 +45,6 @@ class PluginUse:
     trace_plugins: bool = option(
         False, help="Show every import and call of a plugin and its time, on stderr."
     )
-
-    @property
-    def given(self) -> list[str]:
-        """The options that were used, for the places where they may not be."""
-        return given_flags(self)
 
     def registry(self, reporter: Reporter) -> Registry:
         """The installed plugins under the block list and the allow list of the environment. With
@@ -144,26 +139,16 @@ class ConfigChoice:
     device: str | None = option(None, help=DEVICE_HELP, unit="DEVICE", offers="devices")
     compile_model: bool = option(False, help="Compile the model with torch.compile.", name="compile")
 
-    @property
-    def given(self) -> list[str]:
-        """The options that were used, for the places where they may not be."""
-        return given_flags(self)
+    def load(self) -> LoadedConfig:
+        """Raises ConfigError."""
+        from dba_core.config.loading import load_config
 
-    @property
-    def one_key_each(self) -> dict[str, tuple[str, Any]]:
-        """The fields that stand for one key, by their origin: data="X" is sets=["data.source=X"]."""
-        short = {
+        one_key_each = {
             "data=": ("data.source", self.data),
             "name=": ("name", self.name),
             "device=": ("device", self.device),
             "compile_model=": ("training.compile", self.compile_model or None),
         }
-        return {option: (key, value) for option, (key, value) in short.items() if value is not None}
-
-    def load(self) -> LoadedConfig:
-        """Raises ConfigError."""
-        from dba_core.config.loading import load_config
-
         return load_config(
             preset=self.preset,
             file=_existing(self.config_file),
@@ -171,7 +156,7 @@ class ConfigChoice:
             sets=self.sets,
             plugins=self.plugins,
             kv_policy=self.kv_policy,
-            options=self.one_key_each,
+            options={origin: one for origin, one in one_key_each.items() if one[1] is not None},
         )
 
 

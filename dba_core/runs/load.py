@@ -175,13 +175,13 @@ def load_run(
     """
     folder = find_run(path, weights=which)
     registry = Registry.default() if registry is None else registry
-    config = _with_own_tokenizer(read_resolved(folder), folder)
+    config = read_resolved(folder)
     choices = config.plugins
     for kind, choice in (plugins or {}).items():
         choices = choices.in_all_layers(kind, choice)
     config = attrs.evolve(config, device=resolve_device(device or config.device), plugins=choices)
     warnings = check_records(config.plugins, registry, allow_drift)
-    tokenizer = _tokenizer(config, folder)
+    config, tokenizer = _with_own_tokenizer(config, folder)
     size = config.model.vocab_size or tokenizer.vocab_size
     parameters = least_parameters(resolved_model(config, vocab_size=size))
     for place in ("cpu", config.device):  # the weights are made on the CPU
@@ -253,25 +253,22 @@ def _check_fingerprint(
     return drifted
 
 
-def _tokenizer(config: RunConfig, folder: RunFolder) -> Tokenizer:
-    """With the special tokens that the folder of a converted model names."""
+def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> tuple[RunConfig, Tokenizer]:
+    """A tokenizer that the run's folder holds (a converted model's) is found wherever the folder is, and has
+    the special tokens that the folder names.
+    """
+    own = folder.path / config.data.tokenizer
+    if own.is_file():
+        config = attrs.evolve(config, data=attrs.evolve(config.data, tokenizer=str(own)))
     tokenizer = load_tokenizer(config.data.tokenizer)
     document = read_special_document(folder.path)
-    if document is None:
-        return tokenizer
-    where = str(folder.path / SPECIAL_FILE)
-    special = special_of(document, tokenizer, source=where)
-    if config.model.vocab_size is not None:
-        special.check(vocab_size=config.model.vocab_size, where=where)
-    return with_special(tokenizer, special)
-
-
-def _with_own_tokenizer(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """A tokenizer that the run's folder holds (a converted model's) is found wherever the folder is."""
-    own = folder.path / config.data.tokenizer
-    if not own.is_file():
-        return config
-    return attrs.evolve(config, data=attrs.evolve(config.data, tokenizer=str(own)))
+    if document is not None:
+        where = str(folder.path / SPECIAL_FILE)
+        special = special_of(document, tokenizer, source=where)
+        if config.model.vocab_size is not None:
+            special.check(vocab_size=config.model.vocab_size, where=where)
+        tokenizer = with_special(tokenizer, special)
+    return config, tokenizer
 
 
 def with_settings(recorded: GenerationConfig, **given: Any) -> GenerationConfig:

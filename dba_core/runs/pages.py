@@ -21,23 +21,15 @@ def summary_tables(summary: Facts) -> list[Table]:
     """The whole summary."""
     training, speed, where = summary["training"], summary["speed"], summary["environment"]
     together = f", {training['processes']} processes" if training["processes"] > 1 else ""
-    sequences = (
-        f"{training['steps']} steps of {training['batch_size']} sequences, {training['tokens']:,} "
-        f"tokens{together}"
-    )
-    speeds = [
-        (title, f"{speed[name]:,.0f} tokens/s{f' ({speed[tokens]} tokens, one sequence)' if tokens else ''}")
-        for title, name, tokens in (
-            ("Training", "training", ""),
-            ("Prefill", "prefill", "prefill_tokens"),
-            ("Decode", "decode", "decode_tokens"),
-        )
-        if speed[name] is not None
-    ]
+    sequences = "{steps} steps of {batch_size} sequences, {tokens:,} tokens".format(**training) + together
+    speeds = []
+    for name in ("training", "prefill", "decode"):
+        if speed[name] is not None:
+            of = "" if name == "training" else f" ({speed[f'{name}_tokens']} tokens, one sequence)"
+            speeds.append((name.title(), f"{speed[name]:,.0f} tokens/s{of}"))
     seconds = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["seconds"].items())
-    machine = f"{where['device']} ({where['device_name']}, {where['threads']} threads)"
     place = (
-        ("Device", f"{machine}, {where['dtype']}, seed {where['seed']}"),
+        ("Device", "{device} ({device_name}, {threads} threads), {dtype}, seed {seed}".format(**where)),
         ("Versions", ", ".join(f"{name} {version}" for name, version in where["versions"].items())),
         ("Folder", summary["folder"]),
     )
@@ -60,10 +52,8 @@ def dry_run_tables(facts: Facts) -> list[Table]:
     if free is not None:
         verdict = "" if need["total"] <= free else "; it does not fit here"
         memory += f"; {gib(free)} free on {facts['device']}{verdict}"
-    training = (
-        f"{facts['steps']} steps, {facts['training_tokens']:,} tokens, "
-        f"{human_count(facts['training_flops'])} FLOPs"
-    )
+    flops = human_count(facts["training_flops"])
+    training = "{steps} steps, {training_tokens:,} tokens, {flops} FLOPs".format(flops=flops, **facts)
     return _outline_tables(facts, training, ("Device", facts["device"]), ("Memory", memory))
 
 
@@ -93,25 +83,21 @@ def _outline_tables(facts: Facts, training: str, *more: Row) -> list[Table]:
     """The model, its plugins and its cache."""
     model, data = facts["model"], facts["data"]
     cost = model["cost"]
+    forward, backward = cost["forward_flops_per_token"], cost["training_flops_per_token"]
     version = f" of {data['version']}" if data["version"] else ""
     rows = (
         (
             "Layout",
-            f"{model['layout']}: {model['n_layers']} layers, width {model['d_model']}, {model['n_heads']} "
-            f"heads ({model['n_kv_heads']} key/value), per head {model['sem_head_dim']} semantic + "
-            f"{model['geo_head_dim']} geometric + {model['v_head_dim']} value",
+            "{layout}: {n_layers} layers, width {d_model}, {n_heads} heads ({n_kv_heads} key/value), per "
+            "head {sem_head_dim} semantic + {geo_head_dim} geometric + {v_head_dim} value".format(**model),
         ),
         ("Parameters", f"{cost['parameters']:,}"),
         ("Context, vocabulary", f"{model['context']} tokens, {model['vocab_size']:,}"),
-        (
-            "FLOPs per token",
-            f"{human_count(cost['forward_flops_per_token'])} forward, "
-            f"{human_count(cost['training_flops_per_token'])} training",
-        ),
+        ("FLOPs per token", f"{human_count(forward)} forward, {human_count(backward)} training"),
         (
             "Data",
-            f"{data['name']}{version}, tokenizer {data['tokenizer']}: {data['train_tokens']:,} tokens to "
-            f"train on, {data['held_out_tokens']:,} held out, sha256 {data['sha256'][:12]}",
+            "{name}{of}, tokenizer {tokenizer}: {train_tokens:,} tokens to train on, {held_out_tokens:,} "
+            "held out, sha256 {sha256:.12}".format(of=version, **data),
         ),
         ("Training", training),
         ("Long-sequence training", facts["long_sequence"]["text"]),
@@ -153,11 +139,8 @@ def cache_rows(policy: str, kv: Facts) -> Iterable[Row]:
     residual = kv["residual_bytes"]
     window = f" with {human_bytes(residual)} of residual window" if residual else ""
     yield "KV Policy", policy
-    yield (
-        "KV bytes per token",
-        f"{kv['bytes_per_token']:,} ({kv['bytes_per_token_per_layer']:,} a layer); fp16 standard attention "
-        f"{kv['standard_bytes_per_token']:,}",
-    )
+    per_token = "{bytes_per_token:,} ({bytes_per_token_per_layer:,} a layer)".format(**kv)
+    yield "KV bytes per token", f"{per_token}; fp16 standard attention {kv['standard_bytes_per_token']:,}"
     yield (
         f"KV cache at {kv['context']} tokens",
         f"{human_bytes(own)}{window}, {times_smaller(own, standard)} fp16 standard attention "
@@ -176,11 +159,8 @@ def loss_rows(losses: Facts) -> Iterable[Row]:
     """Of what was measured on held-out text."""
     if losses["train"] is not None:
         yield "Training loss", f"{losses['train']:.4f}"
-    yield (
-        "Held-out loss",
-        f"{losses['held_out']:.4f} over {losses['held_out_tokens']:,} tokens ({losses['checkpoint']} "
-        f"weights, step {losses['checkpoint_step']})",
-    )
+    text = "{held_out:.4f} over {held_out_tokens:,} tokens ({checkpoint} weights, step {checkpoint_step})"
+    yield "Held-out loss", text.format(**losses)
     if losses["held_out_as_trained"] is not None:
         yield "Held-out loss as trained", f"{losses['held_out_as_trained']:.4f} with the long-sequence path"
     per_byte = losses["bits_per_byte"]
@@ -193,12 +173,11 @@ def fidelity_row(fidelity: Facts | None) -> Row:
     name = "Fidelity of the KV policy"
     if fidelity is None:
         return name, "not measured (evaluation.fidelity_tokens = 0)"
-    return (
-        name,
-        f"delta_nll {fidelity['delta_nll']:+.5f}, ppl_ratio {fidelity['ppl_ratio']:.5f}, "
-        f"kl {fidelity['kl']:.2e}, max_abs_logit {fidelity['max_abs_logit']:.3g} against an fp32 cache, "
-        f"{fidelity['tokens']:,} tokens",
+    text = (
+        "delta_nll {delta_nll:+.5f}, ppl_ratio {ppl_ratio:.5f}, kl {kl:.2e}, max_abs_logit "
+        "{max_abs_logit:.3g} against an fp32 cache, {tokens:,} tokens"
     )
+    return name, text.format(**fidelity)
 
 
 def human_count(count: float) -> str:

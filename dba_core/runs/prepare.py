@@ -183,18 +183,25 @@ def prepare(
     check_options(model_choices(config.plugins), registry)
     check_formats(policy_of(config), registry)
     corpus = load_corpus(config.data, context=config.model.context)
-    model_config = resolved_model(config, vocab_size=corpus.tokenizer.vocab_size).as_typed()
+    model_config = resolved_model(config, vocab_size=corpus.tokenizer.vocab_size)
     long_sequence = model_config.train_long_seq.resolved(context=model_config.context, device=device)
     resolved = attrs.evolve(
         config,
         data=_resolved_data(config),
-        model=attrs.evolve(model_config, train_long_seq=long_sequence.as_typed()),
+        model=attrs.evolve(model_config.as_typed(), train_long_seq=long_sequence.as_typed()),
         kv_policy=policy_of(config),
         generation=attrs.evolve(config.generation, seed=config.seed)
         if config.generation.seed is None
         else config.generation,
     )
-    check_memory(resolved, device=device, processes=processes, least=NOWHERE if shapes_only else 0)
+    parameters = least_parameters(model_config)
+    need = training_need(resolved, parameters=parameters, processes=processes)
+    if not shapes_only or need["total"] >= NOWHERE:
+        smaller = "model.n_layers, model.d_model, training.batch_size or model.context"
+        sequences = many(config.training.batch_size)
+        what = f"a run of at least {many(parameters)} parameters and {sequences} sequences a step"
+        require_memory(need["weights"], device="cpu", what=what, smaller=smaller)  # where they are drawn
+        require_memory(need["total"], device=device, what=what, smaller=smaller)
     choices = model_choices(config.plugins)
     model = LanguageModel(
         resolved.model,
@@ -217,21 +224,6 @@ def prepare(
         placed=placed,
         warnings=(*warnings, *_notices(resolved)),
     )
-
-
-def check_memory(config: RunConfig, *, device: str, processes: int, least: int = 0) -> None:
-    """Raise NotEnoughMemoryError for a run that needs more than is free, weights on the CPU included, where
-    they are drawn. least: bytes below which nobody asks.
-    """
-    parameters = least_parameters(config.model.resolved())
-    need = training_need(config, parameters=parameters, processes=processes)
-    smaller = "model.n_layers, model.d_model, training.batch_size or model.context"
-    sequences = many(config.training.batch_size)
-    what = f"a run of at least {many(parameters)} parameters and {sequences} sequences a step"
-    if need["total"] < least:
-        return
-    require_memory(need["weights"], device="cpu", what=what, smaller=smaller)
-    require_memory(need["total"], device=device, what=what, smaller=smaller)
 
 
 def _resolved_data(config: RunConfig) -> DataConfig:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from dba_core.command import Command, command_line, group, option, summary_of
+from dba_core.command import Command, command_line, given_flags, group, option, summary_of
 from dba_core.config.attention import MODES, AttentionConfig
 from dba_core.config.model import ModelConfig
 from dba_core.config.run import RunConfig, TrainingConfig
@@ -188,7 +188,7 @@ def run(request: TrainBench, reporter: Reporter) -> Report:
         if mode not in MODES:
             raise UsageError(unknown("attention layout", mode, MODES))
     choice = request.config
-    given = [flag for flag in choice.given if flag != "--device"]
+    given = [flag for flag in given_flags(choice) if flag != "--device"]
     config = choice.load().config if given else default_config(choice.device or "cpu")
     rows = measure_step_times(config, modes=request.mode or MODES, repeats=request.repeats)
     return measured(
