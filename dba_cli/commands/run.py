@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from dba_core.errors import UsageError
 from dba_core.runs.choosing import ConfigChoice, PluginUse, check_data
 
 if TYPE_CHECKING:
+    from dba_core.report import Table
     from dba_core.runs.summary import Summary
 
 
@@ -153,14 +155,30 @@ def _dry_run(flags: ConfigChoice, options: _RunOptions) -> None:
     check_data(loaded.config.data.source)
     from dba_cli.output.rendering import echo_json, sections
     from dba_core.report import as_plain
-    from dba_core.runs.pages import dry_run_tables
     from dba_core.runs.summary import dry_run
 
     facts = dry_run(loaded, **arguments)
     if options.as_json:
         echo_json(as_plain(facts))
         return
-    sections(f"Run {facts['name']}, not trained", dry_run_tables(facts))
+    sections(f"Run {facts['name']}, not trained", _dry_run_tables(facts))
+
+
+def _dry_run_tables(facts: Mapping[str, Any]) -> list[Table]:
+    """What is known before training, and what that would take."""
+    from dba_core.free_memory import gib
+    from dba_core.runs.pages import human_count, outline_tables
+
+    need, free = facts["memory"], facts["memory_free"]
+    names = ("weights", "gradients", "optimizer", "activations", "logits")
+    parts = ", ".join(f"{'AdamW' if name == 'optimizer' else name} {gib(need[name])}" for name in names)
+    memory = f"at least {gib(need['total'])}: {parts}"
+    if free is not None:
+        verdict = "" if need["total"] <= free else "; it does not fit here"
+        memory += f"; {gib(free)} free on {facts['device']}{verdict}"
+    flops = human_count(facts["training_flops"])
+    training = "{steps} steps, {training_tokens:,} tokens, {flops} FLOPs".format(flops=flops, **facts)
+    return outline_tables(facts, training, ("Device", facts["device"]), ("Memory", memory))
 
 
 def _show(summary: Summary | None, *, as_json: bool) -> None:

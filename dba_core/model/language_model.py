@@ -29,7 +29,7 @@ from dba_core.errors import CacheError, DataError
 from dba_core.free_memory import many, require_memory
 from dba_core.model.block import Block, build_norm
 from dba_core.model.weights import initialize, seed_of
-from dba_core.registry import Registry, Selection
+from dba_core.registry import Registry
 from dba_core.registry.choice import PluginChoices, by_layer
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -212,14 +212,10 @@ class LanguageModel(nn.Module):
         """The attention of every layer, first layer first."""
         return [block.attn for block in cast("Iterable[Block]", self.blocks)]
 
-    def decode_selections(self, cache: KVCache) -> list[Selection]:
-        """The decode backend that the registry chose for this cache and why, layer by layer."""
-        pairs = zip(self.attentions, cache.layers, strict=True)
-        return [attention.decode_selection(layer) for attention, layer in pairs]
-
     def decode_backends(self, cache: KVCache) -> str:
         """The names of the decode backends that serve this cache, with their layers where they differ."""
-        return by_layer([selection.name for selection in self.decode_selections(cache)])
+        pairs = zip(self.attentions, cache.layers, strict=True)
+        return by_layer([attention.decode_selection(layer).name for attention, layer in pairs])
 
     @property
     def device(self) -> torch.device:

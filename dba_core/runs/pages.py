@@ -1,4 +1,4 @@
-"""What the terminal and `summary.md` show of a run, a dry run and an evaluation, in the same words.
+"""What `summary.md` and the terminal show of a run, before and after it, in the same words.
 
 Made of the plain data of `summary.py`: the facts.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dba_core.free_memory import gib
 from dba_core.kinds import KINDS, per_layer
 from dba_core.registry.choice import in_words
 from dba_core.report import Table, fenced, inline, markdown_table
@@ -36,25 +35,11 @@ def summary_tables(summary: Facts) -> list[Table]:
     memory = ("Peak memory", human_bytes(speed["peak_memory_bytes"]))
     results = [*loss_rows(summary["losses"]), fidelity_row(summary["fidelity"])]
     return [
-        *_outline_tables(summary, sequences),
+        *outline_tables(summary, sequences),
         Table.of_facts(results, title="Results"),
         Table.of_facts([*speeds, memory, ("Time", seconds)], title="Speed"),
         Table.of_facts(place, title="Where"),
     ]
-
-
-def dry_run_tables(facts: Facts) -> list[Table]:
-    """What is known before training."""
-    need, free = facts["memory"], facts["memory_free"]
-    names = ("weights", "gradients", "optimizer", "activations", "logits")
-    parts = ", ".join(f"{'AdamW' if name == 'optimizer' else name} {gib(need[name])}" for name in names)
-    memory = f"at least {gib(need['total'])}: {parts}"
-    if free is not None:
-        verdict = "" if need["total"] <= free else "; it does not fit here"
-        memory += f"; {gib(free)} free on {facts['device']}{verdict}"
-    flops = human_count(facts["training_flops"])
-    training = "{steps} steps, {training_tokens:,} tokens, {flops} FLOPs".format(flops=flops, **facts)
-    return _outline_tables(facts, training, ("Device", facts["device"]), ("Memory", memory))
 
 
 def markdown(summary: Facts) -> str:
@@ -79,7 +64,7 @@ def samples_text(summary: Facts) -> str:
     return f"{head}\n\n--- prompt\n{sample['prompt']}\n--- continuation\n{sample['text']}\n"
 
 
-def _outline_tables(facts: Facts, training: str, *more: Row) -> list[Table]:
+def outline_tables(facts: Facts, training: str, *more: Row) -> list[Table]:
     """The model, its plugins and its cache."""
     model, data = facts["model"], facts["data"]
     cost = model["cost"]

@@ -95,7 +95,8 @@ def test_prefill_and_decode_equal_the_exact_forward_pass(chunks: list[int]) -> N
 def test_every_layer_decodes_with_its_own_backend() -> None:
     model = made()
     cache = model.new_cache(batch=1, capacity=8, policy=POLICY)
-    options = [selection.options for selection in model.decode_selections(cache)]
+    pairs = zip(model.attentions, cache.layers, strict=True)
+    options = [attention.decode_selection(layer).options for attention, layer in pairs]
     assert options[0].block == 4
     assert {type(each).__name__ for each in options[1:]} == {"NoOptions"}
     assert model.decode_backends(cache) == "streaming (layer 0), cpu (layers 1-3)"

@@ -166,7 +166,8 @@ def test_a_backend_for_all_layers_replaces_those_of_single_layers(layered) -> No
     choice = PluginChoice("streaming", options={"block": 4})
     run = load_run(layered[0].path, plugins={"decode_backend": choice})
     cache = run.model.new_cache(batch=1, capacity=8, policy=run.config.kv_policy)
-    assert [each.options.block for each in run.model.decode_selections(cache)] == [4, 4]
+    pairs = zip(run.model.attentions, cache.layers, strict=True)
+    assert [layer.decode_selection(own).options.block for layer, own in pairs] == [4, 4]
 
 
 def test_drift_in_one_layer_stops_it(layered, tmp_path: Path) -> None:
