@@ -125,22 +125,12 @@ class PluginChoices(Serializable):
 
     def with_choices(self, choices: Mapping[tuple[str, str], PluginChoice]) -> PluginChoices:
         """These choices replaced, by the text of the layers as in `entries`, and the kind."""
-        layers = {
-            text: {kind: choices.get((text, kind), own) for kind, own in table.items()}
-            for text, table in self.layers.items()
-        }
-        return PluginChoices(
-            layers=layers, **{kind: choices.get(("", kind), self.of(kind)) for kind in per_layer()}
-        )
+        return _of_table({(text, kind): choices.get((text, kind), own) for text, kind, own in self.entries()})
 
     def in_all_layers(self, kind: Kind, choice: PluginChoice) -> PluginChoices:
         """`choice` in every layer, those with a choice of their own included."""
-        kept = {
-            text: {other: own for other, own in table.items() if other != kind}
-            for text, table in self.layers.items()
-        }
-        layers = {text: table for text, table in kept.items() if table}
-        return attrs.evolve(self, **{"layers": layers, kind: choice})
+        kept = {(text, other): own for text, other, own in self.entries() if other != kind}
+        return _of_table({**kept, ("", kind): choice})
 
     def check_layers(self, n_layers: int) -> None:
         """Raise ConfigError where a choice is for a layer that a model of `n_layers` does not have."""
@@ -161,6 +151,15 @@ class PluginChoices(Serializable):
                     f"and {second.name!r} from {in_words(other)}; give each layer one",
                     path="layers",
                 )
+
+
+def _of_table(table: Mapping[tuple[str, Kind], PluginChoice]) -> PluginChoices:
+    """By the text of the layers, as `entries` gives them, and the kind."""
+    layers: dict[str, dict[Kind, PluginChoice]] = {}
+    for (text, kind), choice in table.items():
+        if text:
+            layers.setdefault(text, {})[kind] = choice
+    return PluginChoices(layers=layers, **{kind: table["", kind] for kind in per_layer()})
 
 
 def parse_layers(text: str) -> frozenset[int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 import torch
@@ -35,6 +35,7 @@ from dba_core.testing.every_kind import (
 from dba_core.testing.subject import BreachError, Subject, Tally, Violation
 
 CheckFunction = Callable[[Subject], Iterator[Violation]]
+F = TypeVar("F", bound=Callable[..., Iterator[Violation]])
 #: A check stops after so many violations: more of the same help nobody.
 MAX_VIOLATIONS = 3
 
@@ -78,13 +79,23 @@ class Suite:
     checks: list[Check] = attrs.field(factory=list)
 
     def check(
-        self, proves: str, *, name: str = "", hint: str = ""
-    ) -> Callable[[CheckFunction], CheckFunction]:
-        """Adds the function, under its own name where no other is given."""
+        self,
+        proves: str,
+        *,
+        name: str = "",
+        hint: str = "",
+        over: Callable[[Subject], Iterator[Any]] | None = None,
+    ) -> Callable[[F], F]:
+        """Adds the function, under its own name where no other is given. over: the cases, with each of which
+        it is called; without them once.
+        """
 
-        def add(function: CheckFunction) -> CheckFunction:
-            check = Check(name=name or function.__name__, proves=proves, run=function, hint=hint)
-            self.checks.append(check)
+        def add(function: F) -> F:
+            def run(subject: Subject) -> Iterator[Violation]:
+                for case in [()] if over is None else ((case,) for case in over(subject)):
+                    yield from function(subject, *case)
+
+            self.checks.append(Check(name=name or function.__name__, proves=proves, run=run, hint=hint))
             return function
 
         return add

@@ -50,11 +50,7 @@ def _equals_oracle(proves: str, *, hint: str = _GENERAL) -> Callable[[Cases], Ca
     """A check, named as the function, that its cases are answered as by the oracle."""
 
     def add(cases: Cases) -> Cases:
-        @DECODE.check(proves, name=cases.__name__, hint=hint)
-        def check(subject: Subject) -> Iterator[Violation]:
-            for case in cases(subject):
-                yield from compared(subject, case)
-
+        DECODE.check(proves, name=cases.__name__, hint=hint, over=cases)(compared)
         return cases
 
     return add

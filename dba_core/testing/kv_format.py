@@ -46,10 +46,10 @@ class Case:
     def __str__(self) -> str:
         return str(self.request)
 
-    def values(self, subject: Subject, *, batch: int = 2, tokens: int = 5, seed: int = 0) -> Tensor:
+    def values(self, subject: Subject, *, batch: int = 2, tokens: int = 5) -> Tensor:
         """N(0,1) float32 [B,G,T,D]."""
         sizes = (batch, self.request.n_heads, tokens, self.request.head_dim)
-        return subject.random(*sizes, seed=seed, dtype="float32")
+        return subject.random(*sizes, seed=0, dtype="float32")
 
     def encode(self, x: Tensor, *, what: str = "N(0,1)") -> Encoded:
         """Raises BreachError where the codec raises or returns something else."""
@@ -134,12 +134,11 @@ def facts_without_torch(subject: Subject) -> Iterator[Violation]:
 
 
 @KV_FORMAT.check(
-    "planes have the stated dtypes, widths and bytes for any number of tokens, values their shape"
+    "planes have the stated dtypes, widths and bytes for any number of tokens, values their shape", over=cases
 )
-def planes_as_stated(subject: Subject) -> Iterator[Violation]:
-    for case in cases(subject):
-        for batch, tokens in ((1, 1), (2, 5), (3, 0)):
-            yield from _planes(subject, case, batch=batch, tokens=tokens)
+def planes_as_stated(subject: Subject, case: Case) -> Iterator[Violation]:
+    for batch, tokens in ((1, 1), (2, 5), (3, 0)):
+        yield from _planes(subject, case, batch=batch, tokens=tokens)
 
 
 def _planes(subject: Subject, case: Case, *, batch: int, tokens: int) -> Iterator[Violation]:
@@ -174,98 +173,98 @@ def stated_error(subject: Subject) -> Iterator[Violation]:
             yield Violation(case, expected, f"{error:.3g}")
 
 
-@KV_FORMAT.check("every value keeps the bound of its own block, for odd widths and heads of unlike size too")
-def each_value_close(subject: Subject) -> Iterator[Violation]:
-    for case in cases(subject):
-        x = case.values(subject)
-        yield from case.close(x, what="N(0,1)", hint="Look at the last values of a head and of a row.")
-        sizes = torch.logspace(-2, 2, x.shape[1], device=x.device)[:, None, None]
-        hint = "Block n of a row is its values n * qblock on, over all heads; the last one may be short."
-        yield from case.close(x * sizes, what="heads of unlike size", hint=hint)
+@KV_FORMAT.check(
+    "every value keeps the bound of its own block, for odd widths and heads of unlike size too", over=cases
+)
+def each_value_close(subject: Subject, case: Case) -> Iterator[Violation]:
+    x = case.values(subject)
+    yield from case.close(x, what="N(0,1)", hint="Look at the last values of a head and of a row.")
+    sizes = torch.logspace(-2, 2, x.shape[1], device=x.device)[:, None, None]
+    hint = "Block n of a row is its values n * qblock on, over all heads; the last one may be short."
+    yield from case.close(x * sizes, what="heads of unlike size", hint=hint)
 
 
 @KV_FORMAT.check(
     "twice, or a sixteenth, of the values gives twice, or a sixteenth, of what is read",
     hint="Codes may depend on x / scale alone, and the scale on the largest value alone.",
+    over=cases,
 )
-def scale_invariance(subject: Subject) -> Iterator[Violation]:
-    for case in cases(subject):
-        x = case.values(subject)
-        x = torch.where(x < 0, -1.0, 1.0) * x.abs().clamp(min=0.25)  # within the normal numbers of fp16
-        once = case.round_trip(x)
-        for factor in (2.0, 0.0625, 256.0):
-            what = f"N(0,1) x {factor:g}"
-            got = case.round_trip(x * factor, what=what) / factor
-            off = (got - once).abs() > 1e-3 * case.facts.round_trip_error * once.abs() + 1e-12
-            if off.any():
-                expected = f"{factor:g} times what N(0,1) is read as"
-                yield Violation(
-                    f"{case}, {what}", expected, f"{int(off.sum())} of {off.numel()} values differ"
-                )
+def scale_invariance(subject: Subject, case: Case) -> Iterator[Violation]:
+    x = case.values(subject)
+    x = torch.where(x < 0, -1.0, 1.0) * x.abs().clamp(min=0.25)  # within the normal numbers of fp16
+    once = case.round_trip(x)
+    for factor in (2.0, 0.0625, 256.0):
+        what = f"N(0,1) x {factor:g}"
+        got = case.round_trip(x * factor, what=what) / factor
+        off = (got - once).abs() > 1e-3 * case.facts.round_trip_error * once.abs() + 1e-12
+        if off.any():
+            expected = f"{factor:g} times what N(0,1) is read as"
+            yield Violation(f"{case}, {what}", expected, f"{int(off.sum())} of {off.numel()} values differ")
 
 
 @KV_FORMAT.check(
     "zeros are read as zeros, in a row of zeros and in blocks of their own",
     hint="Divide by a scale that is never 0, and give zero a code of its own.",
+    over=cases,
 )
-def zeros(subject: Subject) -> Iterator[Violation]:
-    for case in cases(subject):
-        x = case.values(subject)
-        x[:, :, 1] = 0.0
-        x[0] = 0.0
-        got = case.round_trip(x, what="zeros")[x == 0]
-        if not (got == 0).all():
-            yield Violation(f"{case}, tokens of zeros", "zeros", f"{float(got.abs().max()):.3g}")
+def zeros(subject: Subject, case: Case) -> Iterator[Violation]:
+    x = case.values(subject)
+    x[:, :, 1] = 0.0
+    x[0] = 0.0
+    got = case.round_trip(x, what="zeros")[x == 0]
+    if not (got == 0).all():
+        yield Violation(f"{case}, tokens of zeros", "zeros", f"{float(got.abs().max()):.3g}")
 
 
-@KV_FORMAT.check("a value a thousand times larger costs its own block alone; the largest input is finite")
-def outliers(subject: Subject) -> Iterator[Violation]:
-    for case in cases(subject):
-        x = case.values(subject)
-        plain = case.round_trip(x)
-        x[0, 0, 2, 0] = 1000.0
-        what, hint = (
-            "one value of 1000",
-            "Scales must not overflow, and codes must be clamped after rounding.",
+@KV_FORMAT.check(
+    "a value a thousand times larger costs its own block alone; the largest input is finite", over=cases
+)
+def outliers(subject: Subject, case: Case) -> Iterator[Violation]:
+    x = case.values(subject)
+    plain = case.round_trip(x)
+    x[0, 0, 2, 0] = 1000.0
+    what, hint = (
+        "one value of 1000",
+        "Scales must not overflow, and codes must be clamped after rounding.",
+    )
+    yield from case.close(x, what=what, hint=hint)
+    same = (case.round_trip(x) == plain).transpose(1, 2).flatten(2)  # [B, T, G*D]
+    same[0, 2, : max(case.request.qblock, 1)] = True
+    if not same.all():
+        yield Violation(
+            f"{case}, {what}",
+            "every value outside its block as before",
+            f"{int((~same).sum())} others changed",
+            "One scale per block of `qblock` values of one token.",
         )
-        yield from case.close(x, what=what, hint=hint)
-        same = (case.round_trip(x) == plain).transpose(1, 2).flatten(2)  # [B, T, G*D]
-        same[0, 2, : max(case.request.qblock, 1)] = True
-        if not same.all():
-            yield Violation(
-                f"{case}, {what}",
-                "every value outside its block as before",
-                f"{int((~same).sum())} others changed",
-                "One scale per block of `qblock` values of one token.",
-            )
-        x = case.values(subject).clamp(-1, 1) * case.facts.max_input
-        x[:, :, 0] = case.facts.max_input
-        yield from case.close(x, what="up to max_input", hint=f"{hint} Or state a smaller max_input.")
+    x = case.values(subject).clamp(-1, 1) * case.facts.max_input
+    x[:, :, 0] = case.facts.max_input
+    yield from case.close(x, what="up to max_input", hint=f"{hint} Or state a smaller max_input.")
 
 
 @KV_FORMAT.check(
     "the smallest numbers, denormal ones too, come back finite and as small",
     hint="Keep scales at normal numbers (2**-126 at least): x / scale must not be infinite.",
+    over=cases,
 )
-def denormals(subject: Subject) -> Iterator[Violation]:
-    for case in cases(subject):
-        for size in (1e-30, 1e-38, 1e-40, 1e-45):
-            yield from case.close(case.values(subject) * size, what=f"N(0,1) x {size:g}")
+def denormals(subject: Subject, case: Case) -> Iterator[Violation]:
+    for size in (1e-30, 1e-38, 1e-40, 1e-45):
+        yield from case.close(case.values(subject) * size, what=f"N(0,1) x {size:g}")
 
 
 @KV_FORMAT.check(
     "token by token and row by row the codes are those of all at once",
     hint="A token's codes and scales may depend on that token alone.",
+    over=cases,
 )
-def each_token_alone(subject: Subject) -> Iterator[Violation]:
-    for case in cases(subject):
-        x = case.values(subject, batch=3)
-        whole = planes_of(case.encode(x))
-        for what, axis in (("token by token", 2), ("row by row", 0)):
-            parts = [planes_of(case.encode(part)) for part in torch.split(x, 1, dim=axis)]
-            for name, plane in whole.items():
-                if not same_bits(torch.cat([part[name] for part in parts], dim=axis), plane):
-                    yield Violation(f"{case}, {what}", f"the {name} of all at once", "others")
+def each_token_alone(subject: Subject, case: Case) -> Iterator[Violation]:
+    x = case.values(subject, batch=3)
+    whole = planes_of(case.encode(x))
+    for what, axis in (("token by token", 2), ("row by row", 0)):
+        parts = [planes_of(case.encode(part)) for part in torch.split(x, 1, dim=axis)]
+        for name, plane in whole.items():
+            if not same_bits(torch.cat([part[name] for part in parts], dim=axis), plane):
+                yield Violation(f"{case}, {what}", f"the {name} of all at once", "others")
 
 
 def planes_of(encoded: Encoded) -> dict[str, Tensor]:
@@ -273,25 +272,26 @@ def planes_of(encoded: Encoded) -> dict[str, Tensor]:
     return {"codes": encoded.codes} | ({} if encoded.scales is None else {"scales": encoded.scales})
 
 
-@KV_FORMAT.check("any floating dtype and strides are taken; a part of the planes is read as in the whole")
-def dtypes_and_strides(subject: Subject) -> Iterator[Violation]:
-    for case in cases(subject):
-        x = case.values(subject).bfloat16().float().clamp(-4, 4)
-        x = torch.where(x.abs() < 2.0**-6, 0.0, x)  # exact in every dtype
-        plain = case.encode(x)
-        values = case.decode(plain)
-        given = {
-            "strided": x.transpose(1, 2).contiguous().transpose(1, 2),
-            **{str(dtype): x.to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)},
-        }
-        for what, each in given.items():
-            if not same_bits(case.encode(each, what=what).codes, plain.codes):
-                hint = "Convert to float32 first, and assume no strides."
-                yield Violation(f"{case}, {what}", "the same codes", "others", hint)
-        part = Encoded(plain.codes[:, :, 1:3], None if plain.scales is None else plain.scales[:, :, 1:3])
-        if not same_bits(case.decode(part), values[:, :, 1:3]):
-            hint = "The planes of a cache are longer than what is read: assume no strides in decode()."
-            yield Violation(f"{case}, tokens 1 and 2", "their values", "others", hint)
+@KV_FORMAT.check(
+    "any floating dtype and strides are taken; a part of the planes is read as in the whole", over=cases
+)
+def dtypes_and_strides(subject: Subject, case: Case) -> Iterator[Violation]:
+    x = case.values(subject).bfloat16().float().clamp(-4, 4)
+    x = torch.where(x.abs() < 2.0**-6, 0.0, x)  # exact in every dtype
+    plain = case.encode(x)
+    values = case.decode(plain)
+    given = {
+        "strided": x.transpose(1, 2).contiguous().transpose(1, 2),
+        **{str(dtype): x.to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)},
+    }
+    for what, each in given.items():
+        if not same_bits(case.encode(each, what=what).codes, plain.codes):
+            hint = "Convert to float32 first, and assume no strides."
+            yield Violation(f"{case}, {what}", "the same codes", "others", hint)
+    part = Encoded(plain.codes[:, :, 1:3], None if plain.scales is None else plain.scales[:, :, 1:3])
+    if not same_bits(case.decode(part), values[:, :, 1:3]):
+        hint = "The planes of a cache are longer than what is read: assume no strides in decode()."
+        yield Violation(f"{case}, tokens 1 and 2", "their values", "others", hint)
 
 
 @KV_FORMAT.check("the same bits every time, from another codec, a copy and a pickle; inputs stay as given")

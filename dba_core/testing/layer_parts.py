@@ -25,14 +25,14 @@ from dba_core.registry.plugin_loading import structure_options
 from dba_core.testing.check import Suite
 from dba_core.testing.compare import near
 from dba_core.testing.modules import (
+    Built,
     ModuleCase,
     Tensors,
     alone_checks,
+    built,
     module_checks,
-    modules,
+    modules_of,
     odd_requests,
-    over,
-    trained,
 )
 from dba_core.testing.subject import DTYPES, Subject, Violation, shape_of, torch_dtype
 
@@ -76,8 +76,8 @@ def summarizer_cases(subject: Subject) -> Iterator[ModuleCase]:
 def summarizer_form(subject: Subject) -> Iterator[Violation]:
     for size, n_blocks, dtype in itertools.product(SUMMARIZER_SIZES, (0, 1, 3), DTYPES):
         case = summarizer_case(subject, size, n_blocks=n_blocks, dtype=dtype)
-        for module in modules(subject, case, dtype=dtype):
-            yield from case.well_shaped(subject, case.ask(module, case.draw(subject, dtype=dtype)))
+        for each in built(subject, case, dtype=dtype):
+            yield from each.well_shaped(each.ask(each.draw()))
 
 
 alone_checks(
@@ -93,16 +93,16 @@ alone_checks(
 @SUMMARIZER.check(
     "a learned summarizer starts as the mean of the block",
     hint="Start the learned part at zero: summary = mean + scale * residual, scale 0.",
+    over=modules_of(summarizer_cases),
 )
-@over(summarizer_cases)
-def mean_at_start(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
-    if not any(True for _ in module.parameters()):
+def mean_at_start(subject: Subject, each: Built) -> Iterator[Violation]:
+    if not any(True for _ in each.module.parameters()):
         return
-    inputs = case.draw(subject)
-    outputs = case.ask(module, inputs)
+    inputs = each.draw()
+    outputs = each.ask(inputs)
     for name, tokens in (("k_mem", inputs["k_sem"]), ("v_mem", inputs["v"])):
         wanted = tokens.mean(dim=3)
-        yield from near(case, outputs[name], wanted, dtype="float64", what=f"the mean as {name}")
+        yield from near(each, outputs[name], wanted, dtype="float64", what=f"the mean as {name}")
 
 
 @SUMMARIZER.check(
@@ -112,10 +112,11 @@ def mean_at_start(subject: Subject, case: ModuleCase, module: nn.Module) -> Iter
 def half_precision(subject: Subject) -> Iterator[Violation]:
     for dtype in DTYPES:
         case = summarizer_case(subject, (2, 8, 8, 16), dtype=dtype)
-        for module in modules(subject, case):
-            inputs = case.draw(subject, dtype=dtype)
-            exact = case.ask(module, {name: x.double() for name, x in inputs.items()})
-            low = case.ask(module.to(torch_dtype(dtype)), inputs)
+        for each in built(subject, case):
+            inputs = each.draw(dtype=dtype)
+            exact = each.ask({name: x.double() for name, x in inputs.items()})
+            each.module.to(torch_dtype(dtype))
+            low = each.ask(inputs)
             for name, wanted in exact.items():
                 yield from near(case, low[name], wanted, dtype=dtype, what=name)
 
@@ -157,10 +158,10 @@ def gate_cases(subject: Subject) -> Iterator[ModuleCase]:
 def gate_form(subject: Subject) -> Iterator[Violation]:
     for size, tokens, dtype in itertools.product(GATE_SIZES, (0, 1, 65), DTYPES):
         case = gate_case(subject, (*size[:3], tokens), dtype=dtype)
-        for module in modules(subject, case, dtype=dtype):
-            trained(module, subject)
-            g = case.ask(module, {"x": 50 * case.draw(subject, dtype=dtype)["x"]})["g"].detach()
-            yield from case.well_shaped(subject, {"g": g})
+        for each in built(subject, case, dtype=dtype):
+            each.move_parameters()
+            g = each.ask({"x": 50 * each.draw()["x"]})["g"].detach()
+            yield from each.well_shaped({"g": g})
             if not ((g >= 0) & (g <= 1)).all():
                 got = f"{float(g.min()):.4g} to {float(g.max()):.4g}"
                 yield Violation(f"{case}, x times 50", "g within [0,1]", got, "End with a sigmoid.")
@@ -182,10 +183,9 @@ alone_checks(
 )
 def neutral_at_start(subject: Subject) -> Iterator[Violation]:
     defaults = attrs.evolve(subject, options=structure_options(subject.loaded, {}))
-    for case in gate_cases(subject):
-        for module in modules(defaults, case):
-            g = case.ask(module, case.draw(subject))["g"]
-            yield from near(case, g, torch.full_like(g, 0.5), dtype="float64", what="g = 0.5")
+    for each in modules_of(gate_cases)(defaults):
+        g = each.ask(each.draw())["g"]
+        yield from near(each, g, torch.full_like(g, 0.5), dtype="float64", what="g = 0.5")
 
 
 @GATE.capabilities
@@ -227,19 +227,19 @@ def null_cases(subject: Subject, *, dtype: str = "float32") -> Iterator[ModuleCa
 def null_form(subject: Subject) -> Iterator[Violation]:
     for dtype in DTYPES:
         for case in null_cases(subject, dtype=dtype):
-            for module in modules(subject, case, dtype=dtype):
-                yield from case.well_shaped(subject, case.ask(module, {}))
+            for each in built(subject, case, dtype=dtype):
+                yield from each.well_shaped(each.ask({}))
 
 
 @NULL_TOKEN.check(
     "keys and values are finite numbers that half precision can hold",
     hint="Start at zeros or small random numbers.",
+    over=modules_of(null_cases),
 )
-@over(null_cases)
-def finite_at_start(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
-    for name, out in case.ask(module, {}).items():
+def finite_at_start(subject: Subject, each: Built) -> Iterator[Violation]:
+    for name, out in each.ask({}).items():
         if not torch.isfinite(out.half()).all():
-            yield Violation(case, f"finite numbers in {name}", f"{out.detach().flatten()[:4].tolist()}")
+            yield Violation(each, f"finite numbers in {name}", f"{out.detach().flatten()[:4].tolist()}")
 
 
 @NULL_TOKEN.capabilities

@@ -5,7 +5,6 @@ not look at the future.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import attrs
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from dba_core.contracts import Request
 from dba_core.registry.contain import Failure, contain
-from dba_core.testing.check import CheckFunction, Suite
+from dba_core.testing.check import Suite
 from dba_core.testing.compare import changed, copies, near, same_bits, well_shaped
 from dba_core.testing.subject import BreachError, Subject, Violation, describe, told, torch_dtype
 
@@ -35,58 +34,72 @@ class ModuleCase:
         sizes = ", ".join(f"{name} {list(size)}" for name, size in self.inputs.items())
         return describe(self.request) + (f", {sizes}" if sizes else "")
 
-    def draw(self, subject: Subject, *, dtype: str = "float64") -> dict[str, Tensor]:
-        """Inputs from N(0,1), the same numbers every time."""
+
+@attrs.frozen(kw_only=True, eq=False)
+class Built:
+    """The module of one case, in `dtype`, on the subject's device."""
+
+    subject: Subject
+    case: ModuleCase
+    module: nn.Module
+    dtype: str
+
+    def __str__(self) -> str:
+        return str(self.case)
+
+    def draw(self, *, dtype: str = "") -> dict[str, Tensor]:
+        """Inputs from N(0,1) in the module's dtype, or another, the same numbers every time."""
         return {
-            name: subject.random(*size, seed=11 + number, dtype=dtype)
-            for number, (name, size) in enumerate(self.inputs.items())
+            name: self.subject.random(*size, seed=11 + number, dtype=dtype or self.dtype)
+            for number, (name, size) in enumerate(self.case.inputs.items())
         }
 
-    def ask(self, module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
+    def ask(self, inputs: Tensors) -> dict[str, Tensor]:
         """Raises BreachError where the module raises, or returns something else than the contract says."""
-        done = contain(lambda: self.call(module, inputs))
+        done = contain(lambda: self.case.call(self.module, inputs))
         if isinstance(done, Failure):
             hint = "Look at sizes 0 and 1, odd widths, and at what the module returns."
             raise BreachError(self, "outputs as the contract of this kind states", told(done), hint)
         return done
 
-    def well_shaped(self, subject: Subject, outputs: Tensors) -> Iterator[Violation]:
-        """Violations for outputs that have not the sizes of the case and the dtype of its request."""
-        for name, shape in self.outputs.items():
+    @torch.no_grad()
+    def move_parameters(self) -> None:
+        """Every parameter goes away from its start, which may hide what the parameter does."""
+        for number, parameter in enumerate(self.module.parameters()):
+            parameter.copy_(0.5 * self.subject.random(*parameter.shape, seed=101 + number))
+
+    def well_shaped(self, outputs: Tensors) -> Iterator[Violation]:
+        """Violations for outputs that have not the sizes of the case and the dtype of the module."""
+        for name, shape in self.case.outputs.items():
             yield from well_shaped(
-                self, outputs[name], shape, dtype=self.request.dtype, device=subject.device, what=name
+                self, outputs[name], shape, dtype=self.dtype, device=self.subject.device, what=name
             )
 
 
 Cases = Callable[[Subject], Iterator[ModuleCase]]
-ModuleCheck = Callable[[Subject, ModuleCase, nn.Module], Iterator[Violation]]
 
 
-def modules(subject: Subject, case: ModuleCase, *, dtype: str = "float64") -> Iterator[nn.Module]:
-    """The module of this case in `dtype`, on the device; nothing where the plugin declines or builds None.
+def built(subject: Subject, case: ModuleCase, *, dtype: str = "float64") -> Iterator[Built]:
+    """The module of this case; nothing where the plugin declines or builds None.
 
     Raises BreachError for something that is no nn.Module: it could not be saved or moved.
     """
-    for built in subject.built(case.request):
-        if not isinstance(built, nn.Module):
+    for module in subject.built(case.request):
+        if not isinstance(module, nn.Module):
             hint = "Subclass torch.nn.Module, so that the model can move, save and train it."
-            raise BreachError(case, "an nn.Module", type(built).__name__, hint)
-        yield built.to(device=subject.device, dtype=torch_dtype(dtype))
+            raise BreachError(case, "an nn.Module", type(module).__name__, hint)
+        module.to(device=subject.device, dtype=torch_dtype(dtype))
+        yield Built(subject=subject, case=case, module=module, dtype=dtype)
 
 
-def over(cases: Cases) -> Callable[[ModuleCheck], CheckFunction]:
-    """Turns a check of one module in float64 into one over all cases, keeping its name."""
+def modules_of(cases: Cases) -> Callable[[Subject], Iterator[Built]]:
+    """The modules of all cases, in float64."""
 
-    def wrap(check: ModuleCheck) -> CheckFunction:
-        @functools.wraps(check)
-        def run(subject: Subject) -> Iterator[Violation]:
-            for case in cases(subject):
-                for module in modules(subject, case):
-                    yield from check(subject, case, module)
+    def modules(subject: Subject) -> Iterator[Built]:
+        for case in cases(subject):
+            yield from built(subject, case)
 
-        return run
-
-    return wrap
+    return modules
 
 
 def odd_requests(base: Request) -> Iterator[Request]:
@@ -97,22 +110,28 @@ def odd_requests(base: Request) -> Iterator[Request]:
         yield attrs.evolve(base, device=device)
 
 
-@torch.no_grad()
-def trained(module: nn.Module, subject: Subject) -> nn.Module:
-    """The module with every parameter away from its start, which may hide what the parameter does."""
-    for number, parameter in enumerate(module.parameters()):
-        parameter.copy_(0.5 * subject.random(*parameter.shape, seed=101 + number))
-    return module
-
-
 def module_checks(suite: Suite, cases: Cases) -> None:
     """Determinism, inputs left alone, gradients, gradcheck, state_dict."""
-    each = over(cases)
-    suite.check(
-        "the same input gives the same bits, in training mode too",
-        hint="No random numbers, no state between calls; training mode changes nothing.",
-    )(each(deterministic))
-    suite.check("inputs are as before")(each(changes_no_input))
+    modules = modules_of(cases)
+    for check, proves, hint in (
+        (
+            deterministic,
+            "the same input gives the same bits, in training mode too",
+            "No random numbers, no state between calls; training mode changes nothing.",
+        ),
+        (changes_no_input, "inputs are as before", ""),
+        (
+            gradcheck,
+            "analytic gradients equal numeric ones in float64",
+            "Look at a custom backward, at detach(), and at casts to a narrower dtype.",
+        ),
+        (
+            state_dict_round_trip,
+            "state_dict into a new module gives the same numbers",
+            "Keep everything that was learned in parameters or persistent buffers.",
+        ),
+    ):
+        suite.check(proves, hint=hint, over=modules)(check)
 
     @suite.check(
         "every parameter can be trained: it has a gradient away from its start",
@@ -120,90 +139,80 @@ def module_checks(suite: Suite, cases: Cases) -> None:
     )
     def parameters_have_gradients(subject: Subject) -> Iterator[Violation]:
         reached: dict[str, bool] = {}  # a block of one token, say, may leave a parameter without influence
-        for case in cases(subject):
-            for module in modules(subject, case):
-                for name, found in _has_gradient(subject, case, module).items():
-                    reached[name] = reached.get(name, False) or found
+        for each in modules(subject):
+            for name, found in _has_gradient(each).items():
+                reached[name] = reached.get(name, False) or found
         missing = [name for name, found in reached.items() if not found]
         if missing:
             yield Violation("all sizes", "a gradient for every parameter", f"none for {', '.join(missing)}")
 
-    suite.check(
-        "analytic gradients equal numeric ones in float64",
-        hint="Look at a custom backward, at detach(), and at casts to a narrower dtype.",
-    )(each(gradcheck))
-    suite.check(
-        "state_dict into a new module gives the same numbers",
-        hint="Keep everything that was learned in parameters or persistent buffers.",
-    )(each(state_dict_round_trip))
 
-
-def deterministic(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
+def deterministic(subject: Subject, each: Built) -> Iterator[Violation]:
     """Several calls of one module, in both modes."""
-    inputs = case.draw(subject)
-    trained(module, subject)
-    first = case.ask(module.train(), inputs)
-    for again in (module, module, module.eval()):
-        for name, out in case.ask(again, inputs).items():
+    inputs = each.draw()
+    each.move_parameters()
+    each.module.train()
+    first = each.ask(inputs)
+    for training in (True, True, False):
+        each.module.train(training)
+        for name, out in each.ask(inputs).items():
             if not same_bits(first[name].detach(), out.detach()):
-                yield Violation(f"{case}, {name}", "the same bits every time", "outputs that differ")
+                yield Violation(f"{each}, {name}", "the same bits every time", "outputs that differ")
 
 
-def changes_no_input(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
+def changes_no_input(subject: Subject, each: Built) -> Iterator[Violation]:
     """Inputs, parameters and buffers hold the same bits after a call."""
-    inputs = case.draw(subject)
-    given = {**inputs, **{f"state {name}": tensor for name, tensor in module.state_dict().items()}}
+    inputs = each.draw()
+    given = {**inputs, **{f"state {name}": tensor for name, tensor in each.module.state_dict().items()}}
     before = copies(given)
     with torch.no_grad():
-        case.ask(module, inputs)
-    yield from changed(case, before, given)
+        each.ask(inputs)
+    yield from changed(each, before, given)
 
 
-def _has_gradient(subject: Subject, case: ModuleCase, module: nn.Module) -> dict[str, bool]:
+def _has_gradient(each: Built) -> dict[str, bool]:
     """For each parameter: whether a sum of squares of all outputs depends on it."""
-    trained(module, subject)
-    outputs = case.ask(module, case.draw(subject)).values()
-    total = torch.stack([out.square().sum() for out in outputs]).sum()
+    each.move_parameters()
+    total = torch.stack([out.square().sum() for out in each.ask(each.draw()).values()]).sum()
     if total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
     return {
         name: parameter.grad is not None and bool(parameter.grad.any())
-        for name, parameter in module.named_parameters()
+        for name, parameter in each.module.named_parameters()
         if parameter.requires_grad and parameter.numel()
     }
 
 
-def gradcheck(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
+def gradcheck(subject: Subject, each: Built) -> Iterator[Violation]:
     """torch.autograd.gradcheck over inputs and parameters."""
-    trained(module, subject)
-    named = {name: x.requires_grad_(True) for name, x in case.draw(subject).items()}
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    each.move_parameters()
+    named = {name: x.requires_grad_(True) for name, x in each.draw().items()}
+    parameters = [p for p in each.module.parameters() if p.requires_grad]
     if not named and not parameters:
         return
 
     def run(*_: Tensor) -> tuple[Tensor, ...]:
-        outputs = case.ask(module, named).values()
-        return tuple(out for out in outputs if out.requires_grad and out.numel())
+        return tuple(out for out in each.ask(named).values() if out.requires_grad and out.numel())
 
     done = contain(lambda: torch.autograd.gradcheck(run, (*named.values(), *parameters), fast_mode=True))
     if isinstance(done, Failure):
-        yield Violation(case, "gradcheck passes", str(done))
+        yield Violation(each, "gradcheck passes", str(done))
 
 
-def state_dict_round_trip(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
+def state_dict_round_trip(subject: Subject, each: Built) -> Iterator[Violation]:
     """A trained module's state, loaded strictly into a new one."""
-    inputs = case.draw(subject)
-    trained(module, subject)
-    wanted = case.ask(module, inputs)
-    for other in modules(subject, case):
-        loaded = contain(lambda new=other: new.load_state_dict(module.state_dict()))  # type: ignore[misc]
+    inputs = each.draw()
+    each.move_parameters()
+    wanted = each.ask(inputs)
+    for other in built(subject, each.case):
+        loaded = contain(lambda new=other.module: new.load_state_dict(each.module.state_dict()))  # type: ignore[misc]
         if isinstance(loaded, Failure):
-            yield Violation(case, "a state that can be loaded", str(loaded))
+            yield Violation(each, "a state that can be loaded", str(loaded))
             continue
-        outputs = case.ask(other, inputs)
+        outputs = other.ask(inputs)
         wrong = [name for name in wanted if not same_bits(wanted[name].detach(), outputs[name].detach())]
         if wrong:
-            yield Violation(case, "the outputs of the saved module", f"another {' and '.join(wrong)}")
+            yield Violation(each, "the outputs of the saved module", f"another {' and '.join(wrong)}")
 
 
 def alone_checks(suite: Suite, cases: Cases, *, unit: str, axis: int, together: str, hint: str) -> None:
@@ -212,28 +221,28 @@ def alone_checks(suite: Suite, cases: Cases, *, unit: str, axis: int, together: 
     units at once give what they give one by one.
     """
 
-    def perturbed(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
-        trained(module, subject)
-        first = case.ask(module, case.draw(subject))
+    def perturbed(subject: Subject, each: Built) -> Iterator[Violation]:
+        each.move_parameters()
+        first = each.ask(each.draw())
         for row, n in ((0, 0), (0, 1), (0, 2), (1, 1)):
-            inputs = case.draw(subject)
+            inputs = each.draw()
             for x in inputs.values():
                 x.movedim(axis, 1)[row, n] += 1.0
-            for name, out in case.ask(module, inputs).items():
+            for name, out in each.ask(inputs).items():
                 same = (out == first[name]).all(dim=-1).all(dim=1)  # [B, N]
                 same[row, n] = True
                 if not same.all():
-                    where = [list(map(int, each)) for each in (~same).nonzero()]
+                    where = (~same).nonzero().tolist()
                     yield Violation(
-                        f"{case}, {unit} {n} of row {row} changed",
+                        f"{each}, {unit} {n} of row {row} changed",
                         f"{name} of every other {unit} as before",
                         f"other values at (row, {unit}) {where[:8]}",
                     )
 
-    def gradients(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
-        trained(module, subject)
-        inputs = {name: x.requires_grad_(True) for name, x in case.draw(subject).items()}
-        outputs = case.ask(module, inputs)
+    def gradients(subject: Subject, each: Built) -> Iterator[Violation]:
+        each.move_parameters()
+        inputs = {name: x.requires_grad_(True) for name, x in each.draw().items()}
+        outputs = each.ask(inputs)
         total = torch.stack([out[:, :, 1].sum() for out in outputs.values()]).sum()
         if not total.requires_grad:
             return
@@ -244,25 +253,21 @@ def alone_checks(suite: Suite, cases: Cases, *, unit: str, axis: int, together: 
             if others.any():
                 expected = f"no gradient to {name} of another {unit}"
                 got = f"some to {unit}s {others.nonzero().flatten().tolist()[:8]}"
-                yield Violation(f"{case}, output of {unit} 1", expected, got)
+                yield Violation(f"{each}, output of {unit} 1", expected, got)
 
-    def one_by_one(subject: Subject, case: ModuleCase, module: nn.Module) -> Iterator[Violation]:
-        trained(module, subject)
-        inputs = case.draw(subject)
+    def one_by_one(subject: Subject, each: Built) -> Iterator[Violation]:
+        each.move_parameters()
+        inputs = each.draw()
         n_units = next(iter(inputs.values())).shape[axis]
-        parts = [
-            case.ask(module, {name: x.narrow(axis, n, 1) for name, x in inputs.items()})
-            for n in range(n_units)
-        ]
-        for name, wanted in case.ask(module, inputs).items():
+        parts = [each.ask({name: x.narrow(axis, n, 1) for name, x in inputs.items()}) for n in range(n_units)]
+        for name, wanted in each.ask(inputs).items():
             got = torch.cat([part[name] for part in parts], dim=2)
-            yield from near(case, got, wanted, dtype="float64", what=f"{name} {unit} by {unit}")
+            yield from near(each, got, wanted, dtype="float64", what=f"{name} {unit} by {unit}")
 
     for check, name, proves in (
         (perturbed, f"each_{unit}_alone", f"another {unit}, later or earlier, changes no bit"),
         (gradients, f"gradient_stays_in_{unit}", f"the gradient is zero at every other {unit}"),
         (one_by_one, together, f"{unit}s one by one give what all give together"),
     ):
-        suite.check(f"the output of a {unit} depends on it alone: {proves}", name=name, hint=hint)(
-            over(cases)(check)
-        )
+        proves = f"the output of a {unit} depends on it alone: {proves}"
+        suite.check(proves, name=name, hint=hint, over=modules_of(cases))(check)
