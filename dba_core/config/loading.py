@@ -91,7 +91,9 @@ def load_config(
         config = RunConfig.from_dict(nest(settings))
     except ConfigError as error:
         raise _with_origin(error, settings) from None
-    return LoadedConfig(config=config, origins=_origins(config, settings))
+    leaves = flatten(config.to_dict(), DEFAULT_ORIGIN)
+    origins = {".".join(path): settings.get(path, leaf).origin for path, leaf in leaves.items()}
+    return LoadedConfig(config=config, origins=origins)
 
 
 def _together(layers: Sequence[Layer]) -> Layer:
@@ -112,11 +114,6 @@ def _with_origin(error: ConfigError, settings: Layer) -> ConfigError:
         if error.path and (dotted == error.path or dotted.startswith(f"{error.path}.")):
             return type(error)(f"{error.message} (set by {setting.origin})", path=error.path)
     return error
-
-
-def _origins(config: RunConfig, settings: Layer) -> dict[str, str]:
-    leaves = flatten(config.to_dict(), DEFAULT_ORIGIN)
-    return {".".join(path): settings.get(path, leaf).origin for path, leaf in leaves.items()}
 
 
 def from_sets(sets: Sequence[str]) -> Layer:
