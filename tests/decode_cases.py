@@ -8,6 +8,7 @@ import torch
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape, CachedTensor, DecodeRequest, NullKV
+from dba_core.registry import Registry
 
 #: (n_heads, heads of k_sem, of k_geo, of v, Ds, Dg, Dv).
 SIZES = ((4, 4, 4, 4, 2, 4, 6), (4, 2, 2, 2, 3, 6, 5), (3, 1, 1, 1, 0, 8, 7), (6, 1, 3, 2, 5, 2, 1))
@@ -34,6 +35,7 @@ def filled(sizes, policy: str, lengths, *, total: int = 13, poison: bool = False
     """A cache with rows of these lengths, and the k_sem, k_geo, v that went in, [B,G,total,D]."""
     _, sem_heads, geo_heads, v_heads, sem, geo, v = sizes
     cache = LayerCache(
+        registry=Registry.default(),
         k_sem=(sem_heads, sem),
         k_geo=(geo_heads, geo),
         v=(v_heads, v),

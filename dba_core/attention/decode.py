@@ -20,8 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dba_core.attention.entrance import finite, form_problem, kind_of, may_wait, wrong
-from dba_core.attention.parts import built_backend
+from dba_core.attention.entrance import built_backend, finite, form_problem, kind_of, may_wait, wrong
+from dba_core.cache.bytes import cached_tensors
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import (
@@ -89,17 +89,6 @@ def _request(
         multiprocessors=properties.multi_processor_count if properties is not None else None,
         dtype=str(dtype).removeprefix("torch."),
     )
-
-
-def _specs(shape: AttentionShape, policy: KVCachePolicy) -> tuple[CachedTensor, CachedTensor, CachedTensor]:
-    """Heads, width and format of k_sem, k_geo and v in a cache of this policy."""
-    widths = (shape.sem_head_dim, shape.geo_head_dim, shape.v_head_dim)
-    formats = (policy.k_sem, policy.k_geo, policy.v)
-    k_sem, k_geo, v = (
-        CachedTensor(n_heads=heads, head_dim=width, format=fmt.format, qblock=fmt.qblock)
-        for heads, width, fmt in zip(shape.cached_heads, widths, formats, strict=True)
-    )
-    return k_sem, k_geo, v
 
 
 class ServedCache:
@@ -205,12 +194,14 @@ class DecodeBackends:
 
     def serving(self, cache: LayerCache, dtype: torch.dtype) -> ServedCache:
         """What serves this cache for queries of this dtype. Raises UnsupportedError where nothing does."""
-        by_dtype = self._served.get(cache)
-        if by_dtype is None:
-            by_dtype = self._served[cache] = {}
+        by_dtype = self._served.setdefault(cache, {})
         found = by_dtype.get(dtype)
         if found is None:
-            found = by_dtype[dtype] = self._serve(cache, dtype)
+            selection, backend = None, self._given
+            if isinstance(backend, PluginChoice):
+                request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
+                selection, backend = self._for_request(backend, request)
+            found = by_dtype[dtype] = ServedCache(backend, selection, v_width=cache.v.head_dim)
         return found
 
     def selection(self, cache: LayerCache, dtype: torch.dtype) -> Selection:
@@ -224,9 +215,13 @@ class DecodeBackends:
         """The same for a cache of one sequence that is not made."""
         if not isinstance(self._given, PluginChoice):
             self._refuse()
+        k_sem, k_geo, v = (
+            CachedTensor(n_heads=heads, head_dim=width, format=fmt.format, qblock=fmt.qblock)
+            for heads, width, fmt in cached_tensors(self._shape, policy)
+        )
         request = _request(
             self._shape,
-            _specs(self._shape, policy),
+            (k_sem, k_geo, v),
             residual_len=policy.residual,
             batch=1,
             capacity=capacity,
@@ -235,13 +230,6 @@ class DecodeBackends:
             dtype=dtype,
         )
         return self._for_request(self._given, request)[0]
-
-    def _serve(self, cache: LayerCache, dtype: torch.dtype) -> ServedCache:
-        if not isinstance(self._given, PluginChoice):
-            return ServedCache(self._given, None, v_width=cache.v.head_dim)
-        request = decode_request(self._shape, cache, has_null=self._has_null, dtype=dtype)
-        selection, backend = self._for_request(self._given, request)
-        return ServedCache(backend, selection, v_width=cache.v.head_dim)
 
     @property
     def registry(self) -> Registry:

@@ -1,4 +1,5 @@
-"""Where what a plugin returns enters the attention: it is looked at there, and what it raises gets its name.
+"""The plugin-made parts of an attention layer: how each is chosen and built, and where what it returns enters
+the attention: it is looked at there, and what it raises gets its name.
 
 Form (type, shape, dtype, device) is looked at in every call, in compiled code too. Values (finite, a gate in
 [0,1]) are looked at when a part is called for the first time, and in every call after `check_every_call`:
@@ -15,22 +16,62 @@ import torch
 from torch import Tensor, nn
 
 from dba_core.attention.inputs import autocast_enabled
-from dba_core.contracts import AttentionShape, Kind, NullKV, Summarizer
+from dba_core.contracts import (
+    AttentionShape,
+    DecodeBackend,
+    Kind,
+    NullKV,
+    Request,
+    Summarizer,
+    TokenWriter,
+)
 from dba_core.errors import PluginError
-from dba_core.registry import Selection
+from dba_core.registry import Registry, Selection
+from dba_core.registry.choice import PluginChoice
 from dba_core.registry.contain import blame, shown
 
 #: How far a gate may be outside of [0,1] by rounding.
 _ROUNDING = 1e-3
 
 
-class PartEntrance:
-    """One gate, null token or summarizer of a layer. selection: how `part` was chosen; None: it was given."""
+class Part:
+    """One gate, null token or summarizer of a layer. module: None adds nothing. selection: how it was chosen;
+    None: it was given.
+    """
 
-    def __init__(self, kind: Kind, part: nn.Module | None, selection: Selection | None) -> None:
+    def __init__(self, kind: Kind, module: nn.Module | None, selection: Selection | None) -> None:
         self.every_call = False
-        self._kind, self._part, self._selection = kind, part, selection
+        self.kind, self.module, self.selection = kind, module, selection
         self._seen: nn.Module | None = None
+
+    @classmethod
+    def built(
+        cls,
+        kind: Kind,
+        given: str | PluginChoice | nn.Module,
+        request: Request,
+        registry: Registry,
+        *,
+        reached: bool = True,
+    ) -> Part:
+        """The part that `given` names, built for `request`; a module is taken as it is.
+
+        It is chosen in any case, so that a wrong name is an error at once, and built where it can be reached:
+        parameters that no step would use are not made. It is built on a random stream of its own, so that
+        what one plugin draws changes nothing for the next one.
+        """
+        if isinstance(given, nn.Module):
+            return cls(kind, given, None)
+        selection = registry.select(kind, given, request)
+        if not reached:
+            return cls(kind, None, selection)
+        seed = int(torch.randint(2**62, (), device="cpu"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built: object = selection.build()
+        if built is None and kind != "summarizer":
+            return cls(kind, None, selection)
+        return cls(kind, module_of(selection, built), selection)
 
     def gate(self, part: nn.Module, x: Tensor, *, n_heads: int) -> Tensor:
         """part(x [B,T,d_model]) -> [B,H,T,1]. Raises PluginError for anything else, and outside of [0,1]."""
@@ -59,10 +100,10 @@ class PartEntrance:
 
     def summarizer(self, part: nn.Module, selection: Selection | None) -> Summarizer:
         """The part as it is called, its result looked at. selection: of another one than the layer's own."""
-        if selection is not None and part is not self._part:
-            entrance = PartEntrance(self._kind, part, selection)
-            entrance.every_call = self.every_call
-            return entrance.summarizer(part, None)
+        if selection is not None and part is not self.module:
+            other = Part(self.kind, part, selection)
+            other.every_call = self.every_call
+            return other.summarizer(part, None)
         return functools.partial(self._summaries, part)
 
     def _summaries(self, part: nn.Module, k_sem: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,12 +161,37 @@ class PartEntrance:
         self._seen = part
 
     def _who(self, part: nn.Module) -> str:
-        if self._selection is not None and part is self._part:
-            return self._selection.who
-        return f"{self._kind} {type(part).__name__}, given as an object,"
+        if self.selection is not None and part is self.module:
+            return self.selection.who
+        return f"{self.kind} {type(part).__name__}, given as an object,"
 
     def _wrong(self, part: nn.Module, what: str, allowed: str) -> PluginError:
         return wrong(self._who(part), what, allowed)
+
+
+def module_of(selection: Selection, built: object) -> nn.Module:
+    """What the plugin built. Raises PluginError for what is no module."""
+    if isinstance(built, nn.Module):
+        return built
+    adds_nothing = "" if selection.kind == "summarizer" else ", or None to add nothing"
+    raise wrong(selection.who, f"built {shown(built)}", f"a torch.nn.Module{adds_nothing}")
+
+
+def built_backend(selection: Selection) -> DecodeBackend:
+    """What the plugin builds. Raises PluginError for what is no decode backend."""
+    built: object = selection.build()
+    if not isinstance(built, DecodeBackend) or not callable(built.decode):
+        raise wrong(
+            selection.who,
+            f"built {shown(built)}",
+            "a DecodeBackend, with name, fused_null, writer and decode()",
+        )
+    writer: object = built.writer
+    if writer is not None and not isinstance(writer, TokenWriter):
+        raise wrong(
+            selection.who, f"built a backend whose writer is {shown(writer)}", "a TokenWriter or None"
+        )
+    return built
 
 
 def form_problem(

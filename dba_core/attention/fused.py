@@ -6,9 +6,8 @@
 The product saves a third of the time at small widths. It serves where every projection is a plain matrix, so
 that calling it is nothing but that product; where one is not, the modules are called (`project`). Channels 2i
 and 2i+1 of a head are a complex number turned by the angle of (position, i); the weights are reordered so
-that these are RoPE's half-split pairs. The complex product runs in place, on y forward and on its gradient
-backward, both of which nobody else has seen: RoPE as operations of its own costs a sixth of a small attention
-layer's step, this a twentieth.
+that these are RoPE's half-split pairs. The complex product runs in place on y, which nobody else has seen:
+RoPE as operations of its own costs a sixth of a small attention layer's step, this less than a tenth.
 
 The null key is key number zero. Together with one zero query in front the problem is square again, so that
 `is_causal=True` (which aligns top-left) is exactly right and no mask exists; the first output row is dropped.
@@ -27,9 +26,7 @@ from dba_core.attention.inputs import autocast_enabled, compute_dtype
 from dba_core.attention.projections import (
     HeadProjections,
     PackedHeads,
-    PackedNull,
     Packing,
-    Projections,
     null_first,
     share_heads,
     side_by_side,
@@ -37,14 +34,13 @@ from dba_core.attention.projections import (
 from dba_core.contracts import AttentionShape, NullKV
 
 _COMPLEX_PARTS = (torch.float32, torch.float64)
-_TORCH_TENSORS: tuple[type, ...] = (nn.Parameter, Tensor)
 _ThreeHeads = tuple[Tensor, Tensor, Tensor]
 
 
 def fused_attention(
     heads: PackedHeads,
     *,
-    null: PackedNull | None = None,
+    null: tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
@@ -61,7 +57,7 @@ def fused_attention(
     return _sdpa(q, *_with_null(heads, null), dropout_p=dropout_p)[:, 1:]
 
 
-def _masked(heads: PackedHeads, null: PackedNull | None, mask: Tensor, dropout_p: float) -> Tensor:
+def _masked(heads: PackedHeads, null: tuple[Tensor, Tensor] | None, mask: Tensor, dropout_p: float) -> Tensor:
     q_len = heads.q.shape[1]
     visible = mask & torch.ones(q_len, q_len, dtype=torch.bool, device=mask.device).tril()
     if null is not None:
@@ -72,9 +68,9 @@ def _masked(heads: PackedHeads, null: PackedNull | None, mask: Tensor, dropout_p
     return torch.where(sees.transpose(1, 2), out, 0.0)
 
 
-def _with_null(heads: PackedHeads, null: PackedNull) -> tuple[Tensor, Tensor]:
+def _with_null(heads: PackedHeads, null: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Keys and values [B,1+T,G,W]."""
-    return null_first(null.k, heads.k, dim=1), null_first(null.v, heads.v, dim=1)
+    return null_first(null[0], heads.k, dim=1), null_first(null[1], heads.v, dim=1)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout_p: float) -> Tensor:
@@ -94,36 +90,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropou
 
 def packed_heads(
     layer: HeadProjections, x: Tensor, *, gate: Tensor | None, null: NullKV | None
-) -> tuple[PackedHeads, PackedNull | None]:
+) -> tuple[PackedHeads, tuple[Tensor, Tensor] | None]:
     """The heads of the tokens at positions 0.., of one width, and the null token laid out as they are."""
     cos, sin = layer.rope.span(0, x.shape[1], x)
-    if layer.projection is None:
-        modules = layer.projections()
-        if _all_plain(modules):
-            packed = project_packed(x, modules, cos, sin, gate=gate)
-            return packed, None if null is None else pack_null(null, layer.shape)
+    if layer.projection is None and layer.plain_weights() is not None:
+        packed = project_packed(x, layer, cos, sin, gate=gate)
+        return packed, None if null is None else pack_null(null, layer.shape)
     heads = layer.project(x, cos, sin).gated(gate).shared()
     packing = Packing.of(heads.q_sem, heads.q_geo, v=heads.v, dtype=compute_dtype(heads.v))
-    packed = packing.heads(*heads)
-    return packed, None if null is None else packing.null(null)
-
-
-def _all_plain(layer: Projections) -> bool:
-    """Whether each is exactly a product with its weight: `project_packed` then gives what calls give."""
-    modules = (layer.q_sem, layer.k_sem, layer.q_geo, layer.k_geo, layer.v)
-    return all(module is None or _is_plain(module) for module in modules)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """A torch.nn.Linear whose call nothing intercepts: no subclass (a parametrization makes one), no bias, no
-    hook, no `forward` of the instance's own, a weight that is a tensor of torch's own class.
-    """
-    if type(module) is not nn.Linear or "forward" in vars(module):
-        return False
-    bias = cast("Tensor | None", module.bias)
-    hooks = [module._forward_pre_hooks, module._forward_hooks, module._backward_hooks]
-    hooks.append(module._backward_pre_hooks)
-    return bias is None and type(module.weight) in _TORCH_TENSORS and not any(hooks)
+    return packing.heads(*heads), None if null is None else packing.null(null)
 
 
 def packed_width(shape: AttentionShape) -> int:
@@ -133,7 +108,7 @@ def packed_width(shape: AttentionShape) -> int:
 
 
 def project_packed(
-    x: Tensor, layer: Projections, cos: Tensor, sin: Tensor, *, gate: Tensor | None = None
+    x: Tensor, layer: HeadProjections, cos: Tensor, sin: Tensor, *, gate: Tensor | None = None
 ) -> PackedHeads:
     """x [B,T,d_model], cos and sin [T, G or 1, Dg/2], gate [B,H,T,1] -> heads of width W.
 
@@ -152,42 +127,23 @@ def project_packed(
     return PackedHeads(q=q, k=k, v=v)
 
 
-def pack_null(null: NullKV, shape: AttentionShape) -> PackedNull:
+def pack_null(null: NullKV, shape: AttentionShape) -> tuple[Tensor, Tensor]:
     """The null key and value as `project_packed` orders channels."""
     width = packed_width(shape)
     geo = torch.unflatten(null.k_geo, -1, (2, -1)).transpose(-1, -2).flatten(-2)  # [G, Dg]
-    return PackedNull(side_by_side(geo, null.k_sem, width=width), side_by_side(null.v, width=width))
+    return side_by_side(geo, null.k_sem, width=width), side_by_side(null.v, width=width)
 
 
-def _packed_weight(layer: Projections) -> Tensor:
+def _packed_weight(layer: HeadProjections) -> Tensor:
     """[(H+2G)*W, d_model]: the weights of all heads, scaled, in the packed layout."""
-    shape = layer.shape
-    heads, width = shape.n_heads + shape.n_kv_heads, packed_width(shape)
-    q_geo = _weight(layer.q_geo)
-    k_geo = q_geo if layer.k_geo is None else _weight(layer.k_geo)
-    geo = torch.cat([_scaled(q_geo, layer, shape.geo_head_dim), k_geo])
-    pairs = geo.view(heads, 2, shape.geo_head_dim // 2, -1).transpose(1, 2)
-    rows = [pairs.flatten(1, 2)]  # [H+G, Dg, d_model]
-    if layer.q_sem is not None:
-        q_sem = _weight(layer.q_sem)
-        k_sem = q_sem if layer.k_sem is None else _weight(layer.k_sem)
-        k_sem = _share_rows(k_sem, shape.sem_head_dim, shape.n_kv_heads)
-        sem = torch.cat([_scaled(q_sem, layer, shape.sem_head_dim), k_sem])
-        rows.append(sem.view(heads, shape.sem_head_dim, -1))
-    keys = _pad_rows(torch.cat(rows, dim=1), width)  # [H+G, W, d_model]
-    values = _share_rows(_weight(layer.v), shape.v_head_dim, shape.n_kv_heads)
-    values = _pad_rows(values.view(shape.n_kv_heads, shape.v_head_dim, -1), width)  # [G, W, d_model]
-    return torch.cat([keys, values]).flatten(0, 1)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """The matrix of a projection that is plain."""
-    return cast("nn.Linear", module).weight
-
-
-def _share_rows(weight: Tensor, width: int, n_heads: int) -> Tensor:
-    """[M*width, d_model] -> [n_heads*width, d_model]; the weight itself for M = n_heads."""
-    return share_heads(weight.view(1, -1, width, weight.shape[-1]), n_heads).flatten(0, 2)
+    width, kv_heads = packed_width(layer.shape), layer.shape.n_kv_heads
+    q_geo, k_geo, q_sem, k_sem, v = layer.matrices()  # [heads, D, d_model]
+    geo = torch.unflatten(torch.cat([q_geo, k_geo]), 1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    sem = torch.cat([q_sem, share_heads(k_sem[None], kv_heads)[0]])
+    keys = torch.cat([geo, sem], dim=1)  # [H+G, Dg+Ds, d_model]
+    values = share_heads(v[None], kv_heads)[0]
+    padded = [F.pad(rows, (0, 0, 0, width - rows.shape[1])) for rows in (keys, values)]
+    return torch.cat(padded).flatten(0, 1)
 
 
 def _packed_offset(offset: Tensor, shape: AttentionShape) -> Tensor:
@@ -195,20 +151,6 @@ def _packed_offset(offset: Tensor, shape: AttentionShape) -> Tensor:
     shared = share_heads(offset[None, :, None], shape.n_kv_heads)[0, :, 0]  # [G, Ds]
     after = packed_width(shape) - shape.geo_head_dim - shape.sem_head_dim
     return F.pad(shared, (shape.geo_head_dim, after))
-
-
-def _scaled(weight: Tensor, layer: Projections, width: int) -> Tensor:
-    """A query weight [H*D,d_model] times the scale of its queries."""
-    scale = layer.query_scale(width)
-    if isinstance(scale, float):
-        return weight * scale
-    return (weight.view(len(scale), width, -1) * scale).flatten(0, 1)
-
-
-def _pad_rows(rows: Tensor, width: int) -> Tensor:
-    """[N, D, d_model] -> [N, width, d_model], zeros below."""
-    missing = width - rows.shape[1]
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _gate_factor(gate: Tensor, shape: AttentionShape) -> Tensor:
@@ -226,60 +168,45 @@ def rotated_projection(
     sizes: (H, G, G), N their sum; width: W, even. The first Dg channels of every query and key head are
     rotated by cos and sin [T, H+G or 1, Dg/2].
     """
+    heads = torch.unflatten(F.linear(x, weight), -1, (-1, width))  # [B, T, N, W]
     plain = torch.compiler.is_compiling() or autocast_enabled(x.device)
     if plain or x.dtype not in _COMPLEX_PARTS:
-        return _out_of_place(F.linear(x, weight), cos, sin, sizes, width)
-    apply = cast("Callable[..., _ThreeHeads]", _RotatedProjection.apply)
-    return apply(x, weight, cos, sin, sizes, width)
-
-
-class _RotatedProjection(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        sizes: tuple[int, int, int],
-        width: int,
-    ) -> _ThreeHeads:
-        ctx.save_for_backward(x, weight, cos, sin)
-        ctx.sizes, ctx.width = sizes, width
-        heads = torch.unflatten(F.linear(x, weight), -1, (-1, width))  # [B, T, N, W]
-        _turn(heads, torch.complex(cos, sin), sizes)
-        q, k, v = torch.split(heads, list(sizes), dim=2)
-        return q, k, v
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        x, weight, cos, sin = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            turned = _out_of_place(torch.cat(grads, dim=2).flatten(2), cos, -sin, ctx.sizes, ctx.width)
-            grad = torch.cat(turned, dim=2)
-        else:
-            grad = torch.cat(grads, dim=2)  # [B, T, N, W]
-            _turn(grad, torch.complex(cos, -sin), ctx.sizes)
-        rows = grad.flatten(2).flatten(0, 1)  # [B*T, N*W]
-        x_grad = (rows @ weight).view_as(x) if ctx.needs_input_grad[0] else None
-        weight_grad = rows.mT @ x.flatten(0, 1) if ctx.needs_input_grad[1] else None
-        return x_grad, weight_grad, None, None, None, None
-
-
-def _turn(heads: Tensor, angle: Tensor, sizes: tuple[int, int, int]) -> None:
-    """Multiply the rotated channels of heads [B,T,N,W] by angle [T, H+G or 1, Dg/2], in place."""
+        return _out_of_place(heads, cos, sin, sizes)
     pairs = torch.view_as_complex(torch.unflatten(heads, -1, (-1, 2)))  # [B, T, N, W/2]
-    pairs[:, :, : sizes[0] + sizes[1], : angle.shape[-1]].mul_(angle)
+    pairs[:, :, : sizes[0] + sizes[1], : cos.shape[-1]].mul_(torch.complex(cos, sin))
+    q, k, v = torch.split(heads, list(sizes), dim=2)
+    return q, k, v
 
 
-def _out_of_place(
-    y: Tensor, cos: Tensor, sin: Tensor, sizes: tuple[int, int, int], width: int
-) -> _ThreeHeads:
-    """The same on y [B,T,N*W] in real arithmetic: for compiled code, half precision, second derivatives."""
-    turned, v = torch.split(torch.unflatten(y, -1, (-1, width)), [sizes[0] + sizes[1], sizes[2]], dim=2)
+def _out_of_place(heads: Tensor, cos: Tensor, sin: Tensor, sizes: tuple[int, int, int]) -> _ThreeHeads:
+    """The same of heads [B,T,N,W] in real arithmetic: for compiled code and half precision."""
+    turned, v = torch.split(heads, [sizes[0] + sizes[1], sizes[2]], dim=2)
     rotary = 2 * cos.shape[-1]
     even, odd = torch.unflatten(turned[..., :rotary], -1, (-1, 2)).unbind(-1)  # [B, T, H+G, Dg/2]
     pairs = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
-    turned = torch.cat([pairs.to(y.dtype), turned[..., rotary:]], dim=-1)
+    turned = torch.cat([pairs.to(heads.dtype), turned[..., rotary:]], dim=-1)
     q, k = torch.split(turned, list(sizes[:2]), dim=2)
     return q, k, v
+
+
+def taking_part(x: Tensor, module: nn.Module) -> Tensor:
+    """x; every trainable parameter of the module gets a gradient of zeros from it instead of none.
+
+    DistributedDataParallel waits for a gradient of every parameter, and fails where a pass does not read one.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    apply = cast("Callable[..., Tensor]", _TakingPart.apply)
+    return apply(x, *parameters) if parameters else x
+
+
+class _TakingPart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)

@@ -15,22 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from dba_core.attention.decode import DecodeBackends, ServedCache
-from dba_core.attention.entrance import PartEntrance
-from dba_core.attention.fused import fused_attention, packed_heads
+from dba_core.attention.entrance import Part
+from dba_core.attention.fused import fused_attention, packed_heads, taking_part
 from dba_core.attention.inputs import check_inputs, uncompiled, weight_of, without_autocast
 from dba_core.attention.long_sequence.attention import long_sequence_attention
-from dba_core.attention.long_sequence.evaluation import OwnSummarizer, evaluation_path
+from dba_core.attention.long_sequence.evaluation import evaluation_path
 from dba_core.attention.long_sequence.plan import LongSequencePath
-from dba_core.attention.parts import build_part, build_summarizer, sizes_in_words
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import HeadProjections, Heads, Projection, matrix
-from dba_core.attention.taking_part import taking_part
 from dba_core.cache.append_checks import whole_numbers
 from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig, ResolvedLongSequence
-from dba_core.contracts import DecodeBackend, GateRequest, Kind, NullKV, NullTokenRequest
+from dba_core.contracts import DecodeBackend, GateRequest, Kind, NullKV, NullTokenRequest, SummarizerRequest
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
 
@@ -77,33 +75,25 @@ class DecoupledAttention(HeadProjections):
         self.out_proj = matrix(shape.n_heads * shape.v_head_dim, shape.d_model)
 
         installed = Registry.default() if registry is None else registry
-        gate_part = build_part("gate", gate, GateRequest(shape=shape, device=device), installed)
-        null_part = build_part(
+        self._gate_part = Part.built("gate", gate, GateRequest(shape=shape, device=device), installed)
+        self._null_part = Part.built(
             "null_token", null_token, NullTokenRequest(shape=shape, device=device), installed
         )
-        self.gate, self.null_token = gate_part.module, null_part.module
-        self._note("gate", gate_part.selection)
-        self._note("null_token", null_part.selection)
-        self._gate_entrance = PartEntrance("gate", self.gate, gate_part.selection)
-        self._null_entrance = PartEntrance("null_token", self.null_token, null_part.selection)
-
-        self.summarizer: nn.Module | None = None
+        self._summarizer_part = Part("summarizer", None, None)
         self.long_sequence: ResolvedLongSequence | None = None
         if train_long_seq is not None and train_long_seq.enabled and shape.sem_head_dim:
-            self.long_sequence = train_long_seq.resolved(context=context or 0, device=device)
-            part = build_summarizer(
+            self.long_sequence = long = train_long_seq.resolved(context=context or 0, device=device)
+            self._summarizer_part = Part.built(
+                "summarizer",
                 summarizer,
-                self.long_sequence,
-                shape=shape,
-                context=context,
-                device=device,
-                registry=installed,
+                SummarizerRequest(shape=shape, mem_block=long.mem_block, device=device),
+                installed,
+                reached=context is None or long.threshold <= context,
             )
-            self.summarizer = part.module
-            self._note("summarizer", part.selection)
-        self._summarizer_entrance = PartEntrance(
-            "summarizer", self.summarizer, self.selections.get("summarizer")
-        )
+        parts = self._gate_part, self._null_part, self._summarizer_part
+        self.gate, self.null_token, self.summarizer = (part.module for part in parts)
+        for part in parts:
+            self._note(part.kind, part.selection)
         self._at_evaluation: LongSequencePath | None = None
         self._exact_in_training = False
 
@@ -127,13 +117,13 @@ class DecoupledAttention(HeadProjections):
         the null token is always visible, and a token that sees nothing gets zeros. Padding [B,T] goes in as
         mask[:, None, None, :]. Raises ValueError for a wrong argument, CacheError as `LayerCache.append`.
         """
-        weight = self.weight
-        check_inputs(x, self.shape, weight=weight, cache=cache, mask=mask, counts=counts)
-        with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
+        check_inputs(x, self.shape, weight=self.weight, cache=cache, mask=mask, counts=counts)
+        forgets = cache is not None and torch.is_grad_enabled()
+        with torch.no_grad() if forgets else contextlib.nullcontext():
             if cache is not None:
                 out = self._cached(x, cache, counts)
-            elif self._takes_long_path(x.shape[1], mask, cache):
-                out = self._long(x)
+            elif (path := self._long_path(x.shape[1], mask)) is not None:
+                out = self._long(x, path)
             else:
                 out = self._uncached(x, mask)
                 if self.summarizer is not None and self.training and not self._exact_in_training:
@@ -149,16 +139,9 @@ class DecoupledAttention(HeadProjections):
         The decode backend is chosen for it at once: UnsupportedError says why one chosen by name cannot
         serve it.
         """
-        cache = self._empty_cache(batch, capacity, policy, rollback)
-        self.decode_backend(cache)
-        return cache
-
-    def _empty_cache(
-        self, batch: int, capacity: int, policy: KVCachePolicy | str, rollback: int | None
-    ) -> LayerCache:
         shape = self.shape
         sem_heads, geo_heads, v_heads = shape.cached_heads
-        return LayerCache(
+        cache = LayerCache(
             k_sem=(sem_heads, shape.sem_head_dim),
             k_geo=(geo_heads, shape.geo_head_dim),
             v=(v_heads, shape.v_head_dim),
@@ -170,6 +153,8 @@ class DecoupledAttention(HeadProjections):
             rollback=rollback,
             registry=self._backends.registry,
         )
+        self.decode_backend(cache)
+        return cache
 
     def selection_without_cache(self, policy: KVCachePolicy, *, capacity: int, device: str) -> Selection:
         """The decode backend that would serve a cache of one sequence on `device`, and why."""
@@ -208,7 +193,8 @@ class DecoupledAttention(HeadProjections):
         path = evaluation_path(
             config,
             summarizer=summarizer,
-            own=OwnSummarizer(self.summarizer, self.selections.get("summarizer"), self.long_sequence),
+            own=Part("summarizer", self.summarizer, self._summarizer_part.selection),
+            trained=self.long_sequence,
             shape=self.shape,
             device=self.weight.device,
             registry=self._backends.registry if registry is None else registry,
@@ -233,13 +219,13 @@ class DecoupledAttention(HeadProjections):
         Returns whether that was so before.
         """
         before = self._backends.every_call
-        for entrance in (
-            self._gate_entrance,
-            self._null_entrance,
-            self._summarizer_entrance,
+        for part in (
+            self._gate_part,
+            self._null_part,
+            self._summarizer_part,
             self._backends,
         ):
-            entrance.every_call = wanted
+            part.every_call = wanted
         return before
 
     @property
@@ -249,7 +235,14 @@ class DecoupledAttention(HeadProjections):
 
     def extra_repr(self) -> str:
         """The layout and its sizes, in one line."""
-        return f"layer {self.layer}: {self.config.mode}, {sizes_in_words(self.shape)}"
+        shape = self.shape
+        sem_heads, kv_heads, v_heads = shape.cached_heads
+        sizes = {"d_model": shape.d_model, "n_heads": shape.n_heads, "n_kv_heads": kv_heads}
+        own = {"sem_kv_heads": sem_heads, "v_kv_heads": v_heads}
+        sizes |= {name: heads for name, heads in own.items() if heads != kv_heads}
+        sizes |= {name: getattr(shape, name) for name in ("sem_head_dim", "geo_head_dim", "v_head_dim")}
+        words = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        return f"layer {self.layer}: {self.config.mode}, {words}"
 
     def _uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The whole sequence at once, fused: [B, T, H, Dv]."""
@@ -262,32 +255,26 @@ class DecoupledAttention(HeadProjections):
         )
         return out[..., : self.shape.v_head_dim]
 
-    def _takes_long_path(self, q_len: int, mask: Tensor | None, cache: LayerCache | None) -> bool:
-        """Where nothing but causality restricts what is seen: in training from the threshold on, at
-        evaluation within `long_sequence_at_evaluation`; but not where it would be exact attention.
+    def _long_path(self, q_len: int, mask: Tensor | None) -> LongSequencePath | None:
+        """The long-sequence path where nothing but causality restricts what is seen: in training from the
+        threshold on, at evaluation within `long_sequence_at_evaluation`; None where it would be exact.
         """
-        if mask is not None or cache is not None:
-            return False
-        path = self._path()
-        return path is not None and path.applies(q_len)
-
-    def _path(self) -> LongSequencePath | None:
-        """The long-sequence path of the mode that the layer is in."""
-        if not self.training:
-            return self._at_evaluation
-        if self.long_sequence is None or self.summarizer is None or self._exact_in_training:
+        if mask is not None:
             return None
-        return LongSequencePath(self.long_sequence, self.summarizer)
+        path = self._at_evaluation
+        if self.training:
+            if self.long_sequence is None or self.summarizer is None or self._exact_in_training:
+                return None
+            path = LongSequencePath(self.long_sequence, self.summarizer)
+        return path if path is not None and path.applies(q_len) else None
 
-    def _long(self, x: Tensor) -> Tensor:
+    def _long(self, x: Tensor, path: LongSequencePath) -> Tensor:
         """The long-sequence path: memory tokens for the far past: [B, T, H, Dv]."""
-        path = self._path()
-        assert path is not None
         heads = self._heads(x, *self.rope.span(0, x.shape[1], x)).shared()
         out = long_sequence_attention(
             heads,
             plan=path.plan(x.shape[1]),
-            summarizer=self._summarizer_entrance.summarizer(path.summarizer, path.selection),
+            summarizer=self._summarizer_part.summarizer(path.summarizer, path.selection),
             null=self._null(),
             dropout_p=self._dropout_p,
         )
@@ -301,6 +288,8 @@ class DecoupledAttention(HeadProjections):
             counts = whole_numbers(counts) or counts
         if q_len == 0:
             return x.new_zeros(batch, 0, self.shape.n_heads, self.shape.v_head_dim)
+        if q_len > 1 or not cache.length:
+            self._one_matrix = None
         heads = self._heads(x, *self._angles_after(cache, q_len, x))
         served = self._serving(cache, heads.q_geo.dtype)
         with without_autocast(x.device):
@@ -324,29 +313,31 @@ class DecoupledAttention(HeadProjections):
 
     def _angles_after(self, cache: LayerCache, q_len: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the positions that q_len new tokens take: the rows' lengths onwards."""
-        start = cache.length
-        if min(cache.lengths) == start and not cache.capturing:
+        lengths, start = cache.lengths, cache.length
+        if cache.capturing:  # a replay has other lengths, and past the capacity nothing is written
+            positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
+            return self.rope.at(positions.clamp_max_(cache.capacity - 1), cache.capacity, x)
+        if min(lengths) == start:
             return self.rope.span(start, start + q_len, x)
-        positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)  # [B, T]
-        if not cache.capturing:
-            return self.rope.at(positions, start + q_len, x)
-        # A replay has other lengths than the capture, and past the capacity nothing is written.
-        return self.rope.at(positions.clamp_max_(cache.capacity - 1), cache.capacity, x)
+        positions = cache.lengths_device.unsqueeze(1) + torch.arange(q_len, device=x.device)
+        return self.rope.at(positions, start + q_len, x)
 
     def _heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
-        return self.project(x, cos, sin).gated(self._gate_of(x))
+        gate = self._gate_of(x)
+        heads = self.project_token(x, cos, sin, gate) if x.shape[1] == 1 else None
+        return self.project(x, cos, sin).gated(gate) if heads is None else heads
 
     def _gate_of(self, x: Tensor) -> Tensor | None:
         """[B, H, T, 1]; None without a gate."""
         if self.gate is None:
             return None
-        return self._gate_entrance.gate(self.gate, x, n_heads=self.shape.n_heads)
+        return self._gate_part.gate(self.gate, x, n_heads=self.shape.n_heads)
 
     def _null(self) -> NullKV | None:
         if self.null_token is None:
             return None
         device = self.weight.device
-        return self._null_entrance.null(self.null_token, shape=self.shape, device=device)
+        return self._null_part.null(self.null_token, shape=self.shape, device=device)
 
     @property
     def _dropout_p(self) -> float:

@@ -27,7 +27,7 @@ weight beside any real score is exactly 0 (no -inf - -inf). How a part is comput
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 import torch
@@ -61,19 +61,25 @@ def prefill_attention(
     as in `LayerCache.append`, which also says what is raised.
     """
     v_width = heads.v.shape[-1]
-    packing = Packing.of(heads.k_sem, heads.k_geo, v=heads.v, dtype=_compute_dtype(heads.q_geo))
+    q_dtype = heads.q_geo.dtype
+    # half precision only where there are kernels for it
+    halves = q_dtype == torch.float64 or heads.q_geo.device.type == "cuda"
+    packing = Packing.of(heads.k_sem, heads.k_geo, v=heads.v, dtype=q_dtype if halves else torch.float32)
     reader = KeptKeys(cache=cache, packing=packing)
     past = _Past(lengths=cache.lengths, window=reader.window, device=cache.lengths_device.device)
     newest = reader.newest(past.n_recent) if past.n_recent else None
     cache.append(heads.k_sem, heads.k_geo, heads.v, counts=counts, writer=writer)
 
     real = _real_tokens(heads.q_geo, counts)
-    if real is not None:
-        heads = _without(heads, real)
+    if real is not None:  # the others may hold anything
+        heads = Heads(*(each.masked_fill(~real[:, None, :, None], 0.0) for each in heads))
     q = packing.queries(heads.q_sem, heads.q_geo)  # [B, H, T, W]
     state = nothing(q, width=packing.width) if null is None else one_key(q, *packing.null(null))
     _add_past(state, q, past, reader)
-    own = _own_stored(heads, past, reader, ragged=real is not None)
+    if past.equal and real is None:  # all rows have the chunk at the same place: it is read back
+        own = reader.stored(past.lengths[0], past.lengths[0] + q.shape[2])
+    else:
+        own = reader.of_tokens(heads, recent=False)
     _add_chunk(state, q, past, own, newest, heads, reader)
     out = state.out[..., :v_width].to(heads.v.dtype)
     return out if real is None else torch.where(real[:, None, :, None], out, 0.0)
@@ -111,17 +117,13 @@ class KeptKeys:
     def stored(self, start: int, stop: int) -> Keys:
         """Positions start..stop-1 as stored; zeros past a row's length."""
         dtype = self.packing.dtype
-        return self._side_by_side(*(store.stored(start, stop, dtype=dtype) for store in self._stores))
+        return self._side_by_side(store.stored(start, stop, dtype=dtype) for store in self._stores)
 
-    def as_stored(self, heads: Heads) -> Keys:
-        """The tokens of `heads` as the cache stores them."""
-        given, dtype = self._with_tokens(heads), self.packing.dtype
-        return self._side_by_side(*(store.as_stored(x, dtype=dtype) for store, x in given))
-
-    def as_recent(self, heads: Heads) -> Keys:
-        """The tokens of `heads` as the residual window holds them."""
-        given, dtype = self._with_tokens(heads), self.packing.dtype
-        return self._side_by_side(*(store.as_recent(x, dtype=dtype) for store, x in given))
+    def of_tokens(self, heads: Heads, *, recent: bool) -> Keys:
+        """The tokens of `heads` as the residual window holds them, or as the cache stores them."""
+        read = TensorStore.as_recent if recent else TensorStore.as_stored
+        tokens = zip(self._stores, (heads.k_sem, heads.k_geo, heads.v), strict=True)
+        return self._side_by_side(read(store, x, dtype=self.packing.dtype) for store, x in tokens)
 
     def newest(self, count: int) -> Keys:
         """The newest `count` tokens of every row as the residual window holds them, the last one last.
@@ -130,19 +132,16 @@ class KeptKeys:
         """
         lengths = torch.tensor(self.cache.lengths, device=self.cache.lengths_device.device)
         positions = lengths.unsqueeze(1) + torch.arange(-count, 0, device=lengths.device)  # [B, count]
-        return self._side_by_side(*(_newest(store, positions, self.packing.dtype) for store in self._stores))
+        return self._side_by_side(_newest(store, positions, self.packing.dtype) for store in self._stores)
 
     @property
     def _stores(self) -> tuple[TensorStore, TensorStore, TensorStore]:
         return self.cache.k_sem, self.cache.k_geo, self.cache.v
 
-    def _with_tokens(self, heads: Heads) -> list[tuple[TensorStore, Tensor]]:
-        return list(zip(self._stores, (heads.k_sem, heads.k_geo, heads.v), strict=True))
-
-    def _side_by_side(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> Keys:
+    def _side_by_side(self, read: Iterable[Tensor]) -> Keys:
+        k_sem, k_geo, v = read
         kv_heads = k_geo.shape[1]
-        k_sem, v = share_heads(k_sem, kv_heads), share_heads(v, kv_heads)
-        return Keys(*self.packing.tokens(k_sem, k_geo, v))
+        return Keys(*self.packing.tokens(share_heads(k_sem, kv_heads), k_geo, share_heads(v, kv_heads)))
 
 
 def _newest(store: TensorStore, positions: Tensor, dtype: torch.dtype) -> Tensor:
@@ -217,14 +216,6 @@ def _past_mask(past: _Past, start: int, stop: int, first: int, last: int) -> Ten
     return mask
 
 
-def _own_stored(heads: Heads, past: _Past, reader: KeptKeys, *, ragged: bool) -> Keys:
-    """The chunk as stored: read back where all rows have it at the same place, else computed again."""
-    if past.equal and not ragged:
-        start = past.lengths[0]
-        return reader.stored(start, start + heads.v.shape[2])
-    return reader.as_stored(heads)
-
-
 def _add_chunk(
     state: Partial,
     q: Tensor,
@@ -239,7 +230,7 @@ def _add_chunk(
     if not window:
         state.absorb(partial_attention(q, stored.k, stored.v, causal=True))
         return
-    recent = reader.as_recent(heads)
+    recent = reader.of_tokens(heads, recent=True)
     if newest is not None:
         recent = newest.joined(recent)  # positions -n_recent .. T-1
     n_recent = past.n_recent
@@ -275,19 +266,6 @@ def _real_tokens(q: Tensor, counts: Sequence[int] | None) -> Tensor | None:
         return None
     taken = torch.tensor(list(counts), device=q.device).unsqueeze(1)
     return torch.arange(q.shape[2], device=q.device) < taken
-
-
-def _without(heads: Heads, real: Tensor) -> Heads:
-    """Zeros in place of the tokens that are not taken: they may hold anything."""
-    drop = ~real[:, None, :, None]
-    return Heads(*(each.masked_fill(drop, 0.0) for each in heads))
-
-
-def _compute_dtype(q: Tensor) -> torch.dtype:
-    """Half precision only where there are kernels for it."""
-    if q.dtype in (torch.float32, torch.float64) or q.device.type == "cuda":
-        return q.dtype
-    return torch.float32
 
 
 @attrs.frozen(eq=False)

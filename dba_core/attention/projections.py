@@ -3,29 +3,38 @@
     q_sem = exp(clamp(logit_scale, -8, 8)) / sqrt(Ds) * W_q_sem x        k_sem = W_k_sem x - sem_offset
     q_geo = exp(clamp(logit_scale, -8, 8)) / sqrt(Dg) * R(t) W_q_geo x   k_geo = R(t) W_k_geo x      v = W_v x
 
-`project` calls each projection's module and serves any: with hooks, wrapped, an adapter. `Packing` lays heads
-out as kernels want them.
+`project` calls each projection's module and serves any: with hooks, wrapped, an adapter. Of one decoded token
+in a small layer calling costs more than computing; where every projection is a plain matrix one product with
+all of them serves there. `Packing` lays heads out as kernels want them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import operator
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dba_core.attention.inputs import autocast_enabled
 from dba_core.attention.rope import (
     RopeFrequencies,
     RopeTable,
     rope_frequencies,
-    rotate_both,
+    rotated,
     shared_rope_table,
 )
 from dba_core.config.attention import AttentionConfig
-from dba_core.contracts import AttentionShape, NullKV
+from dba_core.contracts import NullKV
 
 #: Channels that carry log(L): its value rounded, and what that left out.
 COLUMNS = 2
+#: Values of the projections of a layer, at most, that are kept as one matrix too (4 MiB in float32).
+SMALL = 2**20
+PROJECTIONS = ("q_sem", "k_sem", "q_geo", "k_geo", "v_proj")
+_VERSION = operator.attrgetter("_version")
+_TORCH_TENSORS: tuple[type, ...] = (nn.Parameter, Tensor)
 
 
 class Heads(NamedTuple):
@@ -62,13 +71,6 @@ class PackedHeads(NamedTuple):
     """Queries [B,T,H,W], keys and values [B,T,G,W], the rest of each head zero."""
 
     q: Tensor
-    k: Tensor
-    v: Tensor
-
-
-class PackedNull(NamedTuple):
-    """The null key and value, [G,W] each."""
-
     k: Tensor
     v: Tensor
 
@@ -126,11 +128,10 @@ class Packing(NamedTuple):
             side_by_side(v_mem, width=self.width, dtype=self.dtype),
         )
 
-    def null(self, null: NullKV) -> PackedNull:
-        """The null key and value in the dtype that they have."""
-        return PackedNull(
-            side_by_side(null.k_sem, null.k_geo, width=self.width), side_by_side(null.v, width=self.width)
-        )
+    def null(self, null: NullKV) -> tuple[Tensor, Tensor]:
+        """The null key and value in the dtype that they have: [G,W] each."""
+        key = side_by_side(null.k_sem, null.k_geo, width=self.width)
+        return key, side_by_side(null.v, width=self.width)
 
 
 def side_by_side(
@@ -174,34 +175,24 @@ class Projection(Protocol):
         ...
 
 
-class Projections(NamedTuple):
-    """The modules that make one layer's heads, each [B,T,d_model] -> [B,T,heads*width].
+class _OneMatrix(NamedTuple):
+    """All projections of a layer as one matrix [R,d_model] and what is added, [R] or nothing.
 
-    kv_heads: of k_sem, k_geo and v; k_sem and v may have fewer than k_geo. q_sem: None without a semantic
-    path; k_sem, k_geo: None where they are tied to the queries'. logit_scale [H]: the learned temperature.
-    sem_offset [Gs,Ds]: what semantic keys are less. None: without.
+    state: of which tensors it was made, and their contents' versions; sources: those, so that no other can
+    be at their address.
     """
 
-    shape: AttentionShape
-    kv_heads: tuple[int, int, int]
-    q_sem: nn.Module | None
-    k_sem: nn.Module | None
-    q_geo: nn.Module
-    k_geo: nn.Module | None
-    v: nn.Module
-    logit_scale: Tensor | None = None
-    sem_offset: Tensor | None = None
-
-    def query_scale(self, width: int) -> Tensor | float:
-        """What queries of this width are multiplied by: a number, or one per head [H,1,1]."""
-        scale: float = width**-0.5
-        if self.logit_scale is None:
-            return scale
-        return (self.logit_scale.clamp(-8.0, 8.0).exp() * scale)[:, None, None]
+    weight: Tensor
+    bias: Tensor | None
+    state: tuple[object, ...]
+    sources: tuple[Tensor, ...]
 
 
 class HeadProjections(nn.Module):
     """The part of a layer that makes heads of hidden states: q_sem ... v_proj and RoPE, or what was injected.
+
+    q_sem is None without a semantic path, k_sem and k_geo where they are tied to the queries'. logit_scale
+    [H] is the learned temperature, sem_offset [Gs,Ds] what semantic keys are less.
 
     config: resolved. projection: in place of projections of the layer's own, which then do not exist.
     """
@@ -219,6 +210,7 @@ class HeadProjections(nn.Module):
         self._shared_rope = shared_rope_table(geo, theta)
         table = rope_frequencies(geo, theta).expand(shape.n_kv_heads, -1)
         self.rope_frequencies = RopeFrequencies(table) if config.rope_table else None
+        self._one_matrix: _OneMatrix | None = None
         if projection is None:
             self._make_projections()
 
@@ -236,6 +228,10 @@ class HeadProjections(nn.Module):
         offset = torch.zeros(sem_heads, sem) if self.config.sem_offset else None
         self.register_buffer("sem_offset", offset)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle makes its own matrix of its own weights."""
+        return {**vars(self), "_one_matrix": None}
+
     @property
     def rope(self) -> RopeTable:
         """The rotation angles of this layer."""
@@ -243,27 +239,136 @@ class HeadProjections(nn.Module):
             return self.projection.rope
         return self._shared_rope if self.rope_frequencies is None else self.rope_frequencies.table
 
+    def query_scale(self, width: int) -> Tensor | float:
+        """What queries of this width are multiplied by: a number, or one per head [H,1,1]."""
+        scale: float = width**-0.5
+        if self.logit_scale is None:
+            return scale
+        return (self.logit_scale.clamp(-8.0, 8.0).exp() * scale)[:, None, None]
+
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
         """x [B,T,d_model], cos and sin [(B,) T, G or 1, Dg/2] of the tokens' positions (from `rope`) -> their
         queries, scaled, keys and values: rotated, not yet gated.
         """
         if self.projection is not None:
             return self.projection(x, cos, sin)
-        return project(x, self.projections(), cos, sin)
+        shape = self.shape
+        n_heads, (sem_heads, kv_heads, v_heads) = shape.n_heads, self._kv_heads
+        q_geo = _heads(self.q_geo(x), n_heads)  # [B, H, T, Dg]
+        k_geo = q_geo if self.k_geo is None else _heads(self.k_geo(x), kv_heads)  # [B, G, T, Dg]
+        if self.q_sem is None:
+            q_sem, k_sem = q_geo[..., :0], k_geo[..., :0]
+        else:
+            q_sem = _heads(self.q_sem(x), n_heads)  # [B, H, T, Ds]
+            k_sem = q_sem if self.k_sem is None else _heads(self.k_sem(x), sem_heads)  # [B, Gs, T, Ds]
+            q_sem = (q_sem * self.query_scale(shape.sem_head_dim)).to(k_sem.dtype)
+        if self.sem_offset is not None:
+            k_sem = k_sem - self.sem_offset[:, None].to(k_sem.dtype)
+        q_geo = rotated(q_geo * self.query_scale(shape.geo_head_dim), cos, sin).to(k_geo.dtype)
+        return Heads(q_sem, q_geo, k_sem, rotated(k_geo, cos, sin), v=_heads(self.v_proj(x), v_heads))
 
-    def projections(self) -> Projections:
-        """The modules as they are now: an adapter may have replaced one."""
-        return Projections(
-            shape=self.shape,
-            kv_heads=self._kv_heads,
-            q_sem=self.q_sem,
-            k_sem=self.k_sem,
-            q_geo=self.q_geo,
-            k_geo=self.k_geo,
-            v=self.v_proj,
-            logit_scale=self.logit_scale,
-            sem_offset=self.sem_offset,
-        )
+    def project_token(self, x: Tensor, cos: Tensor, sin: Tensor, gate: Tensor | None) -> Heads | None:
+        """The heads of one token, x [B,1,d_model], gated by [B,H,1,1], in a few operations, no gradients.
+
+        None where that is not what calling the modules gives, or the layer is not small.
+        """
+        shape = self.shape
+        if self.projection is not None or cos.shape[-2] > 1 or x.dtype != cos.dtype:
+            return None
+        if x.device.type != "cpu" or torch.is_grad_enabled() or autocast_enabled(x.device):
+            return None
+        made = self._matrix_of_all(doubled=gate is not None)
+        if made is None:
+            return None
+        batch, n_heads, (sem_heads, kv_heads, v_heads) = x.shape[0], shape.n_heads, self._kv_heads
+        sem, geo, both = shape.sem_head_dim, shape.geo_head_dim, n_heads + kv_heads
+        y = F.linear(x, made.weight, made.bias)  # [B, 1, R]
+        sizes = (both * geo, n_heads * sem, sem_heads * sem, v_heads * shape.v_head_dim)
+        turning, q_sem, k_sem, v = y.split_with_sizes(sizes, dim=-1)
+        turning = turning.view(batch, both, 2, geo // 2)
+        turned = turning * cos  # [B, H+G, 2, Dg/2]
+        (a, b), (turned_a, turned_b) = turning.chunk(2, dim=2), turned.chunk(2, dim=2)
+        turned_a.addcmul_(b, sin, value=-1)
+        turned_b.addcmul_(a, sin)
+        q_geo, k_geo = turned.view(batch, both, 1, geo).split_with_sizes((n_heads, kv_heads), dim=1)
+        q_sem = q_sem.view(batch, n_heads, 1, sem)
+        if gate is not None:  # the queries are doubled
+            gate = gate.to(q_geo.dtype)
+            q_sem, q_geo = q_sem * gate, torch.addcmul(q_geo, q_geo, gate, value=-1)
+        k_sem, v = k_sem.view(batch, sem_heads, 1, sem), v.view(batch, v_heads, 1, shape.v_head_dim)
+        return Heads(q_sem, q_geo, k_sem, k_geo, v)
+
+    def _matrix_of_all(self, *, doubled: bool) -> _OneMatrix | None:
+        """[W_q_geo | W_k_geo | W_q_sem | W_k_sem | W_v], rows of queries scaled and, before a gate, doubled.
+
+        None where a projection is not plain or they are not small. It is made again when a weight is another
+        one or was written to, and where a cache starts, for writes that torch does not count (those to
+        `weight.data`).
+        """
+        sources = self.plain_weights()
+        if sources is None:
+            return None
+        sources += [each for each in (self.logit_scale, self.sem_offset) if each is not None]
+        state = (doubled, *map(id, sources), *map(Tensor.data_ptr, sources), *map(_VERSION, sources))
+        made = self._one_matrix
+        if made is not None and made.state == state:
+            return made
+        if sum(each.numel() for each in sources) > SMALL:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            q_geo, k_geo, q_sem, k_sem, v = self.matrices()
+            queries = [2.0 * each if doubled else each for each in (q_geo, q_sem)]
+            rows = [each.flatten(0, 1) for each in (queries[0], k_geo, queries[1], k_sem, v)]
+            weight, bias = torch.cat(rows), None
+            if self.sem_offset is not None:
+                bias = weight.new_zeros(len(weight))
+                first = sum(map(len, rows[:3]))
+                bias[first : first + len(rows[3])] = -self.sem_offset.flatten().to(weight.dtype)
+        self._one_matrix = made = _OneMatrix(weight, bias, state, tuple(sources))
+        return made
+
+    def plain_weights(self) -> list[Tensor] | None:
+        """The projections' weights where calling each is exactly a product with its weight, else None."""
+        present = [module for module in map(self._modules.get, PROJECTIONS) if module is not None]
+        return [cast("nn.Linear", each).weight for each in present] if all(map(_is_plain, present)) else None
+
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Those of q_geo, k_geo, q_sem, k_sem and v, [heads, width, d_model], of projections that are plain;
+        the queries' scaled; of no rows where there is no semantic path.
+        """
+        shape = self.shape
+        sem, geo = shape.sem_head_dim, shape.geo_head_dim
+
+        def rows(module: nn.Module, width: int) -> Tensor:
+            return cast("nn.Linear", module).weight.view(-1, width, shape.d_model)
+
+        q_geo = rows(self.q_geo, geo)
+        k_geo = q_geo if self.k_geo is None else rows(self.k_geo, geo)
+        if self.q_sem is None:
+            q_sem, k_sem = q_geo[:, :0], k_geo[:, :0]
+        else:
+            q_sem = rows(self.q_sem, sem)
+            k_sem = q_sem if self.k_sem is None else rows(self.k_sem, sem)
+            q_sem = q_sem * self.query_scale(sem)
+        v = rows(self.v_proj, shape.v_head_dim)
+        return q_geo * self.query_scale(geo), k_geo, q_sem, k_sem, v
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """A torch.nn.Linear whose call nothing intercepts: no subclass (a parametrization makes one), no bias, no
+    hook, no `forward` of the instance's own, a weight that is a tensor of torch's own class.
+    """
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return False
+    own = module._parameters
+    if own.get("bias") is not None or type(own.get("weight")) not in _TORCH_TENSORS:
+        return False
+    return not (
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def matrix(d_in: int, d_out: int) -> nn.Linear:
@@ -271,28 +376,6 @@ def matrix(d_in: int, d_out: int) -> nn.Linear:
     return nn.Linear(d_in, d_out, bias=False)
 
 
-def project(x: Tensor, layer: Projections, cos: Tensor, sin: Tensor) -> Heads:
-    """x [B,T,d_model], cos and sin [(B,) T, G or 1, Dg/2] of the tokens' positions -> Heads."""
-    shape = layer.shape
-    n_heads, (sem_heads, kv_heads, v_heads) = shape.n_heads, layer.kv_heads
-    q_geo = _heads(layer.q_geo(x), n_heads)  # [B, H, T, Dg]
-    k_geo = q_geo if layer.k_geo is None else _heads(layer.k_geo(x), kv_heads)  # [B, G, T, Dg]
-    if layer.q_sem is None:
-        q_sem, k_sem = q_geo[..., :0], k_geo[..., :0]
-    else:
-        q_sem = _heads(layer.q_sem(x), n_heads)  # [B, H, T, Ds]
-        k_sem = q_sem if layer.k_sem is None else _heads(layer.k_sem(x), sem_heads)  # [B, Gs, T, Ds]
-        q_sem = q_sem * layer.query_scale(shape.sem_head_dim)
-    if layer.sem_offset is not None:
-        k_sem = k_sem - layer.sem_offset[:, None].to(k_sem.dtype)
-    q_geo = q_geo * layer.query_scale(shape.geo_head_dim)
-    q_geo, k_geo = rotate_both(q_geo, k_geo, cos, sin)
-    return Heads(q_sem.to(k_sem.dtype), q_geo, k_sem, k_geo, v=_heads(layer.v(x), v_heads))
-
-
 def _heads(y: Tensor, n_heads: int) -> Tensor:
     """[B, T, n_heads*D] -> [B, n_heads, T, D]."""
-    batch, q_len, width = y.shape
-    if q_len == 1:
-        return y.reshape(batch, n_heads, 1, width // n_heads)
     return torch.unflatten(y, -1, (n_heads, -1)).transpose(1, 2)

@@ -1,8 +1,4 @@
-"""What an append must satisfy before anything is written. Every error names the layer and the numbers.
-
-Values are checked with one reduction per tensor; where a bad one sits is looked for
-only when there is one.
-"""
+"""What an append must satisfy before anything is written. Every error names the layer and the numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +41,7 @@ def whole_numbers(value: Any) -> tuple[Any, ...] | None:
 def check_tensor(store: TensorStore, x: Tensor, *, batch: int, q_len: int) -> None:
     """Shape [batch, G, q_len, D], a floating dtype, the cache's device."""
     expected = (batch, store.n_heads, q_len, store.head_dim)
-    if tuple(x.shape) != expected:
+    if x.shape != expected:
         raise CacheError(
             f"{store.label}: append got shape {list(x.shape)}; this cache takes {list(expected)} "
             "(batch, KV heads, tokens as in k_sem, head width)"
@@ -93,7 +89,9 @@ def check_room(lengths: Sequence[int], counts: Sequence[int], *, layer: int, cap
 
 
 def check_values(stores: Sequence[TensorStore], taken: Sequence[Tensor], place: Place) -> None:
-    """Every value finite and within its store's range; one read from the device for all tensors together."""
+    """Every value finite and within its store's range; one read from the device for all tensors together, and
+    where a bad one sits is looked for only when there is one.
+    """
     filled = [(store, x) for store, x in zip(stores, taken, strict=True) if x.numel()]
     if not filled:
         return

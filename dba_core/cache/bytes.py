@@ -43,9 +43,21 @@ def tensor_residual_bytes(
     return _FP16_BYTES * n_heads * head_dim * (residual + rollback)
 
 
+def cached_tensors(shape: AttentionShape, policy: KVCachePolicy) -> tuple[tuple[int, int, TensorFormat], ...]:
+    """Heads, width of one head and format of k_sem, k_geo and v."""
+    sem, geo, v = shape.cached_heads
+    return (
+        (sem, shape.sem_head_dim, policy.k_sem),
+        (geo, shape.geo_head_dim, policy.k_geo),
+        (v, shape.v_head_dim, policy.v),
+    )
+
+
 def bytes_per_token(shape: AttentionShape, policy: KVCachePolicy) -> int:
     """Bytes that one more token takes in one layer of one sequence."""
-    return sum(tensor_bytes_per_token(heads, width, fmt) for heads, width, fmt in _tensors(shape, policy))
+    return sum(
+        tensor_bytes_per_token(heads, width, fmt) for heads, width, fmt in cached_tensors(shape, policy)
+    )
 
 
 def residual_bytes(shape: AttentionShape, policy: KVCachePolicy, rollback: int | None = None) -> int:
@@ -54,10 +66,8 @@ def residual_bytes(shape: AttentionShape, policy: KVCachePolicy, rollback: int |
     rollback: None is `default_rollback(policy)`, as in `LayerCache`.
     """
     back = default_rollback(policy) if rollback is None else rollback
-    return sum(
-        tensor_residual_bytes(heads, width, fmt, residual=policy.residual, rollback=back)
-        for heads, width, fmt in _tensors(shape, policy)
-    )
+    tensors = cached_tensors(shape, policy)
+    return sum(tensor_residual_bytes(*each, residual=policy.residual, rollback=back) for each in tensors)
 
 
 def cache_bytes(
@@ -109,13 +119,3 @@ def memory_table(
         )
         for context in contexts
     ]
-
-
-def _tensors(shape: AttentionShape, policy: KVCachePolicy) -> tuple[tuple[int, int, TensorFormat], ...]:
-    """Heads, width of one head and format of k_sem, k_geo and v."""
-    sem, geo, v = shape.cached_heads
-    return (
-        (sem, shape.sem_head_dim, policy.k_sem),
-        (geo, shape.geo_head_dim, policy.k_geo),
-        (v, shape.v_head_dim, policy.v),
-    )

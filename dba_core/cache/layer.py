@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from dba_core.cache.append_checks import (
-    DTYPES,
     check_counts,
     check_room,
     check_tensor,
@@ -41,7 +40,8 @@ class LayerCache:
 
     k_sem, k_geo, v: (n_heads, head_dim) of each tensor; a head_dim of 0 is an absent path. layer: the number
     that errors name. rollback: how many tokens `truncate` can take back with the residual window still exact
-    (None: max(resid, 64)); more costs fp16 bytes for each. All tensors are on `device`.
+    (None: max(resid, 64)); more costs fp16 bytes for each. All tensors are on `device`. registry: has the
+    formats of the policy.
     """
 
     def __init__(
@@ -53,12 +53,11 @@ class LayerCache:
         batch: int,
         capacity: int,
         policy: KVCachePolicy,
+        registry: Registry,
         device: torch.device | str = "cpu",
         layer: int = 0,
         rollback: int | None = None,
-        registry: Registry | None = None,
     ) -> None:
-        """registry: has the formats of the policy; None: that of this process."""
         if not isinstance(policy, KVCachePolicy):
             raise CacheError(
                 f"policy of the cache is {policy!r}; give a KVCachePolicy (new_cache takes its text as well)"
@@ -72,37 +71,43 @@ class LayerCache:
         self.rollback = _whole(
             "rollback", default_rollback(policy) if rollback is None else rollback, least=0
         )
-        ring_size = policy.residual + self.rollback if policy.residual else 0
-        sizes = ((*k_sem, policy.k_sem), (*k_geo, policy.k_geo), (*v, policy.v))
+        named = {"k_sem": (*k_sem, policy.k_sem), "k_geo": (*k_geo, policy.k_geo), "v": (*v, policy.v)}
         require_memory(
-            self.batch * sum(self._row_bytes(*each) for each in sizes),
+            self.batch * sum(self._row_bytes(*each) for each in named.values()),
             device=str(device),
             what=f"layer {layer} of a KV cache for {many(self.batch)} sequence(s) of "
             f"{many(self.capacity)} tokens",
             smaller="the number of tokens or of sequences",
         )
+        #: how many of the newest tokens are read in fp16 where the format is a block format
+        self.residual_len = policy.residual
+        #: slots of the residual rings: position p is in slot p % ring_size; 0 without a residual window
+        self.ring_size = policy.residual + self.rollback if policy.residual else 0
         with torch.inference_mode(False):  # a cache made under inference mode can be written outside of it
             where = _real_device(device)
             self._rows = RowLengths(
-                batch=self.batch, residual_len=policy.residual, ring_size=ring_size, device=where
+                batch=self.batch, residual_len=self.residual_len, ring_size=self.ring_size, device=where
             )
             self.k_sem, self.k_geo, self.v = (
                 TensorStore(
-                    _spec(name, sizes, fmt),
+                    CachedTensor(
+                        n_heads=_whole(f"heads of {name}", heads, least=1),
+                        head_dim=_whole(f"width of {name}", width, least=0),
+                        format=fmt.format,
+                        qblock=fmt.qblock,
+                    ),
                     label=f"layer {layer}: {name}",
                     lengths=self._rows,
                     capacity=self.capacity,
                     device=where,
-                    registry=Registry.default() if registry is None else registry,
+                    registry=registry,
                 )
-                for name, sizes, fmt in (
-                    ("k_sem", k_sem, policy.k_sem),
-                    ("k_geo", k_geo, policy.k_geo),
-                    ("v", v, policy.v),
-                )
+                for name, (heads, width, fmt) in named.items()
             )
-        #: heads, width and device that an append must have, by tensor
-        self._forms = [(store.n_heads, store.head_dim, store.codes.device) for store in self._stores]
+        #: `lengths` as an int32 tensor [B] on the cache's device, always the same tensor; read only
+        self.lengths_device = self._rows.device
+        #: heads, width and format of k_sem, k_geo and v
+        self.specs = self.k_sem.spec, self.k_geo.spec, self.v.spec
         self._has_ring = any(store.recent_ring is not None for store in self._stores)
 
     def _row_bytes(self, n_heads: int, head_dim: int, fmt: TensorFormat) -> int:
@@ -135,29 +140,9 @@ class LayerCache:
         return self._rows.longest
 
     @property
-    def lengths_device(self) -> Tensor:
-        """`lengths` as an int32 tensor [B] on the cache's device, always the same tensor. Read only."""
-        return self._rows.device
-
-    @property
     def capturing(self) -> bool:
         """Whether what is done now is recorded in a CUDA graph; `lengths` then stay as they are."""
         return self._rows.capturing
-
-    @property
-    def residual_len(self) -> int:
-        """How many of the newest tokens are read in fp16 where the format is a block format."""
-        return self.policy.residual
-
-    @property
-    def ring_size(self) -> int:
-        """Slots of the residual rings: position p is in slot p % ring_size; 0 without a residual window."""
-        return self._rows.ring_size
-
-    @property
-    def specs(self) -> tuple[CachedTensor, CachedTensor, CachedTensor]:
-        """Heads, width and format of k_sem, k_geo and v."""
-        return self.k_sem.spec, self.k_geo.spec, self.v.spec
 
     @property
     def nbytes(self) -> int:
@@ -188,10 +173,8 @@ class LayerCache:
         if k_sem.dim() != 4:
             raise CacheError(f"{self.k_sem.label}: append got shape {list(k_sem.shape)}; give [B, G, T, Ds]")
         q_len = k_sem.shape[2]
-        for number, (x, (heads, width, device)) in enumerate(zip(inputs, self._forms, strict=True)):
-            form = (self.batch, heads, q_len, width)
-            if x.shape != form or x.dtype not in DTYPES or x.device != device:
-                check_tensor(self._stores[number], x, batch=self.batch, q_len=q_len)
+        for store, x in zip(self._stores, inputs, strict=True):
+            check_tensor(store, x, batch=self.batch, q_len=q_len)
         if counts is None:
             steps = (q_len,) * self.batch
         else:
@@ -330,16 +313,6 @@ class LayerCache:
                 f"{held_from + self.residual_len} to {length}, and 0; `rollback=` of new_cache "
                 f"(now {self.rollback}) extends that"
             )
-
-
-def _spec(name: str, sizes: tuple[int, int], tensor_format: TensorFormat) -> CachedTensor:
-    n_heads, head_dim = sizes
-    return CachedTensor(
-        n_heads=_whole(f"heads of {name}", n_heads, least=1),
-        head_dim=_whole(f"width of {name}", head_dim, least=0),
-        format=tensor_format.format,
-        qblock=tensor_format.qblock,
-    )
 
 
 def _shown(lengths: tuple[int, ...]) -> str:

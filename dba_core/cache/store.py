@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dba_core.cache.places import Place, Span
+from dba_core.cache.places import Place
 from dba_core.config.kv_policy import format_facts
 from dba_core.contracts import FP16_MAX, CachedTensor, Encoded, KVCodec, KVFormatRequest
 from dba_core.errors import CacheError, PluginError
@@ -125,26 +125,25 @@ class TensorStore:
         self.quantized = facts.quantized
         #: the largest |x| that `append` takes
         self.max_input = facts.max_input
-        self._who, self.codec = self._chosen_codec(device, registry)
-        self.codes = torch.zeros(
-            batch,
-            spec.n_heads,
-            capacity,
-            facts.code_width(spec.head_dim),
-            dtype=getattr(torch, facts.code_dtype),
-            device=device,
-        )
+        self._who = ""
+        self.codec: KVCodec | None = None
+        if spec.head_dim:
+            request = KVFormatRequest(
+                n_heads=spec.n_heads, head_dim=spec.head_dim, qblock=spec.qblock, device=str(device)
+            )
+            self._who, self.codec = _codec(registry, spec.format, request)
+
+        def plane(*sizes: int, dtype: str) -> Tensor:
+            return torch.zeros(batch, *sizes, dtype=getattr(torch, dtype), device=device)
+
+        self.codes = plane(spec.n_heads, capacity, facts.code_width(spec.head_dim), dtype=facts.code_dtype)
         self.scales: Tensor | None = None
         self.recent_ring: Tensor | None = None
         if self.quantized:
             n_blocks = facts.n_blocks(spec.n_heads * spec.head_dim, spec.qblock)
-            self.scales = torch.zeros(
-                batch, n_blocks, capacity, dtype=getattr(torch, facts.scale_dtype), device=device
-            )
+            self.scales = plane(n_blocks, capacity, dtype=facts.scale_dtype)
             if lengths.ring_size and spec.head_dim:
-                self.recent_ring = torch.zeros(
-                    batch, spec.n_heads, lengths.ring_size, spec.head_dim, dtype=torch.float16, device=device
-                )
+                self.recent_ring = plane(spec.n_heads, lengths.ring_size, spec.head_dim, dtype="float16")
                 self.max_input = min(facts.max_input, FP16_MAX)
 
     def __repr__(self) -> str:
@@ -208,9 +207,8 @@ class TensorStore:
                 f"{self._lengths.ring_size} tokens holds {held_from} to {longest - 1}; "
                 "read older ones with stored()"
             )
-        pieces = Span(0, start, stop - start).in_ring(self._lengths.ring_size)
-        parts = [piece.get(self.recent_ring[rows]) for piece in pieces]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).to(dtype)
+        slots = torch.arange(start, stop, device=self.recent_ring.device) % self._lengths.ring_size
+        return self.recent_ring[rows, :, slots].to(dtype)
 
     @torch.no_grad()
     def read(
@@ -257,16 +255,6 @@ class TensorStore:
         if self.scales is not None:
             self._check_form("scales", encoded.scales, self.scales, taken)
         return encoded
-
-    def _chosen_codec(self, device: torch.device, registry: Registry) -> tuple[str, KVCodec | None]:
-        """The format's plugin as errors call it and its codec; none where there is nothing to store."""
-        spec = self.spec
-        if not spec.head_dim:
-            return "", None
-        request = KVFormatRequest(
-            n_heads=spec.n_heads, head_dim=spec.head_dim, qblock=spec.qblock, device=str(device)
-        )
-        return _codec(registry, spec.format, request)
 
     def _decode(self, codes: Tensor, scales: Tensor | None) -> Tensor:
         """Values [B,G,n,D] of planes."""

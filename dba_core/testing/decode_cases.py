@@ -113,6 +113,7 @@ class DecodeCase:
         sizes = list(zip(self.shape.cached_heads, self.widths, strict=True))
         k_sem, k_geo, v = sizes
         cache = LayerCache(
+            registry=Registry.default(),
             k_sem=k_sem,
             k_geo=k_geo,
             v=v,

@@ -98,6 +98,7 @@ class DecodeCase:
     def _cache(self, shape: AttentionShape, *, empty: bool = False) -> LayerCache:
         sem, geo, v = shape.cached_heads
         cache = LayerCache(
+            registry=Registry.default(),
             k_sem=(sem, shape.sem_head_dim),
             k_geo=(geo, shape.geo_head_dim),
             v=(v, shape.v_head_dim),

@@ -219,7 +219,14 @@ def _filled(shape: AttentionShape, case: _Case, policy: KVCachePolicy, device: t
     widths = (shape.sem_head_dim, shape.geo_head_dim, shape.v_head_dim)
     k_sem, k_geo, v = ((heads, width) for width in widths)
     cache = LayerCache(
-        k_sem=k_sem, k_geo=k_geo, v=v, batch=case.batch, capacity=case.length, policy=policy, device=device
+        registry=Registry.default(),
+        k_sem=k_sem,
+        k_geo=k_geo,
+        v=v,
+        batch=case.batch,
+        capacity=case.length,
+        policy=policy,
+        device=device,
     )
     step = max(1, _CHUNK // (case.batch * heads * sum(widths) * 2))
     writer = _writer(shape, cache)

@@ -20,6 +20,7 @@ from dba_plugins.bench.measured import repeats
 if TYPE_CHECKING:
     from dba_core.attention.projections import Heads
     from dba_core.cache.layer import LayerCache
+    from dba_core.registry import Registry
     from dba_plugins.bench.one_layer import Row
 
 FP16 = "ksem=fp16,kgeo=fp16,v=fp16"
@@ -81,6 +82,7 @@ def measure_prefill(
     calls: dict[str, Callable[[int], None]] = {}
     for text in policies:
         cache = LayerCache(
+            registry=Registry.default(),
             k_sem=(N_HEADS, widths[0]),
             k_geo=(N_HEADS, widths[1]),
             v=(N_HEADS, widths[2]),

@@ -163,17 +163,17 @@ def test_the_long_path_is_for_training_from_the_threshold_without_mask_or_cache(
     layer = DecoupledAttention(
         AttentionConfig(**SIZES), summarizer=MeanOfBlocks(), train_long_seq=LONG, context=16
     )
-    cache = layer.new_cache(batch=1, capacity=4, policy="ksem=fp32,kgeo=fp32,v=fp32")
+    cache = layer.new_cache(batch=1, capacity=16, policy="ksem=fp32,kgeo=fp32,v=fp32")
     mask = torch.ones(16, 16, dtype=torch.bool)
-    assert layer._takes_long_path(16, None, None)
-    assert not layer._takes_long_path(15, None, None)
-    assert not layer._takes_long_path(16, mask, None)
-    assert not layer._takes_long_path(16, None, cache)
+    assert layer._long_path(16, None) is not None
+    assert layer._long_path(15, None) is None
+    assert layer._long_path(16, mask) is None
     x = torch.randn(1, 16, 24)
-    approximate = layer(x)
+    approximate, cached = layer(x), layer(x, cache=cache)
     layer.eval()
-    assert not layer._takes_long_path(16, None, None)
+    assert layer._long_path(16, None) is None
     exact = layer(x)
+    torch.testing.assert_close(cached, exact, **TOL["float32"])
     torch.testing.assert_close(approximate[:, :4], exact[:, :4], **TOL["float32"])  # all within the window
     assert (approximate[:, 12:] - exact[:, 12:]).abs().max() > 1e-4
 
@@ -185,7 +185,7 @@ def test_where_the_long_path_is_off() -> None:
     assert off.long_sequence is None
     no_path = DecoupledAttention(AttentionConfig(mode="standard", d_model=24, n_heads=4), train_long_seq=LONG)
     assert no_path.long_sequence is None
-    assert not no_path._takes_long_path(100, None, None)
+    assert no_path._long_path(100, None) is None
 
 
 def test_the_summarizer_is_chosen_always_and_built_where_it_is_reached() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dba_core import AttentionConfig, DecoupledAttention, LongSequenceConfig
-from dba_core.attention.parts import build_part
+from dba_core.attention.entrance import Part
 from dba_core.contracts import AttentionShape, GateRequest, NoOptions, Support
 from dba_core.errors import PluginError
 from dba_core.registry import Registry
@@ -45,12 +45,12 @@ def test_what_one_part_draws_changes_nothing_for_the_next_one() -> None:
 
     def second(first: str) -> torch.Tensor:
         torch.manual_seed(0)
-        build_part("gate", first, GateRequest(shape=SHAPE), registry)
-        return build_part("gate", "few", GateRequest(shape=SHAPE), registry).module.weight.detach()
+        Part.built("gate", first, GateRequest(shape=SHAPE), registry)
+        return Part.built("gate", "few", GateRequest(shape=SHAPE), registry).module.weight.detach()
 
     assert torch.equal(second("few"), second("many"))
     torch.manual_seed(0)
-    first = build_part("gate", "few", GateRequest(shape=SHAPE), registry).module.weight.detach()
+    first = Part.built("gate", "few", GateRequest(shape=SHAPE), registry).module.weight.detach()
     assert not torch.equal(first, second("few"))  # two parts of one model do not get the same numbers
 
 

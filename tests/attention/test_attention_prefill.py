@@ -18,6 +18,7 @@ from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import NullKV
 from dba_core.errors import CacheError
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
 
@@ -60,6 +61,7 @@ def part(heads: Heads, tokens: slice, rows: slice = slice(None)) -> Heads:
 def new_cache(sizes, policy: str, *, batch=2, capacity=T + 3) -> LayerCache:
     _, kv_heads, sem, geo, v = sizes
     return LayerCache(
+        registry=Registry.default(),
         k_sem=(kv_heads, sem),
         k_geo=(kv_heads, geo),
         v=(kv_heads, v),

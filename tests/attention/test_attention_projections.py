@@ -238,3 +238,60 @@ def test_an_injected_projection_serves_every_path_in_place_of_the_layers_own() -
     torch.testing.assert_close(cached, plain(x), **TOL["float32"])
     with layer.eval().long_sequence_at_evaluation(LONG), plain.eval().long_sequence_at_evaluation(LONG):
         torch.testing.assert_close(layer(x), plain(x), **TOL["float64"])
+
+
+def written_in_place(layer: DecoupledAttention) -> None:
+    layer.q_geo.weight.mul_(1.5)
+
+
+def replaced(layer: DecoupledAttention) -> None:
+    layer.v_proj.weight = nn.Parameter(2 * layer.v_proj.weight)
+
+
+def written_past_torch(layer: DecoupledAttention) -> None:
+    layer.k_geo.weight.data.mul_(1.5)
+
+
+def temperature(layer: DecoupledAttention) -> None:
+    layer.logit_scale.add_(0.5)
+
+
+def hook_added(layer: DecoupledAttention) -> None:
+    layer.k_sem.register_forward_hook(lambda _module, _given, y: 2 * y)
+
+
+@pytest.mark.parametrize("gate", ["none", "causal"])
+@pytest.mark.parametrize("edit", [written_in_place, replaced, written_past_torch, temperature, hook_added])
+@torch.no_grad()
+def test_a_token_is_decoded_with_the_weights_as_they_are(
+    edit: Callable[[DecoupledAttention], None], gate: str
+) -> None:
+    """One matrix of all projections, kept between tokens, follows every change of theirs."""
+    layer = make_layer(mode="decoupled", n_kv_heads=2, learned_temperature=True, gate=gate).double().eval()
+    x = torch.randn(2, 3, 24, dtype=torch.float64)
+    made = layer.new_cache(batch=2, capacity=3, policy="ksem=fp32,kgeo=fp32,v=fp32")
+    layer(x[:, :2], cache=made)
+    layer(x[:, 2:], cache=made)
+    assert layer._one_matrix is not None
+    copied = copy.deepcopy(layer)
+    assert copied._one_matrix is None
+    for each in (layer, copied):
+        edit(each)
+        cache = each.new_cache(batch=2, capacity=3, policy="ksem=fp32,kgeo=fp32,v=fp32")
+        got = torch.cat([each(token, cache=cache) for token in x.split(1, dim=1)], dim=1)
+        torch.testing.assert_close(got, each(x), **TOL["float32"])
+
+
+@torch.no_grad()
+def test_an_edit_between_two_tokens_of_a_cache_is_read() -> None:
+    layer = make_layer(mode="decoupled").double().eval()
+    x = torch.randn(2, 3, 24, dtype=torch.float64)
+    cache = layer.new_cache(batch=2, capacity=3, policy="ksem=fp32,kgeo=fp32,v=fp32")
+    for token in x[:, :2].split(1, dim=1):
+        layer(token, cache=cache)
+    written_in_place(layer)
+    heads = layer._heads(x[:, 2:], *layer.rope.span(2, 3, x))
+    with torch.enable_grad():
+        called = layer._heads(x[:, 2:], *layer.rope.span(2, 3, x))
+    for one, other in zip(heads, called, strict=True):
+        torch.testing.assert_close(one, other.detach(), **TOL["float64"])

@@ -7,15 +7,15 @@ import pytest
 import torch
 from tolerances import TOL
 
-from dba_core.attention.rope import RopeTable, per_head, rope_frequencies, rotate_halves, shared_rope_table
+from dba_core.attention.rope import RopeTable, rope_frequencies, shared_rope_table
+from dba_core.attention.rope import rotated as rotated_by
 
 pytestmark = pytest.mark.torch
 
 
 def rotated(x: torch.Tensor, positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     """x [B,H,T,D] at positions [T] or [B,T], by the table of these frequencies."""
-    table = RopeTable(frequencies).at(positions, int(positions.max()) + 1, x)
-    return rotate_halves(x, *(per_head(t, n_heads=x.shape[1]) for t in table))
+    return rotated_by(x, *RopeTable(frequencies).at(positions, int(positions.max()) + 1, x))
 
 
 def turned(x: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:

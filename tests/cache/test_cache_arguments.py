@@ -9,6 +9,7 @@ from dba_core.cache.kv_cache import KVCache
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import CacheError
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
 
@@ -17,6 +18,7 @@ TEXT = "ksem=q8_0@8,kgeo=fp16,v=fp32,resid=0"
 
 def layer(number: int = 0, batch: int = 2) -> LayerCache:
     return LayerCache(
+        registry=Registry.default(),
         k_sem=(1, 8),
         k_geo=(1, 2),
         v=(1, 3),

@@ -8,6 +8,7 @@ import torch
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import CacheError, PluginError
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
 
@@ -19,7 +20,7 @@ BLOCKS = "ksem=q4_0,kgeo=q8_0,v=nf4,resid=3"
 def make(policy: str = BLOCKS, **more) -> LayerCache:
     sizes = dict(zip(("k_sem", "k_geo", "v"), ((HEADS, width) for width in WIDTHS), strict=True))
     settings = {"batch": 2, "capacity": CAPACITY, "layer": 4, "rollback": 1, **sizes, **more}
-    return LayerCache(policy=KVCachePolicy.parse(policy), **settings)
+    return LayerCache(registry=Registry.default(), policy=KVCachePolicy.parse(policy), **settings)
 
 
 def tokens(count: int, *, seed: int = 0):

@@ -13,6 +13,7 @@ from dba_core.cache.places import Scatter
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.contracts import AttentionShape, CachedTensor
 from dba_core.errors import CacheError
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
 
@@ -31,6 +32,7 @@ HEADS = 3
 def make(policy: str = MIXED, *, batch: int = 2, capacity: int = 40, widths=WIDTHS, **more) -> LayerCache:
     k_sem, k_geo, v = ((HEADS, width) for width in widths)
     return LayerCache(
+        registry=Registry.default(),
         k_sem=k_sem,
         k_geo=k_geo,
         v=v,
@@ -302,6 +304,7 @@ def test_nbytes_is_the_arithmetic(policy, widths, heads, rollback):
         d_model=64, n_heads=heads, n_kv_heads=heads, sem_head_dim=sem, geo_head_dim=geo, v_head_dim=v
     )
     cache = LayerCache(
+        registry=Registry.default(),
         k_sem=(heads, sem),
         k_geo=(heads, geo),
         v=(heads, v),
@@ -330,7 +333,9 @@ def test_an_absent_semantic_path_takes_nothing():
 
 def test_tensors_may_have_different_head_counts():
     policy = KVCachePolicy.parse("ksem=q4_0,kgeo=q8_0,v=q4_0,resid=4")
-    cache = LayerCache(k_sem=(1, 8), k_geo=(4, 8), v=(2, 6), batch=1, capacity=8, policy=policy)
+    cache = LayerCache(
+        registry=Registry.default(), k_sem=(1, 8), k_geo=(4, 8), v=(2, 6), batch=1, capacity=8, policy=policy
+    )
     x = [torch.randn(1, g, 5, d) for g, d in ((1, 8), (4, 8), (2, 6))]
     cache.append(*x)
     for store, given in zip(stores(cache), x, strict=True):

@@ -7,6 +7,7 @@ import torch
 
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
 
@@ -17,7 +18,14 @@ WIDTHS = (5, 8, 6)
 
 def make(policy: str) -> LayerCache:
     sizes = dict(zip(("k_sem", "k_geo", "v"), ((2, width) for width in WIDTHS), strict=True))
-    return LayerCache(batch=2, capacity=16, rollback=4, policy=KVCachePolicy.parse(policy), **sizes)
+    return LayerCache(
+        registry=Registry.default(),
+        batch=2,
+        capacity=16,
+        rollback=4,
+        policy=KVCachePolicy.parse(policy),
+        **sizes,
+    )
 
 
 def tokens(count: int, seed: int):

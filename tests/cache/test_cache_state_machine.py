@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import CacheError
+from dba_core.registry import Registry
 
 pytestmark = [
     pytest.mark.torch,
@@ -35,7 +36,12 @@ class CacheMachine(RuleBasedStateMachine):
         super().__init__()
         sizes = {name: (HEADS, width) for name, width in zip(NAMES, WIDTHS, strict=True)}
         self.cache = LayerCache(
-            batch=BATCH, capacity=CAPACITY, policy=self.policy, rollback=ROLLBACK, **sizes
+            registry=Registry.default(),
+            batch=BATCH,
+            capacity=CAPACITY,
+            policy=self.policy,
+            rollback=ROLLBACK,
+            **sizes,
         )
         self.rows: list[list[list[np.ndarray]]] = [[] for _ in range(BATCH)]
         self.ring_size = self.policy.residual + ROLLBACK

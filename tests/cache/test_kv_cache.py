@@ -9,6 +9,7 @@ from dba_core.cache.kv_cache import KVCache
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import CacheError
+from dba_core.registry import Registry
 
 pytestmark = pytest.mark.torch
 
@@ -18,6 +19,7 @@ POLICY = KVCachePolicy.parse("ksem=q4_0,kgeo=q8_0,v=q4_0,resid=3")
 
 def layer(number: int, *, batch: int = 2, capacity: int = 20, rollback: int = 2) -> LayerCache:
     return LayerCache(
+        registry=Registry.default(),
         k_sem=(2, 4),
         k_geo=(2, 6),
         v=(2, 4),

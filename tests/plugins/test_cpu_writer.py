@@ -36,6 +36,7 @@ SIZES = ((4, 32, 64, 64), (3, 5, 6, 7), (1, 1, 2, 1), (2, 20, 24, 33), (2, 0, 8,
 def make(policy: str, sizes, *, batch: int = 2, capacity: int = 90) -> LayerCache:
     heads, sem, geo, v = sizes
     return LayerCache(
+        registry=Registry.default(),
         k_sem=(heads, sem),
         k_geo=(heads, geo),
         v=(heads, v),

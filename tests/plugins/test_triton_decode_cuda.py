@@ -28,6 +28,7 @@ from triton_decode_cases import (
 
 from dba_core.cache.layer import LayerCache
 from dba_core.contracts import NullKV
+from dba_core.registry import Registry
 
 pytestmark = [
     pytest.mark.torch,
@@ -57,6 +58,7 @@ LENGTHS = ((0, 0), (1, 31), (32, 33), (1000, 17), (4096, 4095))
 def on_gpu(cache: LayerCache, tensors) -> LayerCache:
     """The same tokens in a cache on the GPU; past the lengths it holds NaN."""
     twin = LayerCache(
+        registry=Registry.default(),
         **{name: (store.n_heads, store.head_dim) for name, store in named(cache)},
         batch=cache.batch,
         capacity=cache.capacity,

@@ -15,6 +15,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
+from dba_core.registry import Registry
 from dba_plugins.bench.sass import read_machine_code
 from dba_plugins.decode.triton import writer
 from dba_plugins.decode.triton.offline import compile_kernel
@@ -46,7 +47,9 @@ def test_the_interpreted_kernel_gives_the_bits_of_the_codecs() -> None:
 def compiled(fmt: str, *, x: str = "fp16", width: int = 64, capability: int = 90):
     policy = KVCachePolicy.parse(f"ksem={fmt},kgeo={fmt},v={fmt},resid=32")
     sizes = (8, width)
-    cache = LayerCache(k_sem=sizes, k_geo=sizes, v=sizes, batch=1, capacity=64, policy=policy)
+    cache = LayerCache(
+        registry=Registry.default(), k_sem=sizes, k_geo=sizes, v=sizes, batch=1, capacity=64, policy=policy
+    )
     types = dict.fromkeys(writer.append_kernel.arg_names, "i32") | {
         "x_ptr": f"*{x}",
         "codes_ptr": f"*{CODES[fmt]}",
@@ -87,6 +90,7 @@ def test_one_compilation_serves_every_length_capacity_and_stride() -> None:
     keys = set()
     for capacity, size in ((1, 1), (16, 16), (17, 48), (131072, 2**30)):
         cache = LayerCache(
+            registry=Registry.default(),
             k_sem=(2, 8),
             k_geo=(2, 16),
             v=(2, 8),

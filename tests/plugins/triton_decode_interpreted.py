@@ -187,7 +187,7 @@ def test_addresses_past_two_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "zeros", torch.empty)  # zeros would be written, and so take 4 GB
     capacity = 17_000_000
     case = Case(sizes=(3, 3, 3, 3, 0, 64, 16), lengths=(0,), dtype=torch.float32, passes=1)
-    cache = LayerCache(
+    cache = LayerCache(registry=Registry.default(),
         k_sem=(3, 0), k_geo=(3, 64), v=(3, 16), batch=1, capacity=capacity,
         policy=KVCachePolicy.parse("ksem=fp16,kgeo=q8_0,v=q8_0"),
     )  # fmt: skip

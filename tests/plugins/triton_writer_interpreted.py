@@ -12,6 +12,7 @@ import triton_interpreter  # noqa: F401 - makes the interpreter quicker
 from dba_core.cache.layer import LayerCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.errors import CacheError
+from dba_core.registry import Registry
 from dba_plugins.decode.triton.writer import TritonWriter
 
 pytestmark = pytest.mark.torch
@@ -28,7 +29,16 @@ POLICIES = (
 def make(policy: str, *, widths=WIDTHS, heads: int = 3, capacity: int = 40) -> LayerCache:
     k_sem, k_geo, v = ((heads, width) for width in widths)
     parsed = KVCachePolicy.parse(policy)
-    return LayerCache(k_sem=k_sem, k_geo=k_geo, v=v, batch=2, capacity=capacity, policy=parsed, rollback=2)
+    return LayerCache(
+        registry=Registry.default(),
+        k_sem=k_sem,
+        k_geo=k_geo,
+        v=v,
+        batch=2,
+        capacity=capacity,
+        policy=parsed,
+        rollback=2,
+    )
 
 
 def tokens(count: int, *, widths=WIDTHS, heads: int = 3, scale: float = 1.0, dtype=torch.float32):

@@ -22,6 +22,7 @@ from dba_core.data.corpus import Corpus
 from dba_core.data.tokenizers import load_tokenizer
 from dba_core.free_memory import NotEnoughMemoryError, free_bytes, gib, require_memory
 from dba_core.model.language_model import LanguageModel
+from dba_core.registry import Registry
 from dba_core.runs.estimate import least_parameters, training_need
 from dba_core.training.loop import train
 
@@ -215,5 +216,12 @@ def test_a_cache_that_cannot_fit_is_refused(tiny) -> None:
     assert "a KV cache for 1 sequence(s) of 1,000,000,000,001 tokens" in done.err
     with pytest.raises(NotEnoughMemoryError, match="layer 2 of a KV cache"):
         LayerCache(
-            k_sem=(2, 4), k_geo=(2, 4), v=(2, 4), batch=10**12, capacity=1, policy=KVCachePolicy(), layer=2
+            registry=Registry.default(),
+            k_sem=(2, 4),
+            k_geo=(2, 4),
+            v=(2, 4),
+            batch=10**12,
+            capacity=1,
+            policy=KVCachePolicy(),
+            layer=2,
         )

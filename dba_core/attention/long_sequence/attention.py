@@ -80,7 +80,7 @@ def long_sequence_attention(
     q, k, v_packed = (each.transpose(1, 2) for each in packed)  # [B, H or G, T, W]
     if packed_null is not None:
         q = F.pad(q, (0, 0, 1, 0))  # [B, H, 1+T, W]
-        k, v_packed = null_first(packed_null.k, k, dim=2), null_first(packed_null.v, v_packed, dim=2)
+        k, v_packed = null_first(packed_null[0], k, dim=2), null_first(packed_null[1], v_packed, dim=2)
     out = _chunked_attention(
         PackedHeads(q, k, v_packed),
         packing.memory(*_summaries(summarizer, k_sem, v, plan)),

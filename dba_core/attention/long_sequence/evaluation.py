@@ -10,8 +10,8 @@ import attrs
 import torch
 from torch import nn
 
+from dba_core.attention.entrance import Part, module_of
 from dba_core.attention.long_sequence.plan import LongSequencePath
-from dba_core.attention.parts import built_module
 from dba_core.config.long_sequence import LongSequenceConfig, ResolvedLongSequence
 from dba_core.contracts import AttentionShape, Reason, SummarizerRequest
 from dba_core.errors import UnsupportedError
@@ -20,28 +20,6 @@ from dba_core.registry.choice import PluginChoice
 
 #: The summarizer of a layer that has none of its own: without weights, and what the learned ones start from.
 WITHOUT_WEIGHTS = "mean"
-
-
-@attrs.frozen(eq=False)
-class OwnSummarizer:
-    """What a layer was built with: its module (None: it has none), how that was chosen (None: it was given),
-    and the layer's configuration (None: it has no long-sequence path in training).
-    """
-
-    module: nn.Module | None
-    selection: Selection | None
-    config: ResolvedLongSequence | None
-
-    @property
-    def name(self) -> str | None:
-        """The plugin's name; the class's for a module that was given; None without a module."""
-        if self.module is None:
-            return None
-        return type(self.module).__name__ if self.selection is None else self.selection.name
-
-    @property
-    def mem_block(self) -> int | None:
-        return None if self.config is None else self.config.mem_block
 
 
 @attrs.frozen(kw_only=True)
@@ -58,32 +36,45 @@ def evaluation_path(
     config: LongSequenceConfig,
     *,
     summarizer: str | None,
-    own: OwnSummarizer,
+    own: Part,
+    trained: ResolvedLongSequence | None,
     shape: AttentionShape,
     device: torch.device,
     registry: Registry,
 ) -> LongSequencePath:
     """The path with this summarizer; None and `auto` are the layer's own, or `mean` without one.
 
-    The result names it, and its configuration has no threshold: who asks for the path gets it at any length.
-    Raises UnsupportedError for a layout without a semantic path, for a summarizer with weights that the layer
-    was not trained with, and for trained weights that do not fit `config.mem_block`.
+    own, trained: the layer's summarizer and the configuration that it was trained with (None: not at all).
+    The result names the summarizer, and its configuration has no threshold: who asks for the path gets it at
+    any length. Raises UnsupportedError for a layout without a semantic path, for a summarizer with weights
+    that the layer was not trained with, and for trained weights that do not fit `config.mem_block`.
     """
     if not shape.sem_head_dim:
         raise UnsupportedError(
             "this attention has no semantic keys, which memory tokens are made of; the long-sequence path "
             "needs model.attention.mode='decoupled'"
         )
-    wanted = own.name or WITHOUT_WEIGHTS if summarizer in (None, "auto") else summarizer
+    given, chosen = own.module, own.selection
+    name = None if given is None else type(given).__name__ if chosen is None else chosen.name
+    wanted = name or WITHOUT_WEIGHTS if summarizer in (None, "auto") else summarizer
     numbers = attrs.evolve(config, threshold=1).resolved(context=0, device=device.type)
-    if own.module is not None and wanted == own.name:
-        if own.selection is None or own.mem_block == numbers.mem_block:
-            return LongSequencePath(numbers, own.module, name=wanted)
-        made, selection = _built(own.selection.choice(), numbers, shape, device, registry)
-        return LongSequencePath(numbers, _with_weights(made, own, numbers), selection, wanted)
-    made, selection = _built(PluginChoice(wanted), numbers, shape, device, registry)
-    if made.state_dict():
-        raise _untrained(wanted, own)
+    its_block = None if trained is None else trained.mem_block
+    if given is None or wanted != name:
+        made, selection = _built(PluginChoice(wanted), numbers, shape, device, registry)
+        if made.state_dict():
+            raise _untrained(wanted, name)
+    elif chosen is None or its_block == numbers.mem_block:
+        return LongSequencePath(numbers, given, name=wanted)
+    else:  # the trained weights in a summarizer for blocks of another length
+        made, selection = _built(chosen.choice(), numbers, shape, device, registry)
+        weights = given.state_dict()
+        there, here = ({key: x.shape for key, x in each.items()} for each in (weights, made.state_dict()))
+        if there != here:
+            raise UnsupportedError(
+                f"the trained weights of summarizer {name!r} are for mem_block={its_block} and do not "
+                f"fit mem_block={numbers.mem_block}; keep {its_block}, or choose {WITHOUT_WEIGHTS!r}"
+            )
+        made.load_state_dict(weights, assign=True)
     return LongSequencePath(numbers, made, selection, wanted)
 
 
@@ -98,27 +89,12 @@ def _built(
     request = SummarizerRequest(shape=shape, mem_block=config.mem_block, device=device.type)
     selection = registry.select("summarizer", choice, request)
     with torch.random.fork_rng(devices=[]):  # whatever it draws is replaced or refused
-        made = built_module(selection)
-    assert made is not None
+        made = module_of(selection, selection.build())
     return made.to(device).eval(), selection
 
 
-def _with_weights(made: nn.Module, own: OwnSummarizer, config: ResolvedLongSequence) -> nn.Module:
-    """`made` with the layer's trained weights, which belong to blocks of another length."""
-    assert own.module is not None
-    weights = own.module.state_dict()
-    there, here = ({key: tuple(x.shape) for key, x in each.items()} for each in (weights, made.state_dict()))
-    if there != here:
-        raise UnsupportedError(
-            f"the trained weights of summarizer {own.name!r} are for mem_block={own.mem_block} and do not "
-            f"fit mem_block={config.mem_block}; keep {own.mem_block}, or choose {WITHOUT_WEIGHTS!r}"
-        )
-    made.load_state_dict(weights, assign=True)
-    return made
-
-
-def _untrained(wanted: str, own: OwnSummarizer) -> UnsupportedError:
-    has = f"its own, {own.name!r}, or " if own.name is not None else ""
+def _untrained(wanted: str, own: str | None) -> UnsupportedError:
+    has = f"its own, {own!r}, or " if own is not None else ""
     reason = Reason(
         subject=f"summarizer {wanted!r}",
         got="a summarizer whose weights this model was not trained with",
