@@ -50,39 +50,33 @@ def decode_request(
     shape: AttentionShape, cache: LayerCache, *, has_null: bool, dtype: torch.dtype
 ) -> DecodeRequest:
     """What a backend has to do for this cache; dtype is the queries'."""
-    return _request(
-        shape,
-        cache.specs,
-        residual_len=cache.residual_len,
-        batch=cache.batch,
-        capacity=cache.capacity,
-        has_null=has_null,
-        device=cache.lengths_device.device,
-        dtype=dtype,
-    )
+    where, sizes = cache.lengths_device.device, (cache.batch, cache.capacity)
+    return _request(shape, cache.policy, sizes, where, has_null=has_null, dtype=dtype)
 
 
 def _request(
     shape: AttentionShape,
-    specs: tuple[CachedTensor, CachedTensor, CachedTensor],
-    *,
-    residual_len: int,
-    batch: int,
-    capacity: int,
-    has_null: bool,
+    policy: KVCachePolicy,
+    sizes: tuple[int, int],
     device: torch.device,
+    *,
+    has_null: bool,
     dtype: torch.dtype,
 ) -> DecodeRequest:
-    k_sem, k_geo, v = specs
+    """The same for any cache of this policy; sizes: its batch and capacity."""
+    k_sem, k_geo, v = (
+        CachedTensor(n_heads=heads, head_dim=width, format=fmt.format, qblock=fmt.qblock)
+        for heads, width, fmt in cached_tensors(shape, policy)
+    )
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return DecodeRequest(
         shape=shape,
         k_sem=k_sem,
         k_geo=k_geo,
         v=v,
-        residual_len=residual_len,
-        batch=batch,
-        capacity=capacity,
+        residual_len=policy.residual,
+        batch=sizes[0],
+        capacity=sizes[1],
         has_null=has_null,
         device=str(device),
         device_capability=(properties.major, properties.minor) if properties is not None else None,
@@ -215,20 +209,7 @@ class DecodeBackends:
         """The same for a cache of one sequence that is not made."""
         if not isinstance(self._given, PluginChoice):
             self._refuse()
-        k_sem, k_geo, v = (
-            CachedTensor(n_heads=heads, head_dim=width, format=fmt.format, qblock=fmt.qblock)
-            for heads, width, fmt in cached_tensors(self._shape, policy)
-        )
-        request = _request(
-            self._shape,
-            (k_sem, k_geo, v),
-            residual_len=policy.residual,
-            batch=1,
-            capacity=capacity,
-            has_null=self._has_null,
-            device=device,
-            dtype=dtype,
-        )
+        request = _request(self._shape, policy, (1, capacity), device, has_null=self._has_null, dtype=dtype)
         return self._for_request(self._given, request)[0]
 
     @property

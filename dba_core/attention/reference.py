@@ -39,20 +39,13 @@ def reference_attention(
     key is visible to every query. A query that sees no key gives zeros.
     """
     batch, n_heads, q_len, _ = q_geo.shape
-    kv_len = k_geo.shape[2]
-    share = n_heads // k_geo.shape[1]
-    device = q_geo.device
-    keys = [t.double().repeat_interleave(share, dim=1) for t in (k_sem, k_geo, v)]  # [B, H, S, *]
-    scores = torch.einsum("bhtd,bhsd->bhts", q_sem.double(), keys[0])
-    scores = scores + torch.einsum("bhtd,bhsd->bhts", q_geo.double(), keys[1])
-
+    kv_len, device = k_geo.shape[2], q_geo.device
     held = torch.tensor([kv_len] * batch if lengths is None else list(lengths), device=device)  # [B]
     if q_offset is None:
         offset = held - q_len
     else:
-        offset = torch.tensor(
-            [q_offset] * batch if isinstance(q_offset, int) else list(q_offset), device=device
-        )
+        given = [q_offset] * batch if isinstance(q_offset, int) else list(q_offset)
+        offset = torch.tensor(given, device=device)
     query_at = offset[:, None, None, None] + torch.arange(q_len, device=device)[:, None]  # [B, 1, T, 1]
     key_at = torch.arange(kv_len, device=device)  # [S]
     visible = (key_at < held[:, None, None, None]).expand(batch, n_heads, q_len, kv_len)
@@ -61,19 +54,14 @@ def reference_attention(
     if mask is not None:
         visible = visible & mask
 
-    values = keys[2]
+    keys = [t.double() for t in (k_sem, k_geo, v)]
     if null is not None:
-        null_scores = [
-            torch.einsum("bhtd,hd->bht", q.double(), k.double().repeat_interleave(share, dim=0))
-            for q, k in ((q_sem, null.k_sem), (q_geo, null.k_geo))
-        ]
-        scores = torch.cat(
-            [(null_scores[0] + null_scores[1]).unsqueeze(-1), scores], dim=-1
-        )  # [B, H, T, 1+S]
+        rows = [t.double()[None, :, None].expand(batch, -1, -1, -1) for t in (null.k_sem, null.k_geo, null.v)]
+        keys = [torch.cat(pair, dim=2) for pair in zip(rows, keys, strict=True)]  # [B, G, 1+S, *]
         visible = torch.cat([visible.new_ones(batch, n_heads, q_len, 1), visible], dim=-1)
-        null_value = null.v.double().repeat_interleave(share, dim=0)  # [H, Dv]
-        null_value = null_value[None, :, None].expand(batch, -1, -1, -1)
-        values = torch.cat([null_value, values], dim=2)  # [B, H, 1+S, Dv]
+    of_sem, of_geo, values = (t.repeat_interleave(n_heads // t.shape[1], dim=1) for t in keys)  # [B, H, S, *]
+    scores = torch.einsum("bhtd,bhsd->bhts", q_sem.double(), of_sem)
+    scores = scores + torch.einsum("bhtd,bhsd->bhts", q_geo.double(), of_geo)
 
     sees = visible.any(dim=-1, keepdim=True)  # [B, H, T, 1]
     weights = torch.softmax(scores.masked_fill(sees & ~visible, -torch.inf), dim=-1)
