@@ -36,7 +36,7 @@ from torch.autograd.function import once_differentiable
 from dba_core.attention.fused import fused_attention
 from dba_core.attention.inputs import compute_dtype, without_autocast
 from dba_core.attention.long_sequence.plan import Chunk, LongSequencePlan
-from dba_core.attention.projections import Heads, PackedHeads, Packing, null_first
+from dba_core.attention.projections import Heads, Packing, null_first
 from dba_core.contracts import NullKV, Summarizer
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def long_sequence_attention(
     where none does; what it returns is taken as it is. carrier: None is the device's own.
     """
     q_sem, q_geo, k_sem, _, v = heads
-    by_columns = (carrier or _carrier_for(v.device)) == "columns"
+    by_columns = (carrier or ("columns" if v.device.type == "cuda" else "mask")) == "columns"
     log_mass = math.log(plan.mem_block) if plan.mass_correction else 0.0
     packing = Packing.of(
         q_sem,
@@ -75,26 +75,19 @@ def long_sequence_attention(
     packed = packing.heads(*heads)
     packed_null = None if null is None else packing.null(null)
     if plan.exact:
-        out = fused_attention(packed, null=packed_null, dropout_p=dropout_p)  # [B, T, H, W]
-        return out.transpose(1, 2)[..., : v.shape[-1]]
+        exact = fused_attention(packed, null=packed_null, dropout_p=dropout_p)  # [B, T, H, W]
+        return exact.transpose(1, 2)[..., : v.shape[-1]]
     q, k, v_packed = (each.transpose(1, 2) for each in packed)  # [B, H or G, T, W]
+    n_null = 0 if packed_null is None else 1
     if packed_null is not None:
         q = F.pad(q, (0, 0, 1, 0))  # [B, H, 1+T, W]
         k, v_packed = null_first(packed_null[0], k, dim=2), null_first(packed_null[1], v_packed, dim=2)
-    out = _chunked_attention(
-        PackedHeads(q, k, v_packed),
-        packing.memory(*_summaries(summarizer, k_sem, v, plan)),
-        plan=plan,
-        n_null=0 if null is None else 1,
-        log_mass=0.0 if by_columns else log_mass,
-        dropout_p=dropout_p,
+    k_mem, v_mem = packing.memory(*_summaries(summarizer, k_sem, v, plan))
+    masks = ChunkMasks(plan=plan, n_null=n_null, log_mass=0.0 if by_columns else log_mass, like=q)
+    out: Tensor = _ChunkedAttention.apply(  # type: ignore[no-untyped-call]
+        q, k, v_packed, k_mem, v_mem, plan, n_null, masks, dropout_p
     )
     return out[..., : v.shape[-1]]
-
-
-def _carrier_for(device: torch.device) -> Carrier:
-    """How log(L) and causality travel on this device."""
-    return "columns" if device.type == "cuda" else "mask"
 
 
 def _summaries(
@@ -108,28 +101,6 @@ def _summaries(
     return summarizer(*blocks)  # [B, G, N, L, D] -> [B, G, N, D]
 
 
-def _chunked_attention(
-    heads: PackedHeads,
-    memory: tuple[Tensor, Tensor],
-    *,
-    plan: LongSequencePlan,
-    n_null: int,
-    log_mass: float,
-    dropout_p: float,
-) -> Tensor:
-    """heads: q [B,H,n_null+T,W], k and v [B,G,n_null+T,W]; memory: keys and values [B,G,N,W] -> [B,H,T,W].
-
-    With n_null = 1, token 0 of k and v is the null key and value, and token 0 of q is zero. k and v are
-    overwritten: give tensors that nobody else reads. log_mass: what a memory logit gains beyond its key's own
-    channels. Differentiable once.
-    """
-    masks = ChunkMasks(plan=plan, n_null=n_null, log_mass=log_mass, like=heads.q)
-    out: Tensor = _ChunkedAttention.apply(  # type: ignore[no-untyped-call]
-        *heads, *memory, plan, n_null, masks, dropout_p
-    )
-    return out
-
-
 class KeyAxis:
     """All keys (or values) in one buffer, where each chunk finds its own side by side.
 
@@ -137,26 +108,22 @@ class KeyAxis:
     """
 
     def __init__(self, tokens: Tensor, memory: Tensor, n_null: int) -> None:
-        self._buffer, self._memory, self._n_null = tokens.detach(), memory.detach(), n_null
-        self._null = self._buffer[:, :, :n_null].clone()
-        self._overwritten = self._buffer[:, :, :0]  # the slots of the last view's memory and null key
+        self.buffer, self.memory, self.n_null = tokens.detach(), memory.detach(), n_null
+        self._null = self.buffer[:, :, :n_null].clone()
+        self._overwritten = self.buffer[:, :, :0]  # the slots of the last view's memory and null key
         self._original = self._overwritten
 
     def view(self, chunk: Chunk) -> Tensor:
         """[B, G, n_mem+n_null+older+rows, W]: memory, null key, local tokens. Valid until the next call."""
         self._overwritten.copy_(self._original)
         first = chunk.local_start - chunk.n_mem
-        view = self._buffer[:, :, first : self._n_null + chunk.stop]
-        self._overwritten = view[:, :, : chunk.n_mem + self._n_null]
+        view = self.buffer[:, :, first : self.n_null + chunk.stop]
+        self._overwritten = view[:, :, : chunk.n_mem + self.n_null]
         self._original = self._overwritten.clone()
-        view[:, :, : chunk.n_mem] = self._memory[:, :, : chunk.n_mem]
-        if self._n_null:
-            view[:, :, chunk.n_mem : chunk.n_mem + self._n_null] = self._null
+        view[:, :, : chunk.n_mem] = self.memory[:, :, : chunk.n_mem]
+        if self.n_null:
+            view[:, :, chunk.n_mem : chunk.n_mem + self.n_null] = self._null
         return view
-
-    def gradient(self) -> AxisGradient:
-        """Where the gradients of the views are added up."""
-        return AxisGradient(self._buffer, self._memory, self._n_null)
 
 
 class AxisGradient:
@@ -165,11 +132,13 @@ class AxisGradient:
     After that `tokens` [B, G, n_null+T, W] and `memory` [B, G, N, W] are the gradients of its inputs.
     """
 
-    def __init__(self, tokens: Tensor, memory: Tensor, n_null: int) -> None:
-        batch, heads, slots, width = tokens.shape
-        self.tokens = tokens.new_empty(batch, slots, heads, width).transpose(1, 2)  # the layout SDPA returns
+    def __init__(self, axis: KeyAxis) -> None:
+        batch, heads, slots, width = axis.buffer.shape
+        n_null = axis.n_null
+        empty = axis.buffer.new_empty(batch, slots, heads, width)
+        self.tokens = empty.transpose(1, 2)  # the layout SDPA returns
         self.tokens[:, :, :n_null] = 0.0
-        self.memory = torch.zeros_like(memory)
+        self.memory = torch.zeros_like(axis.memory)
         self._n_null, self._filled_from = n_null, slots
 
     def add(self, chunk: Chunk, grad: Tensor) -> None:
@@ -224,7 +193,11 @@ def _as_it_is(saved: Tensor) -> Tensor:
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """The arguments of `_chunked_attention`, its log_mass in the masks."""
+    """q [B,H,n_null+T,W], k and v [B,G,n_null+T,W], k_mem and v_mem [B,G,N,W] -> [B,H,T,W].
+
+    With n_null = 1, token 0 of k and v is the null key and value, and token 0 of q is zero. k and v are
+    overwritten: give tensors that nobody else reads. Differentiable once.
+    """
 
     @staticmethod
     def forward(
@@ -266,7 +239,7 @@ class _ChunkedAttention(torch.autograd.Function):
                 "the long-sequence path frees its chunks during backward: a second backward through the same "
                 "forward (retain_graph=True) is not possible; run forward again"
             )
-        grad_k, grad_v = ctx.keys.gradient(), ctx.values.gradient()
+        grad_k, grad_v = AxisGradient(ctx.keys), AxisGradient(ctx.values)
         of_queries: list[Tensor] = []  # last chunk first
         for chunk in reversed(ctx.plan.chunks):
             ctx.keys.view(chunk)
