@@ -295,3 +295,14 @@ def test_an_edit_between_two_tokens_of_a_cache_is_read() -> None:
         called = layer._heads(x[:, 2:], *layer.rope.span(2, 3, x))
     for one, other in zip(heads, called, strict=True):
         torch.testing.assert_close(one, other.detach(), **TOL["float64"])
+
+
+@torch.inference_mode()
+def test_weights_made_in_inference_mode_are_called() -> None:
+    """Torch counts no writes to them, so that no matrix of them is kept."""
+    layer = make_layer(mode="decoupled").eval()
+    x = torch.randn(2, 2, 24)
+    cache = layer.new_cache(batch=2, capacity=2, policy="ksem=fp32,kgeo=fp32,v=fp32")
+    got = torch.cat([layer(token, cache=cache) for token in x.split(1, dim=1)], dim=1)
+    assert layer._one_matrix is None
+    torch.testing.assert_close(got, layer(x), **TOL["float32"])
