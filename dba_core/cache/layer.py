@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dba_core.cache.append_checks import (
+    DTYPES,
     check_counts,
     check_room,
     check_tensor,
@@ -108,6 +109,8 @@ class LayerCache:
         self.lengths_device = self._rows.device
         #: heads, width and format of k_sem, k_geo and v
         self.specs = self.k_sem.spec, self.k_geo.spec, self.v.spec
+        #: heads, width and device that an append must have, by tensor
+        self._forms = [(store.n_heads, store.head_dim, store.codes.device) for store in self._stores]
         self._has_ring = any(store.recent_ring is not None for store in self._stores)
 
     def _row_bytes(self, n_heads: int, head_dim: int, fmt: TensorFormat) -> int:
@@ -173,8 +176,10 @@ class LayerCache:
         if k_sem.dim() != 4:
             raise CacheError(f"{self.k_sem.label}: append got shape {list(k_sem.shape)}; give [B, G, T, Ds]")
         q_len = k_sem.shape[2]
-        for store, x in zip(self._stores, inputs, strict=True):
-            check_tensor(store, x, batch=self.batch, q_len=q_len)
+        for number, (x, (heads, width, device)) in enumerate(zip(inputs, self._forms, strict=True)):
+            form = (self.batch, heads, q_len, width)
+            if x.shape != form or x.dtype not in DTYPES or x.device != device:
+                check_tensor(self._stores[number], x, batch=self.batch, q_len=q_len)
         if counts is None:
             steps = (q_len,) * self.batch
         else:

@@ -7,6 +7,7 @@ call copies that array and adds what is its own, so that several may run at once
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -134,12 +135,18 @@ class CpuWriter:
         given[WriteArg.ITEMS], given[WriteArg.TOKENS] = items, tokens
         address = ctypes.addressof(given)
         threads = min(torch.get_num_threads(), items)
-        on_threads(self._check, address, threads)
+        run = on_threads if threads > 1 else _alone
+        run(self._check, address, threads)
         if given[WriteArg.BAD]:
             return False
         given[WriteArg.COUNTER] = 0
-        on_threads(self._write, address, threads)
+        run(self._write, address, threads)
         return True
+
+
+def _alone(entry: Callable[[int], object], arguments: int, _count: int) -> None:
+    """A few tokens are not shared out."""
+    entry(arguments)
 
 
 def _decode_arguments(cache: KVLayer) -> ctypes.Array[ctypes.c_int64]:
