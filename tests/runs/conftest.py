@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from pathlib import Path
 
@@ -34,6 +35,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 def inputs(tmp_path: Path) -> list[str]:
     """The arguments of a run whose files lie in this test's folder."""
     return write_inputs(tmp_path)
+
+
+#: One grey point.
+POINT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures, half of a tiny run's time, are single points. Those of the runs that several tests share are
+    drawn: of `tiny`, whose pictures are looked at, and of the one with hostile names.
+    """
+
+    def point(figure: object, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(POINT)
+
+    monkeypatch.setattr("dba_core.runs.plots.save_png", point)
 
 
 @pytest.fixture(autouse=True)
