@@ -85,7 +85,10 @@ def training_need(config: RunConfig, *, parameters: int, processes: int = 1) -> 
     model, training = config.model.resolved(), config.training
     weights, gradients, optimizer = _FLOAT * parameters, _FLOAT * parameters, _MOMENTS * parameters
     tokens = max(1, training.batch_size // (processes * training.grad_accum)) * model.context
-    kept = 0 if training.compile else tokens * model.n_layers * _kept_per_token(model)
+    # of every layer and token: the inputs of both norms and of the projections behind them, queries, keys,
+    # values, the attention's output, and two of the feed-forward part's width
+    per_token = 4 * model.d_model + sum(_widths(model)) + 2 * model.d_ff
+    kept = 0 if training.compile else tokens * model.n_layers * per_token
     forward = {
         "activations": kept * (2 if config.dtype == "bfloat16" else _FLOAT),
         "logits": 2 * _FLOAT * tokens * model.vocab_size,
@@ -109,13 +112,6 @@ def _widths(model: ModelConfig) -> tuple[int, int, int]:
     return queries, keys, (v_heads + shape.n_heads) * shape.v_head_dim
 
 
-def _kept_per_token(model: ResolvedModel) -> int:
-    """Numbers that one layer keeps of a token: the inputs of both norms and of the projections behind them,
-    queries, keys, values, the attention's output, and two of the feed-forward part's width.
-    """
-    return 4 * model.d_model + sum(_widths(model)) + 2 * model.d_ff
-
-
 def least_parameters(model: ResolvedModel) -> int:
     """Entries of the matrices of a model that no plugin makes, norms and biases left out."""
     queries, keys, values = _widths(model)
@@ -136,13 +132,11 @@ def default_policy(model: ModelConfig) -> KVCachePolicy:
     takes little of the context; fp16 where nothing is smaller than it at the model's context.
     """
     shape = model.attention.resolved(d_model=model.d_model).shape
-    sem, geo, v = shape.cached_heads
     preferred, wide = KVCachePolicy.parse(_PREFERRED), KVCachePolicy.uniform("fp16")
-    blocks = KVCachePolicy(
-        k_sem=_smaller(sem, shape.sem_head_dim, preferred.k_sem),
-        k_geo=_smaller(geo, shape.geo_head_dim, preferred.k_geo),
-        v=_smaller(v, shape.v_head_dim, preferred.v),
-    )
+    heads, widths = shape.cached_heads, (shape.sem_head_dim, shape.geo_head_dim, shape.v_head_dim)
+    formats = (preferred.k_sem, preferred.k_geo, preferred.v)
+    k_sem, k_geo, v = map(_smaller, heads, widths, formats)
+    blocks = KVCachePolicy(k_sem=k_sem, k_geo=k_geo, v=v)
     windowed = attrs.evolve(blocks, residual=preferred.residual)
     fp16 = cache_bytes(shape, 1, wide, model.context)
     fitting = [windowed, blocks] if residual_bytes(shape, windowed) <= _WINDOW_PART * fp16 else [blocks]

@@ -151,25 +151,19 @@ def find_run(text: str | Path, *, weights: str | None = None) -> RunFolder:
 def _newest_with(weights: str, runs: list[RunFolder], root: Path) -> RunFolder:
     passed = []
     for run in reversed(runs):
-        why = _unusable(run, weights)
-        if why is None:
+        if not (run.checkpoint / weights).is_file():
+            passed.append(f"{run.path.name} (it has no checkpoint {weights!r} yet)")
+            continue
+        try:
+            read_resolved(run)
+        except DBAError as error:
+            passed.append(f"{run.path.name} (its configuration cannot be read: {error})")
+        else:
             return run
-        passed.append(f"{run.path.name} ({why})")
     raise UsageError(
         f"no run in {root} has weights to use. Passed over: {'; '.join(passed)}. Let one train until its "
         "first checkpoint, or go on with one: resume_job('RUN')"
     )
-
-
-def _unusable(run: RunFolder, weights: str) -> str | None:
-    """Why a run's weights cannot be used; None where nothing speaks against it at first sight."""
-    if not (run.checkpoint / weights).is_file():
-        return f"it has no checkpoint {weights!r} yet"
-    try:
-        read_resolved(run)
-    except DBAError as error:
-        return f"its configuration cannot be read: {error}"
-    return None
 
 
 def runs_in(root: Path) -> list[RunFolder]:
@@ -181,14 +175,12 @@ def runs_in(root: Path) -> list[RunFolder]:
 
 
 def _not_found(text: str, name: str, root: Path, runs: list[RunFolder], found: list[RunFolder]) -> str:
-    names = [run.path.name for run in runs]
     if found:
-        return (
-            f"{text!r} fits {len(found)} runs in {root}: {', '.join(run.path.name for run in found)}. "
-            "Give more of the name, or 'latest'."
-        )
+        fitting = ", ".join(run.path.name for run in found)
+        return f"{text!r} fits {len(found)} runs in {root}: {fitting}. Give more of the name, or 'latest'."
     if not runs:
         return f"no run at {text!r} (it has no {_CONFIG}) and none in {root}. Make one with run_job()"
+    names = [run.path.name for run in runs]
     close = nearest(name, names) or names[-3:]
     return (
         f"no run at {text!r} and no run in {root} with that in its name. Nearest: {', '.join(close)}. "
