@@ -156,8 +156,8 @@ def placed_selections(
 
 
 def below_threshold(model: ModelConfig) -> str:
-    """Why the long-sequence path of a resolved model is not taken at its context."""
-    threshold = model.train_long_seq.threshold
+    """Why the long-sequence path of a model is not taken at its context."""
+    threshold = model.train_long_seq.resolved(context=model.context).threshold
     return f"the context of {model.context} is below the threshold of {threshold} tokens"
 
 

@@ -83,6 +83,9 @@ def test_feed_forward_width(config: ModelConfig, d_ff: int) -> None:
     assert full.embed_dim == config.d_model
     assert full.vocab_size == 256
     assert full.attention.d_model == config.d_model
+    typed = full.as_typed()
+    assert type(typed) is ModelConfig
+    assert (typed.resolved(), typed.d_ff) == (full, d_ff)
 
 
 def test_the_vocabulary_is_known_and_large_enough() -> None:
