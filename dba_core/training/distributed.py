@@ -16,7 +16,6 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dba_core.errors import ConfigError, TrainingError
 
@@ -102,7 +101,10 @@ class World(contextlib.AbstractContextManager["World"]):
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
-            vector_to_parameters(self.sum(parameters_to_vector(bucket)).div_(self.size), bucket)
+            flat = self.sum(torch.cat([tensor.reshape(-1) for tensor in bucket])).div_(self.size)
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def __exit__(self, *raised: object) -> None:
         """Leave the group."""
