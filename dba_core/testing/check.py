@@ -27,7 +27,7 @@ from dba_core.kinds import KINDS
 from dba_core.registry import Registry
 from dba_core.registry.contain import Failure, contain, kept_surroundings
 from dba_core.testing.every_kind import (
-    capabilities_of,
+    capabilities,
     metadata_without_torch,
     options_round_trip,
     well_formed,
@@ -103,7 +103,7 @@ class Suite:
     def capabilities(self, requests: Callable[[Subject], Iterator[Any]]) -> None:
         """Adds the check that the plugin tells the truth about these requests, as a decorator of them."""
         proves = "supports() answers any request, what it accepts is built, what it declines has reasons"
-        self.check(proves)(capabilities_of(requests))
+        self.check(proves, over=requests)(capabilities)
 
     def find(self, name: str) -> Check:
         """Raises UsageError for a name that the suite lacks."""

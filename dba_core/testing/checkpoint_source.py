@@ -6,7 +6,6 @@ a user would give.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import tempfile
@@ -28,7 +27,6 @@ from dba_core.testing.subject import BreachError, Subject, Violation, told
 CHECKPOINT_SOURCE = Suite("checkpoint_source")
 
 
-@contextlib.contextmanager
 def example(subject: Subject) -> Iterator[Path]:
     """The path of a fresh example. Raises BreachError for a plugin that writes none."""
     plugin = cast("CheckpointSourcePlugin", subject.loaded.plugin)
@@ -62,10 +60,11 @@ def opened(subject: Subject, path: Path) -> PretrainedModel:
     )
 
 
-@CHECKPOINT_SOURCE.check("it recognizes its own example, and declines what is none with complete reasons")
-def recognizes(subject: Subject) -> Iterator[Violation]:
-    with example(subject) as path:
-        opened(subject, path)
+@CHECKPOINT_SOURCE.check(
+    "it recognizes its own example, and declines what is none with complete reasons", over=example
+)
+def recognizes(subject: Subject, path: Path) -> Iterator[Violation]:
+    opened(subject, path)
     with tempfile.TemporaryDirectory() as scratch:
         for each in _others(Path(scratch)):
             answer = subject.answer(SourceRequest.of(each))
@@ -90,60 +89,59 @@ def _others(folder: Path) -> list[Path]:
 
 
 @CHECKPOINT_SOURCE.check(
-    "the description is of a model, its weights have the shapes of it, texts are plain data"
+    "the description is of a model, its weights have the shapes of it, texts are plain data", over=example
 )
-def describes_a_model(subject: Subject) -> Iterator[Violation]:
-    with example(subject) as path:
-        model = opened(subject, path)  # which compares configuration, names and shapes
-        said = model.opened
-        for name, value in [
-            ("name", said.name),
-            ("family", said.family),
-            *(("files", f) for f in said.files),
-        ]:
-            if not isinstance(value, str) or not value.strip():
-                yield Violation(name, "a text", shown(value), "Reports show it.")
-        if not said.files:
-            yield Violation("files", "the files that were read", "none", "Name them.")
-        document = contain(lambda: json.dumps(dict(said.tokenizer_config), allow_nan=False))
-        if isinstance(document, Failure):
-            hint = "Give texts, numbers, true and false, lists and tables of them."
-            expected = "a table as in a tokenizer_config.json"
-            yield Violation("tokenizer_config", expected, str(document), hint)
-        text = said.tokenizer_json
-        if text is not None and not isinstance(contain(lambda: json.loads(text)), dict):
-            hint = "Give None where there is no tokenizer that can be read."
-            yield Violation("tokenizer_json", "the text of a tokenizer.json, or None", shown(text), hint)
-        table = model.frequencies
-        shape = (said.description.n_kv_heads, said.description.geo_head_dim // 2)
-        if table is not None and (tuple(table.shape) != shape or table.dtype != torch.float64):
-            hint = "One row of Dg/2 pairs for each KV head."
-            yield Violation("frequencies", f"float64 {shape}", f"{table.dtype} {tuple(table.shape)}", hint)
+def describes_a_model(subject: Subject, path: Path) -> Iterator[Violation]:
+    model = opened(subject, path)  # which compares configuration, names and shapes
+    said = model.opened
+    for name, value in [
+        ("name", said.name),
+        ("family", said.family),
+        *(("files", f) for f in said.files),
+    ]:
+        if not isinstance(value, str) or not value.strip():
+            yield Violation(name, "a text", shown(value), "Reports show it.")
+    if not said.files:
+        yield Violation("files", "the files that were read", "none", "Name them.")
+    document = contain(lambda: json.dumps(dict(said.tokenizer_config), allow_nan=False))
+    if isinstance(document, Failure):
+        hint = "Give texts, numbers, true and false, lists and tables of them."
+        expected = "a table as in a tokenizer_config.json"
+        yield Violation("tokenizer_config", expected, str(document), hint)
+    text = said.tokenizer_json
+    if text is not None and not isinstance(contain(lambda: json.loads(text)), dict):
+        hint = "Give None where there is no tokenizer that can be read."
+        yield Violation("tokenizer_json", "the text of a tokenizer.json, or None", shown(text), hint)
+    table = model.frequencies
+    shape = (said.description.n_kv_heads, said.description.geo_head_dim // 2)
+    if table is not None and (tuple(table.shape) != shape or table.dtype != torch.float64):
+        hint = "One row of Dg/2 pairs for each KV head."
+        yield Violation("frequencies", f"float64 {shape}", f"{table.dtype} {tuple(table.shape)}", hint)
 
 
 @CHECKPOINT_SOURCE.check(
-    "every weight is there, float32 on the CPU, of its shape, finite, and the same twice"
+    "every weight is there, float32 on the CPU, of its shape, finite, and the same twice", over=example
 )
-def weights_on_demand(subject: Subject) -> Iterator[Violation]:
-    with example(subject) as path:
-        model, again = opened(subject, path), opened(subject, path)
-        for name in model.opened.weights:
-            first = model.load(name)
-            if first.dtype != torch.float32 or first.device.type != "cpu":
-                got = f"{first.dtype} on {first.device}"
-                yield Violation(name, "float32 on the CPU", got, "read() converts what is stored.")
-            for what, other in (("read twice", model.load(name)), ("opened twice", again.load(name))):
-                if not torch.equal(first, other):
-                    hint = "read() reads the file; it keeps no place in it and draws nothing."
-                    yield Violation(f"{name}, {what}", "the same numbers", "others", hint)
+def weights_on_demand(subject: Subject, path: Path) -> Iterator[Violation]:
+    model, again = opened(subject, path), opened(subject, path)
+    for name in model.opened.weights:
+        first = model.load(name)
+        if first.dtype != torch.float32 or first.device.type != "cpu":
+            got = f"{first.dtype} on {first.device}"
+            yield Violation(name, "float32 on the CPU", got, "read() converts what is stored.")
+        for what, other in (("read twice", model.load(name)), ("opened twice", again.load(name))):
+            if not torch.equal(first, other):
+                hint = "read() reads the file; it keeps no place in it and draws nothing."
+                yield Violation(f"{name}, {what}", "the same numbers", "others", hint)
 
 
 @CHECKPOINT_SOURCE.check(
     "the model that is built computes: finite logits of the vocabulary's width",
     hint="Look at the description first: widths, norm, theta.",
+    over=example,
 )
-def builds_a_model(subject: Subject) -> Iterator[Violation]:
-    with example(subject) as path, torch.no_grad():
+def builds_a_model(subject: Subject, path: Path) -> Iterator[Violation]:
+    with torch.no_grad():
         model = opened(subject, path)
         logits = model.build()(torch.zeros(1, 3, dtype=torch.int64))
         wanted = (1, 3, model.opened.description.vocab_size)
@@ -153,22 +151,21 @@ def builds_a_model(subject: Subject) -> Iterator[Violation]:
 
 
 @CHECKPOINT_SOURCE.check(
-    "a file that is missing, empty or cut off is an error that names it, and nothing else"
+    "a file that is missing, empty or cut off is an error that names it, and nothing else", over=example
 )
-def damage_is_said(subject: Subject) -> Iterator[Violation]:
-    with example(subject) as path:
-        files = [each for each in sorted(path.rglob("*")) if each.is_file()] if path.is_dir() else [path]
-        largest = max(files, key=lambda file: file.stat().st_size)
-        for file in files:
-            content = file.read_bytes()
-            half = content[: len(content) // 2]
-            for damage, left in (("cut off", half), ("empty", b""), ("missing", None)):
-                if left is None:
-                    file.unlink()
-                else:
-                    file.write_bytes(left)
-                yield from _ends_well(subject, path, case=f"{file.name} {damage}", needed=file == largest)
-            file.write_bytes(content)
+def damage_is_said(subject: Subject, path: Path) -> Iterator[Violation]:
+    files = [each for each in sorted(path.rglob("*")) if each.is_file()] if path.is_dir() else [path]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    for file in files:
+        content = file.read_bytes()
+        half = content[: len(content) // 2]
+        for damage, left in (("cut off", half), ("empty", b""), ("missing", None)):
+            if left is None:
+                file.unlink()
+            else:
+                file.write_bytes(left)
+            yield from _ends_well(subject, path, case=f"{file.name} {damage}", needed=file == largest)
+        file.write_bytes(content)
 
 
 def _ends_well(subject: Subject, path: Path, *, case: str, needed: bool) -> Iterator[Violation]:
@@ -197,15 +194,15 @@ def _read_all(subject: Subject, path: Path) -> None:
 @CHECKPOINT_SOURCE.check(
     "opening and reading writes nothing beside the model",
     hint="Models are often on a disk that may not be written.",
+    over=example,
 )
-def writes_nothing(subject: Subject) -> Iterator[Violation]:
-    with example(subject) as path:
-        before = _content(path.parent)
-        _read_all(subject, path)
-        changed = sorted(str(each) for each, _ in before ^ _content(path.parent))
-        if changed:
-            expected = "every file as before, and no other"
-            yield Violation(path.name, expected, f"changed: {', '.join(changed[:3])}")
+def writes_nothing(subject: Subject, path: Path) -> Iterator[Violation]:
+    before = _content(path.parent)
+    _read_all(subject, path)
+    changed = sorted(str(each) for each, _ in before ^ _content(path.parent))
+    if changed:
+        expected = "every file as before, and no other"
+        yield Violation(path.name, expected, f"changed: {', '.join(changed[:3])}")
 
 
 def _content(folder: Path) -> set[tuple[Path, str]]:

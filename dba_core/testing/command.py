@@ -24,17 +24,17 @@ EVERYWHERE = ("--json", "--save", "--plot", "--quiet", "--help")
 _HEAVY = ("torch", "matplotlib", "numpy")
 
 
-def _command(subject: Subject) -> Command[Any]:
+def _command(subject: Subject) -> Iterator[Command[Any]]:
     subject.tally.cases += 1
-    return cast("Command[Any]", subject.loaded.plugin)
+    yield cast("Command[Any]", subject.loaded.plugin)
 
 
 @COMMAND.check(
     "its line of help begins its module's docstring, so that `dba --help` imports nothing",
     hint="Write summary=summary_of(__doc__).",
+    over=_command,
 )
-def listed_without_import(subject: Subject) -> Iterator[Violation]:
-    command = _command(subject)
+def listed_without_import(subject: Subject, command: Command[Any]) -> Iterator[Violation]:
     if not subject.installed:
         return
     text = docstring_of(subject.module)
@@ -46,16 +46,16 @@ def listed_without_import(subject: Subject) -> Iterator[Violation]:
 @COMMAND.check(
     "its module and its request import nothing heavy, so that help and completion are quick",
     hint="Import it inside the functions that compute.",
+    over=_command,
 )
-def light_module(subject: Subject) -> Iterator[Violation]:
-    _command(subject)
+def light_module(subject: Subject, command: Command[Any]) -> Iterator[Violation]:
     module, expected = subject.module, f"none of {', '.join(_HEAVY)} is imported with it"
     yield from imports_none(subject, f"import {module}", _HEAVY, case=module, expected=expected)
 
 
-@COMMAND.check("every field of its request is an option with a help and a name of its own")
-def plain_options(subject: Subject) -> Iterator[Violation]:
-    request_class = _command(subject).request_class
+@COMMAND.check("every field of its request is an option with a help and a name of its own", over=_command)
+def plain_options(subject: Subject, command: Command[Any]) -> Iterator[Violation]:
+    request_class = command.request_class
     if not (isinstance(request_class, type) and attrs.has(request_class)):
         expected = "an attrs class whose fields are made by dba_core.command.option"
         hint = "Decorate it with attrs.frozen(kw_only=True)."
@@ -75,10 +75,10 @@ def plain_options(subject: Subject) -> Iterator[Violation]:
 
 
 @COMMAND.check(
-    "a quick request gives a whole report: JSON, table, page and files, and the line that repeats it"
+    "a quick request gives a whole report: JSON, table, page and files, and the line that repeats it",
+    over=_command,
 )
-def whole_report(subject: Subject) -> Iterator[Violation]:
-    command = _command(subject)
+def whole_report(subject: Subject, command: Command[Any]) -> Iterator[Violation]:
     request = command.quick
     if request is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -93,23 +93,16 @@ def imports_none(
         yield Violation(case, expected, f"imported: {', '.join(loaded)}")
 
 
-def capabilities_of(requests: Callable[[Subject], Iterator[Any]]) -> Callable[[Subject], Iterator[Violation]]:
-    """The check `capabilities` over these requests: what `supports()` accepts is built, and what it declines
-    has complete reasons.
-    """
-
-    def capabilities(subject: Subject) -> Iterator[Violation]:
-        for request in requests(subject):
-            answer, case = subject.answer(request), describe(request)
-            yield from incomplete_reasons(answer.reasons, case=case)
-            if subject.answer(request) != answer:
-                hint = "supports() may depend on request, options and what is installed, not on calls."
-                yield Violation(case, "one answer to one request", "another answer the second time", hint)
-            if answer.ok and request.device == subject.device:
-                for _ in subject.built(request):
-                    pass
-
-    return capabilities
+def capabilities(subject: Subject, request: Any) -> Iterator[Violation]:
+    """What `supports()` accepts is built, and what it declines has complete reasons."""
+    answer, case = subject.answer(request), describe(request)
+    yield from incomplete_reasons(answer.reasons, case=case)
+    if subject.answer(request) != answer:
+        hint = "supports() may depend on request, options and what is installed, not on calls."
+        yield Violation(case, "one answer to one request", "another answer the second time", hint)
+    if answer.ok and request.device == subject.device:
+        for _ in subject.built(request):
+            pass
 
 
 def incomplete_reasons(reasons: tuple[Reason, ...], *, case: str) -> Iterator[Violation]:
