@@ -80,7 +80,8 @@ class ThirdPartySite:
 
     def install(self, *folders: Path) -> None:
         """Build each folder's wheel, with one setuptools for all; install them without what they need."""
-        wheels, tools = self.root / "wheels", self.root / "build-tools"
+        # beside all sites of a session
+        wheels, tools = self.root / "wheels", self.root.parent / "build-tools"
         if not tools.exists():
             _pip("install", "--target", tools, _BUILD_TOOLS)
         environment = {**os.environ, "PYTHONPATH": str(tools)}
