@@ -13,7 +13,7 @@ in the first one over a cache, and in every one after `check_every_call`. A form
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -51,11 +51,12 @@ def decode_request(
 ) -> DecodeRequest:
     """What a backend has to do for this cache; dtype is the queries'."""
     where, sizes = cache.lengths_device.device, (cache.batch, cache.capacity)
-    return _request(shape, cache.policy, sizes, where, has_null=has_null, dtype=dtype)
+    return _request(shape, cache.specs, cache.policy, sizes, where, has_null=has_null, dtype=dtype)
 
 
 def _request(
     shape: AttentionShape,
+    specs: Iterable[CachedTensor],
     policy: KVCachePolicy,
     sizes: tuple[int, int],
     device: torch.device,
@@ -63,11 +64,8 @@ def _request(
     has_null: bool,
     dtype: torch.dtype,
 ) -> DecodeRequest:
-    """The same for any cache of this policy; sizes: its batch and capacity."""
-    k_sem, k_geo, v = (
-        CachedTensor(n_heads=heads, head_dim=width, format=fmt.format, qblock=fmt.qblock)
-        for heads, width, fmt in cached_tensors(shape, policy)
-    )
+    """The same for any cache of k_sem, k_geo and v like `specs`; sizes: its batch and capacity."""
+    k_sem, k_geo, v = specs
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return DecodeRequest(
         shape=shape,
@@ -209,7 +207,12 @@ class DecodeBackends:
         """The same for a cache of one sequence that is not made."""
         if not isinstance(self._given, PluginChoice):
             self._refuse()
-        request = _request(self._shape, policy, (1, capacity), device, has_null=self._has_null, dtype=dtype)
+        specs = (
+            CachedTensor(n_heads=heads, head_dim=width, format=fmt.format, qblock=fmt.qblock)
+            for heads, width, fmt in cached_tensors(self._shape, policy)
+        )
+        sizes = 1, capacity
+        request = _request(self._shape, specs, policy, sizes, device, has_null=self._has_null, dtype=dtype)
         return self._for_request(self._given, request)[0]
 
     @property
