@@ -1,4 +1,5 @@
-"""Plain data (TOML, JSON, options) to attrs classes and back: exact types, every error with its dotted path.
+"""Plain data (TOML, JSON, options) to attrs classes and back, by one cattrs converter: exact types, every
+error with its dotted path.
 
 True is no whole number, 3.7 is no whole number, "12" is no number, NaN is nothing at all; the one conversion
 is a whole number where a number is wanted (1 -> 1.0). `exact_types` brings this into the classes themselves,
@@ -15,6 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import attrs
+from cattrs import Converter
+from cattrs.errors import StructureHandlerNotFoundError
 
 from dba_core.errors import ConfigError, unknown
 from dba_core.serialization.keys import OneText, optional, typed_fields, unknown_key
@@ -26,6 +29,7 @@ _WANTED: dict[Any, str] = {
     str: "a text",
     bool: "true or false",
 }
+_CONTAINERS = (typing.Literal, dict, list, tuple)
 
 
 class UnreadableTypeError(ConfigError):
@@ -74,8 +78,7 @@ def structure(data: Any, cls: type[T]) -> T:
     Of several errors it is the first, the others in its text; a key that `cls` has elsewhere is named.
     """
     try:
-        built: T = _read(data, cls, build=True)
-        return built
+        return _CONVERTER.structure(data, cls)
     except ConfigError as error:
         first, *others = (_placed(each, cls) for each in _single(error))
     also = "".join(f". Also {other}" for other in others)
@@ -84,14 +87,7 @@ def structure(data: Any, cls: type[T]) -> T:
 
 def unstructure(value: Any) -> Any:
     """An object of an attrs class -> plain data that `structure` reads back to an equal one."""
-    if isinstance(value, OneText):
-        return value.short
-    if attrs.has(type(value)):
-        fields = [field.name for field in attrs.fields(type(value)) if field.init]
-        return {name: unstructure(getattr(value, name)) for name in fields}
-    if isinstance(value, Mapping):
-        return {key: unstructure(item) for key, item in value.items()}
-    return [unstructure(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return _CONVERTER.unstructure(value)
 
 
 def exact(value: Any, hint: Any) -> Any:
@@ -99,7 +95,7 @@ def exact(value: Any, hint: Any) -> Any:
 
     Raises ConfigError with the value and what is allowed; its path is that of the part inside `value`.
     """
-    return _read(value, hint, build=False)
+    return _walk(value, hint, exact)
 
 
 def exact_types(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
@@ -139,23 +135,20 @@ def mismatch(value: Any, wanted: str) -> str:
     return f"{value!r} is {_described(value)}; allowed: {wanted}"
 
 
-def _read(value: Any, hint: Any, *, build: bool) -> Any:
-    """`value` as `hint` says. build: objects of classes are made of tables and texts, None of "none" where a
-    number is meant, because TOML has no word for it.
-    """
+def _walk(value: Any, hint: Any, inner: Callable[[Any, Any], Any]) -> Any:
+    """`value` as `hint` says, the items of containers as `inner` reads them."""
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if hint is Any:
         return plain(value)
-    inner = optional(hint)
-    if inner is not None:
-        absent = value is None or (build and value == "none" and inner in (int, float, bool))
-        return None if absent else _read(value, inner, build=build)
+    present = optional(hint)
+    if present is not None:
+        return None if value is None else inner(value, present)
     if origin is typing.Literal:
         if not any(value == each and type(value) is type(each) for each in args):
             raise ConfigError(unknown("value", str(value), map(str, args)))
         return value
     if origin is dict:
-        return _table(value, lambda item: _read(item, args[1] if args else Any, build=build))
+        return _table(value, lambda item: inner(item, args[1] if args else Any))
     if origin in (list, tuple):
         one_each = origin is tuple and args[1:] not in ((), (...,))
         if not isinstance(value, (list, tuple)) or (one_each and len(value) != len(args)):
@@ -163,24 +156,45 @@ def _read(value: Any, hint: Any, *, build: bool) -> Any:
             raise ConfigError(mismatch(value, f"a list{of}"))
         hints = args if one_each else (args[:1] or (Any,)) * len(value)
         return origin(
-            inside(str(at), functools.partial(_read, hint=each, build=build), value[at])
+            inside(str(at), functools.partial(_turned, inner, each), value[at])
             for at, each in enumerate(hints)
         )
     if hint is float:
         return _number(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    if build and issubclass(hint, OneText):
-        if not isinstance(value, str):
-            raise ConfigError(hint.not_one_text(value))
-        return hint.parse(value)
-    if build and attrs.has(hint):
-        return _made(value, hint)
     raise ConfigError(_wrong_type(value, hint))
+
+
+def _turned(inner: Callable[[Any, Any], Any], hint: Any, value: Any) -> Any:
+    return inner(value, hint)
+
+
+def _is_exact(hint: Any) -> bool:
+    """Whether `_walk` reads values of this type."""
+    origin = typing.get_origin(hint) or hint
+    return hint is Any or hint in _WANTED or optional(hint) is not None or origin in _CONTAINERS
+
+
+def _from_plain(value: Any, hint: Any) -> Any:
+    """A part of plain data: "none" is None where a number is meant, because TOML has no word for it."""
+    if value == "none" and optional(hint) in (int, float, bool):
+        return None
+    return _walk(value, hint, _CONVERTER.structure)
+
+
+def _one_text(value: Any, cls: type[OneText]) -> OneText:
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(cls.not_one_text(value))
+    return cls.parse(value)
 
 
 def _made(data: Any, cls: type[Any]) -> Any:
     """An object of the attrs class from a table: its keys are checked before their values."""
+    if isinstance(data, cls):
+        return data
     fields = typed_fields(cls)
     for field, hint in fields:
         if (unreadable := _unreadable(hint)) is not None:
@@ -201,15 +215,21 @@ def _made(data: Any, cls: type[Any]) -> Any:
     for field, hint in fields:
         if field.name in prepared:
             try:
-                given[field.alias or field.name] = _read(prepared[field.name], hint, build=True)
+                given[field.alias or field.name] = _CONVERTER.structure(prepared[field.name], hint)
             except ConfigError as error:
                 errors += _single(error.under(field.name))
+            except (TypeError, ValueError) as error:  # as cattrs' own hooks raise: an enumeration's, say
+                errors.append(ConfigError(_said(error), path=field.name))
     if errors:
         raise _FieldsError(errors)
     try:
         return cls(**given)
     except (TypeError, ValueError) as error:  # as attrs' own validators raise
-        raise ConfigError(str(error.args[0] if error.args else type(error).__name__)) from error
+        raise ConfigError(_said(error)) from error
+
+
+def _said(error: Exception) -> str:
+    return str(error.args[0] if error.args else type(error).__name__)
 
 
 def _unreadable(hint: Any) -> Any:
@@ -220,8 +240,11 @@ def _unreadable(hint: Any) -> Any:
     if origin in (list, tuple, dict):
         within = map(_unreadable, args[1:] if origin is dict else (each for each in args if each is not ...))
         return next((each for each in within if each is not None), None)
-    known = hint is Any or hint in _WANTED or origin is typing.Literal
-    return None if known or (isinstance(hint, type) and attrs.has(hint)) else hint
+    try:
+        _CONVERTER.get_structure_hook(hint)
+    except StructureHandlerNotFoundError as error:
+        return error.type_
+    return None
 
 
 def _single(error: ConfigError) -> list[ConfigError]:
@@ -280,3 +303,29 @@ def _described(value: Any) -> str:
 
 def _exact_field(hint: Any) -> Callable[[Any, Any], Any]:
     return lambda value, field: inside(field.name, lambda item: exact(item, hint), value)
+
+
+def _make_converter() -> Converter:
+    """cattrs reads and writes what is not exact here (enumerations, paths, sets) in its own way."""
+    converter = Converter(detailed_validation=False)
+    converter.register_structure_hook_func(_is_exact, _from_plain)
+    for kind in _WANTED:  # of these cattrs has hooks that go before functions
+        converter.register_structure_hook(kind, _from_plain)
+    converter.register_structure_hook_func(attrs.has, _made)
+    converter.register_structure_hook_func(_is_one_text, _one_text)
+    converter.register_unstructure_hook_func(_is_one_text, lambda value: value.short)
+    converter.register_unstructure_hook_func(
+        _is_tuple, lambda items: [converter.unstructure(item) for item in items]
+    )
+    return converter
+
+
+def _is_one_text(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, OneText)
+
+
+def _is_tuple(hint: Any) -> bool:
+    return hint is tuple or typing.get_origin(hint) is tuple
+
+
+_CONVERTER = _make_converter()

@@ -25,7 +25,7 @@ def modules_after(dba_process, *args: str) -> set[str]:
 def test_help_loads_click_and_next_to_nothing(dba_process, args: list[str]) -> None:
     loaded = modules_after(dba_process, *args)
     assert "click" in loaded
-    assert not loaded & (HEAVY | {"rich", "pluggy"})
+    assert not loaded & (HEAVY | {"rich", "cattrs", "pluggy"})
     light = {f"dba_core.registry{part}" for part in ("", ".contain", ".discovery", ".docstring")}
     assert not {
         name

@@ -171,4 +171,4 @@ def test_every_part_reads_back_the_same(config: Any) -> None:
 def test_resolving_twice_changes_nothing(config: ModelConfig) -> None:
     resolved = config.resolved(vocab_size=1)
     assert resolved.resolved(vocab_size=1) == resolved
-    assert ModelConfig.from_dict(resolved.to_dict()) == resolved
+    assert ModelConfig.from_dict(resolved.to_dict()) == resolved.as_typed()

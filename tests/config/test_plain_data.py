@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -80,10 +82,39 @@ def test_every_error_of_a_nested_class_is_told_with_its_path() -> None:
     assert "Also known: 1.5 is a number with a fraction" in str(caught.value)
 
 
+class Device: ...
+
+
 def test_a_type_that_no_file_holds_is_named() -> None:
     @attrs.frozen
     class Odd:
-        pair: tuple[int, bytes] = (0, b"")
+        pair: tuple[int, Device] | None = None
 
-    with pytest.raises(UnreadableTypeError, match="pair: bytes"):
+    with pytest.raises(UnreadableTypeError, match="pair: Device"):
         structure({}, Odd)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@attrs.frozen
+class Others:
+    colour: Colour = Colour.RED
+    folder: Path = Path("here")
+    names: set[str] = attrs.field(factory=set)
+    colours: list[Colour] = attrs.field(factory=list)
+
+
+def test_enumerations_paths_and_sets_are_read_and_written() -> None:
+    plain = {"colour": "blue", "folder": "there", "names": ["a"], "colours": ["red", "blue"]}
+    built = structure(plain, Others)
+    assert built == Others(Colour.BLUE, Path("there"), {"a"}, [Colour.RED, Colour.BLUE])
+    assert structure(unstructure(built), Others) == built
+    with pytest.raises(ConfigError, match="'green' is not a valid Colour") as caught:
+        structure({"colour": "green"}, Others)
+    assert caught.value.path == "colour"
+    with pytest.raises(ConfigError, match="'green' is not a valid Colour") as caught:
+        structure({"colours": ["red", "green"]}, Others)
+    assert caught.value.path.startswith("colours")

@@ -49,6 +49,7 @@ def test_importing_dba_core_imports_almost_nothing() -> None:
         "dba_cli",
         "attrs",
         "attr",
+        "cattrs",
         "pluggy",
     }
     assert [name for name in modules if name.startswith("dba_core")] == ["dba_core"]
