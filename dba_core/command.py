@@ -209,7 +209,7 @@ def command_line(name: str, request: Any) -> str:
     for field in fields_of(type(request)):
         value = value_of(request, field)
         if field.option.positional:
-            places.append(str(value))
+            places += [] if value is None else [str(value)]
         elif value != field.default:
             options += _words(field, value)
     return shlex.join(["dba", *name.split("."), *places, *options])

@@ -6,6 +6,6 @@ take turns; a row is the median with its quartiles.
 \b
 Examples:
   dba bench decode --threads 1,2
-  dba bench generate --length 1024,8192
+  dba bench model latest
   dba bench quality latest --save results --plot
 """

@@ -34,6 +34,8 @@ def lines_over_length(path: Path, report: Report, *, value: str, label: str, pan
         axes: Axes = grid[number // columns][number % columns]
         for index, name in enumerate(names):
             points = [(row["length"], row[value]) for row in rows if row["name"] == name]
+            if not points:  # not everyone takes part in every panel
+                continue
             own = any(row.get("kind") == "backend" for row in rows if row["name"] == name)
             axes.plot(
                 *zip(*points, strict=True),
@@ -51,9 +53,14 @@ def lines_over_length(path: Path, report: Report, *, value: str, label: str, pan
     for axes in grid[-1]:
         axes.set_xlabel("cached tokens", fontsize=9)
     figure.supylabel(label, fontsize=10)
-    handles, labels = grid[0][0].get_legend_handles_labels()
+    named: dict[str, Any] = {}
+    for axes in grid.flat:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
     per_line = 4 if columns > 1 else 2
-    figure.legend(handles, labels, loc="outside lower center", ncols=per_line, frameon=False, fontsize=8)
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=per_line, frameon=False, fontsize=8
+    )
     figure.suptitle(drawn(report.title, longest=TITLE), fontsize=10.5)
     save_png(figure, path)
 
@@ -74,11 +81,10 @@ def decode_chart(path: Path, report: Report) -> None:
     )
 
 
-def generate_chart(path: Path, report: Report) -> None:
-    """Tokens per second over the cached tokens."""
-    lines_over_length(
-        path, report, value="tokens_per_second", label="tokens per second", panel=("threads", "batch")
-    )
+def model_chart(path: Path, report: Report) -> None:
+    """Tokens per second over the context."""
+    panel = ("phase", "threads", "batch")
+    lines_over_length(path, report, value="tokens_per_second", label="tokens per second", panel=panel)
 
 
 def bars(path: Path, report: Report) -> None:

@@ -86,11 +86,20 @@ class PlainGPT(nn.Module):
                 if parameter.dim() >= 2:
                     parameter.normal_(0.0, 0.02, generator=generator)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of targets [B, T] given tokens [B, T]."""
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens [B,T] -> [B,T,d_model], normed."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.dropout(self.tok_emb(tokens) + self.pos_emb(positions))  # [B, T, d_model]
         for block in self.blocks:
             x = block(x)
-        logits = F.linear(self.ln_f(x), self.tok_emb.weight)  # [B, T, V]
+        out: Tensor = self.ln_f(x)
+        return out
+
+    def next_logits(self, tokens: Tensor) -> Tensor:
+        """tokens [B,T] -> [B,V] after the last one."""
+        return F.linear(self.hidden(tokens)[:, -1], self.tok_emb.weight)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of targets [B, T] given tokens [B, T]."""
+        logits = F.linear(self.hidden(tokens), self.tok_emb.weight)  # [B, T, V]
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -99,7 +99,7 @@ def test_its_logits_are_those_of_transformers(
     source: PretrainedModel, model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
     pytest.importorskip("transformers")
-    from dba_plugins.bench.llama import llama_of
+    from dba_plugins.bench.model.llama import llama_of
 
     tokens = torch.tensor([tokenizer.encode(PROMPT * 8).tolist()])
     llama = llama_of(source)
