@@ -151,6 +151,22 @@ def test_llama_cpp_computes_the_file_from_the_prompt_on(place: Path, llama_cpp: 
     assert made[1].n_tokens == 3
 
 
+def test_llama_cpp_alone_has_the_same_settings(place: Path, llama_cpp: types.ModuleType) -> None:
+    from dba_core.model.pretrained import open_pretrained
+    from dba_plugins.bench.model import llama_cpp_alone
+    from dba_plugins.bench.model.llama_cpp import LlamaCpp
+
+    theirs = LlamaCpp(place, open_pretrained(place).config, flash=False)
+    module, asked = theirs.alone(length=5, new_tokens=2)
+    assert module == llama_cpp_alone.__name__
+    seen: list[dict] = []
+    opened = llama_cpp.Llama
+    llama_cpp.Llama = lambda **settings: seen.append(settings) or opened(**settings)  # type: ignore[attr-defined]
+    assert not llama_cpp_alone.STATUS.exists() or llama_cpp_alone.measure_alone(asked) > 2**25
+    threads = torch.get_num_threads()
+    assert all((each["n_ctx"], each["n_threads"], each["flash_attn"]) == (8, threads, False) for each in seen)
+
+
 def test_the_libraries_are_named_with_their_instruction_sets() -> None:
     from dba_plugins.bench.libraries import libraries
 
