@@ -27,6 +27,9 @@ from dba_core.kv_contracts import KVLayer as KVLayer
 from dba_core.kv_contracts import KVTensor as KVTensor
 from dba_core.support import Reason as Reason  # a plugin finds all that it needs here
 from dba_core.support import Support as Support
+from dba_core.weight_contracts import PackedWeight as PackedWeight
+from dba_core.weight_contracts import WeightFacts as WeightFacts
+from dba_core.weight_contracts import WeightRequest as WeightRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,6 +264,13 @@ class KVFormatPlugin(Plugin[KVFormatRequest, KVCodec], Protocol):
 
     @property
     def facts(self) -> FormatFacts: ...
+
+
+class WeightFormatPlugin(Plugin[WeightRequest, "Callable[[Tensor], PackedWeight]"], Protocol):
+    """A weight format: builds what packs a weight [N,K] of floats. `facts` can be read without torch."""
+
+    @property
+    def facts(self) -> WeightFacts: ...
 
 
 AnyPlugin: TypeAlias = Plugin[Any, Any]

@@ -18,6 +18,7 @@ from dba_core.contracts import (
     KVFormatPlugin,
     NullTokenPlugin,
     SummarizerPlugin,
+    WeightFormatPlugin,
 )
 
 PROJECT_NAME = "dba"
@@ -54,6 +55,11 @@ def dba_decode_backend() -> DecodeBackendPlugin:  # type: ignore[empty-body]
 @hookspec
 def dba_kv_format() -> KVFormatPlugin:  # type: ignore[empty-body]
     """Return the cache format that this module provides; import no torch for it."""
+
+
+@hookspec
+def dba_weight_format() -> WeightFormatPlugin:  # type: ignore[empty-body]
+    """Return the weight format that this module provides; import no torch for it."""
 
 
 @hookspec

@@ -20,6 +20,7 @@ from dba_core.contracts import (
     NullTokenRequest,
     SourceRequest,
     SummarizerRequest,
+    WeightRequest,
 )
 
 #: Device ("cuda:0") and, of a CUDA device that is there, its compute capability -> a request.
@@ -131,6 +132,19 @@ _ROWS = (
         request=KVFormatRequest,
         suite="dba_core.testing.kv_format:KV_FORMAT",
         usage="dba run --kv-policy ksem={name},kgeo={name},v={name}",
+    ),
+    PluginKind(
+        name="weight_format",
+        title="Weight format",
+        group="dba.weight_formats",
+        hook="dba_weight_format",
+        contract=1,
+        request=WeightRequest,
+        typical=lambda device, _: WeightRequest(rows=512, columns=128, device=device),
+        suite="dba_core.testing.weight_format:WEIGHT_FORMAT",
+        template="weight_format.py.in",
+        per_layer=False,
+        usage="dba sample RUN --weights {name}",
     ),
     PluginKind(
         name="checkpoint_source",

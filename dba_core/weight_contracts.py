@@ -1,12 +1,11 @@
 """The contract of weight formats: how a model's matrices lie in memory while it is only run.
 
-    y = x W^T        W [N,K]: N outputs of K inputs, packed once; what is computed with is what `rows` gives
+y = x W^T        W [N,K]: N outputs of K inputs, packed once; what is computed with is what `rows` gives
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -27,7 +26,7 @@ class WeightRequest:
 
 @runtime_checkable
 class PackedWeight(Protocol):
-    """A weight [N,K] as it lies in memory. It never changes, has no gradient, and can be copied and pickled."""
+    """A weight [N,K] as it lies in memory. It never changes, has no gradient, can be copied and pickled."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,19 +46,16 @@ class PackedWeight(Protocol):
         ...
 
     def rows(self, index: Tensor) -> Tensor:
-        """The values of some rows, as an embedding looks them up: index [...] of integers -> [...,K] float32."""
+        """The values of some rows, as an embedding looks them up: index [...] -> [...,K] float32."""
         ...
-
-
-Pack: TypeAlias = "Callable[[Tensor], PackedWeight]"
 
 
 @attrs.frozen(kw_only=True)
 class WeightFacts:
-    """bits: per value of a large matrix, scales included. round_trip_error: relative L2 error of N(0,1) values,
-    at most. max_relative_error: of a product with float32 x against the same in float64 with the packed values.
+    """bits: per value of a large weight, scales included. round_trip_error: relative L2 error of N(0,1)
+    values, at most. product_error: of a product with float32 x, at most, in units of max|x| sum|w| of a row.
     """
 
     bits: float
     round_trip_error: float
-    max_relative_error: float
+    product_error: float

@@ -20,6 +20,7 @@ from dba_core.testing.check import (
     NullTokenContract,
     Suite,
     SummarizerContract,
+    WeightFormatContract,
     check_plugin,
     run_check,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Suite",
     "SummarizerContract",
     "Violation",
+    "WeightFormatContract",
     "check_plugin",
     "run_check",
 ]

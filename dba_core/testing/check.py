@@ -292,6 +292,10 @@ class KvFormatContract(Contract, kind="kv_format"):
     """What every cache format promises."""
 
 
+class WeightFormatContract(Contract, kind="weight_format"):
+    """What every weight format promises."""
+
+
 class CheckpointSourceContract(Contract, kind="checkpoint_source"):
     """What every checkpoint source promises."""
 
