@@ -32,6 +32,7 @@ from dba_core.weight_contracts import WeightFacts as WeightFacts
 from dba_core.weight_contracts import WeightRequest as WeightRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -266,8 +267,12 @@ class KVFormatPlugin(Plugin[KVFormatRequest, KVCodec], Protocol):
     def facts(self) -> FormatFacts: ...
 
 
-class WeightFormatPlugin(Plugin[WeightRequest, "Callable[[Tensor], PackedWeight]"], Protocol):
-    """A weight format: builds what packs a weight [N,K] of floats. `facts` can be read without torch."""
+#: Packs a weight [N,K] of floats.
+Pack: TypeAlias = "Callable[[Tensor], PackedWeight]"
+
+
+class WeightFormatPlugin(Plugin[WeightRequest, Pack], Protocol):
+    """A weight format: builds a `Pack`. Its module, and `facts`, can be read without torch."""
 
     @property
     def facts(self) -> WeightFacts: ...

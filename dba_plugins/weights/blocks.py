@@ -22,6 +22,8 @@ BLOCK, STEP = 32, 64
 _AT_ONCE = 1 << 13
 #: Spans of a block that are tried, as parts of the whole one, when its values are on no grid of 16 steps.
 _SPANS = (0.94, 0.87)
+#: The smallest float16 above zero.
+_LEAST_SCALE = 2.0**-24
 
 
 class BlockWeight(Packed):
@@ -79,7 +81,7 @@ def _round8(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     largest = blocks.abs().amax(0)
     scale = (largest / 127.0).half()
     scale = torch.where(scale.float() * 127.5 < largest, torch.nextafter(scale, scale + 1), scale)
-    code = (blocks / scale.float().clamp_min(2.0**-24)).round_()
+    code = (blocks / scale.float().clamp_min(_LEAST_SCALE)).round_()
     return code, scale, torch.zeros_like(scale)
 
 
@@ -87,25 +89,49 @@ def _round4(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[32,n] -> codes [32,n], scale and least [n] float16, the best of those that were tried."""
     low, high = torch.aminmax(blocks, dim=0)
     best = _coded(blocks, (high - low) / 15.0, low)
-    if bool((best[3] == 0).float().mean() > 0.5):  # the values are on such a grid, with fewer steps elsewhere
-        tried = [(low, (high - low) / steps) for steps in range(14, 0, -1)]
+    few = blocks[:, :64]
+    if bool(_exact(_on_grid(few, low[:64], high[:64]), few).float().mean() > 0.5):
+        best = _on_grid(blocks, low, high)
     else:
         middle, half = (low + high) / 2.0, (high - low) / 2.0
-        tried = [(middle - half * part, half * part / 7.5) for part in _SPANS]
-    for least, scale in tried:
-        best = _better(best, _coded(blocks, scale, least))
-    best = _better(best, _coded(blocks, *_least_squares(blocks, best[0])))
+        for part in _SPANS:
+            best = _better(best, _coded(blocks, half * part / 7.5, middle - half * part))
+        best = _better(best, _coded(blocks, *_least_squares(blocks, best[0])))
     return best[0], best[1], best[2]
 
 
+#: Codes [32,n], scale and least [n] as float16, and the squared error [n].
 _Coded = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def _on_grid(blocks: Tensor, low: Tensor, high: Tensor) -> _Coded:
+    """Blocks that were made as code * scale + least: what they were made of, where the extremes tell it. The
+    largest value may be code 0, with a scale below zero.
+    """
+    best = _coded(blocks, (high - low) / 15.0, low)
+    for steps in range(15, 0, -1):
+        for first, last in ((low, high), (high, low)):
+            (left,) = torch.nonzero(~_exact(best, blocks), as_tuple=True)
+            if not len(left):
+                return best
+            part = (last[left] - first[left]) / steps
+            mine = tuple(each[..., left] for each in best)
+            better = _better(mine, _coded(blocks[:, left], part, first[left]))  # type: ignore[arg-type]
+            for whole, own in zip(best, better, strict=True):
+                whole[..., left] = own
+    return best
+
+
+def _exact(made: _Coded, blocks: Tensor) -> Tensor:
+    """[n] bool: nothing but float32's rounding was lost."""
+    return made[3] <= 1e-12 * blocks.square().sum(0)
+
+
 def _coded(blocks: Tensor, scale: Tensor, least: Tensor) -> _Coded:
-    """Codes, scale and least as float16, and the squared error [n]."""
-    scale, least = scale.half(), least.half()
+    rounded, least = scale.half(), least.half()
+    scale = torch.where((rounded == 0.0) & (scale != 0.0), _LEAST_SCALE, rounded)
     step, offset = scale.float(), least.float()
-    code = (blocks - offset).div_(step.clamp_min(2.0**-24)).round_().clamp_(0, 15)
+    code = (blocks - offset).div_(torch.where(step == 0.0, 1.0, step)).round_().clamp_(0, 15)
     error = torch.addcmul(offset, code, step).sub_(blocks).square_().sum(0)
     return code, scale, least, error
 
