@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
@@ -47,10 +48,13 @@ def compute_dtype(like: Tensor) -> torch.dtype:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The weight of a Linear, the first floating-point parameter of what wraps or replaces one."""
+    """The weight of a Linear, the first floating-point parameter or buffer of what wraps or replaces one: its
+    dtype and device are the module's.
+    """
     if isinstance(module, nn.Linear):
         return module.weight
-    return next(each for each in module.parameters() if each.is_floating_point())
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next(each for each in tensors if each.is_floating_point())
 
 
 def uncompiled(function: F) -> F:

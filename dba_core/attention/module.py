@@ -21,6 +21,7 @@ from dba_core.attention.inputs import check_inputs, uncompiled, weight_of, witho
 from dba_core.attention.long_sequence.attention import long_sequence_attention
 from dba_core.attention.long_sequence.evaluation import evaluation_path
 from dba_core.attention.long_sequence.plan import LongSequencePath
+from dba_core.attention.packed import pack_child
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import HeadProjections, Heads, Projection, matrix
 from dba_core.cache.append_checks import whole_numbers
@@ -28,7 +29,15 @@ from dba_core.cache.layer import LayerCache
 from dba_core.config.attention import AttentionConfig
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig, ResolvedLongSequence
-from dba_core.contracts import DecodeBackend, GateRequest, Kind, NullKV, NullTokenRequest, SummarizerRequest
+from dba_core.contracts import (
+    DecodeBackend,
+    GateRequest,
+    Kind,
+    NullKV,
+    NullTokenRequest,
+    Pack,
+    SummarizerRequest,
+)
 from dba_core.registry import Registry, Selection
 from dba_core.registry.choice import PluginChoice
 
@@ -227,6 +236,10 @@ class DecoupledAttention(HeadProjections):
         ):
             part.every_call = wanted
         return before
+
+    def pack(self, pack: Pack) -> list[str]:
+        """Pack every projection, for inference alone. Gives the names of those that stay as they are."""
+        return super().pack(pack) + pack_child(self, "out_proj", pack)
 
     @property
     def weight(self) -> Tensor:

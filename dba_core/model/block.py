@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dba_core.attention.module import DecoupledAttention
+from dba_core.attention.packed import PackedLinear, pack_child
 from dba_core.cache.layer import LayerCache
 from dba_core.config.model import ResolvedModel
+from dba_core.contracts import Pack
 
 
 class Block(nn.Module):
@@ -54,13 +56,31 @@ class FeedForward(nn.Module):
         self.w_up = nn.Linear(d_model, d_ff, bias=bias)
         self.w_down = nn.Linear(d_ff, d_model, bias=bias)
         self.activation = F.gelu if config.mlp == "gelu" else F.silu
+        self.is_gated = self.w_gate is not None
+        self.packed: PackedLinear | None = None
+
+    def pack(self, pack: Pack) -> list[str]:
+        """Pack the weights for inference, w_gate and w_up as one. Gives the names of those that stay."""
+        left = pack_child(self, "w_down", pack)
+        if self.packed is None:
+            self.packed = PackedLinear.of(pack, *self._branches())
+            if self.packed is None:
+                return [*left, "w_gate", "w_up"]
+            self.w_gate, self.w_up = None, None  # type: ignore[assignment]
+        return left
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model]."""
-        up = self.w_up(x)  # [..., d_ff]
-        hidden = self.activation(up) if self.w_gate is None else self.activation(self.w_gate(x)) * up
-        out: Tensor = self.w_down(hidden)
+        if self.packed is None:
+            first, *gated = (branch(x) for branch in self._branches())  # [..., d_ff] each
+        else:
+            first, *gated = self.packed(x).chunk(2 if self.is_gated else 1, dim=-1)
+        hidden = self.activation(first)
+        out: Tensor = self.w_down(hidden * gated[0] if gated else hidden)
         return out
+
+    def _branches(self) -> list[nn.Module]:
+        return [self.w_up] if self.w_gate is None else [self.w_gate, self.w_up]
 
 
 def build_norm(config: ResolvedModel) -> nn.Module:

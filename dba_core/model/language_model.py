@@ -16,21 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dba_core.attention.inputs import uncompiled
+from dba_core.attention.inputs import uncompiled, weight_of
 from dba_core.attention.long_sequence.evaluation import UsedLongSequence
 from dba_core.attention.module import DecoupledAttention
+from dba_core.attention.packed import PackedEmbedding, pack_child
 from dba_core.cache.append_checks import whole_number
 from dba_core.cache.bytes import memory_table
 from dba_core.cache.kv_cache import KVCache
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.config.long_sequence import LongSequenceConfig
 from dba_core.config.model import ModelConfig, ResolvedModel
-from dba_core.errors import CacheError, DataError
+from dba_core.contracts import Pack, WeightRequest
+from dba_core.errors import CacheError, DataError, UnsupportedError
 from dba_core.free_memory import many, require_memory
 from dba_core.model.block import Block, build_norm
 from dba_core.model.weights import initialize, seed_of
 from dba_core.registry import Registry
-from dba_core.registry.choice import PluginChoices, by_layer
+from dba_core.registry.choice import PluginChoice, PluginChoices, by_layer
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -64,7 +66,7 @@ class LanguageModel(nn.Module):
         narrow = config.embed_dim != config.d_model
         nowhere = torch.device("meta") if shapes_only else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
-            self.tok_emb = nn.Embedding(config.vocab_size, config.embed_dim)
+            self.tok_emb: nn.Embedding | PackedEmbedding = nn.Embedding(config.vocab_size, config.embed_dim)
             self.emb_in = nn.Linear(config.embed_dim, config.d_model, bias=False) if narrow else None
             self.dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(
@@ -121,7 +123,11 @@ class LanguageModel(nn.Module):
         x = self.ln_f(x)
         if self.emb_out is not None:
             x = self.emb_out(x)  # [B, T, embed_dim]
-        return F.linear(x, self.tok_emb.weight if self.lm_head is None else self.lm_head.weight)
+        if self.lm_head is not None:
+            out: Tensor = self.lm_head(x)
+            return out
+        tied = self.tok_emb
+        return tied.product(x) if isinstance(tied, PackedEmbedding) else F.linear(x, tied.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy of targets [B, T] given tokens [B, T], a float32 scalar in nats."""
@@ -183,6 +189,33 @@ class LanguageModel(nn.Module):
                 stack.enter_context(attention.exact_in_training())
             yield
 
+    def pack_weights(self, choice: str | PluginChoice, *, registry: Registry | None = None) -> list[str]:
+        """Pack every matrix by a weight format (`int8`, say), in place: from then on the model is only run.
+
+        Gives the names of the modules that stay as they are, because more happens in them than a product (an
+        adapter, a hook), and of the parts that plugins made. Raises UnsupportedError where the format does
+        not take a weight, before anything is packed, and for a model that is packed already.
+        """
+        if isinstance(self.tok_emb, PackedEmbedding):
+            raise UnsupportedError(
+                "the weights are packed already; load the model again to pack it otherwise"
+            )
+        chosen = PluginChoice(choice) if isinstance(choice, str) else choice
+        weight = self.tok_emb.weight
+        rows, columns = weight.shape
+        dtype = str(weight.dtype).removeprefix("torch.")
+        request = WeightRequest(rows=rows, columns=columns, device=str(weight.device), dtype=dtype)
+        registry = Registry.default() if registry is None else registry
+        pack: Pack = registry.select("weight_format", chosen, request).build()
+        left = [each for name in ("emb_in", "emb_out", "lm_head") for each in pack_child(self, name, pack)]
+        for number, block in enumerate(cast("Iterable[Block]", self.blocks)):
+            inside = [f"attn.{name}" for name in block.attn.pack(pack)]
+            inside += [f"ff.{name}" for name in block.ff.pack(pack)]
+            left += [f"blocks.{number}.{name}" for name in inside]
+        self.tok_emb = PackedEmbedding(pack, weight)
+        self.register_state_dict_pre_hook(_refuse_to_save)  # type: ignore[no-untyped-call]
+        return left
+
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise DataError unless tokens is [B, T] of integers inside the vocabulary.
 
@@ -219,7 +252,7 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.tok_emb.weight.device
+        return weight_of(self.tok_emb).device
 
     @property
     def n_parameters(self) -> int:
@@ -228,7 +261,7 @@ class LanguageModel(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B, T] -> what the first block is given, [B, T, d_model]."""
-        x = F.embedding(tokens.long(), self.tok_emb.weight)  # [B, T, embed_dim]
+        x = self.tok_emb(tokens.long())  # [B, T, embed_dim]
         if self.emb_in is not None:
             x = self.emb_in(x)
         dropped: Tensor = self.dropout(x)
@@ -251,6 +284,12 @@ class LanguageModel(nn.Module):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, cache=layer, counts=counts)
         return x
+
+
+def _refuse_to_save(*_: object) -> None:
+    raise UnsupportedError(
+        "the weights are packed: what they were is gone; save the model before it is packed"
+    )
 
 
 @contextlib.contextmanager
