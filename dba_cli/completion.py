@@ -190,6 +190,7 @@ presets = _completer(_presets)
 plugin_choices = _completer(_plugin_choices)
 decode_backends = _completer(_decode_backends)
 plugin_names = _completer(_any_plugin)
+weight_formats = _completer(lambda _: _names("weight_format"))
 kv_policy = _completer(_kv_policy)
 settings = _completer(_settings)
 runs = _completer(_runs)
@@ -206,6 +207,7 @@ BY_NAME: dict[str, Completer] = {
     "plugin_choices": plugin_choices,
     "decode_backends": decode_backends,
     "plugin_names": plugin_names,
+    "weight_formats": weight_formats,
     "kv_policy": kv_policy,
     "settings": settings,
     "runs": runs,

@@ -171,9 +171,16 @@ class DecodingRunChoice(RunChoice):
         repeated=True,
         offers="decode_backends",
     )
+    weights: str | None = option(
+        None,
+        help="Hold the weights so in memory: fp32, bf16, int8, int4 or an installed format.",
+        unit="FORMAT",
+        offers="weight_formats",
+    )
 
-    def load(self, reporter: Reporter, **plugins: PluginChoice) -> Run:
-        return super().load(reporter, **plugins, **dict(map(_decode_backend, self.plugin)))
+    def load(self, reporter: Reporter, weights: str | None = None, **plugins: PluginChoice) -> Run:
+        weights = self.weights if weights is None else weights
+        return super().load(reporter, weights, **plugins, **dict(map(_decode_backend, self.plugin)))
 
 
 def _decode_backend(text: str) -> tuple[str, PluginChoice]:

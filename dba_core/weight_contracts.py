@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class WeightRequest:
-    """A weight [rows, columns] and the hidden states that it is multiplied with."""
+    """A weight [rows, columns] and the hidden states that it is multiplied with.
+
+    table: it is the token embedding, or the output head that goes with it, of which single rows matter most;
+    a format may hold it with more bits than it states.
+    """
 
     rows: int
     columns: int
     device: str = "cpu"
     dtype: str = "float32"
+    table: bool = False
 
 
 @runtime_checkable

@@ -55,6 +55,7 @@ def evaluate(
       dba eval latest
       dba eval latest --kv-policy "ksem=q4_0@32,kgeo=q4_0@32,v=q4_0@32,resid=0"
       dba eval latest --data pydoc --json
+      dba eval latest --weights int8
       dba eval latest --long-seq
     """
     from dba_cli.output.rendering import echo_json, sections
@@ -78,7 +79,7 @@ def evaluate(
 def _tables(result: RunEvaluation) -> list[Table]:
     """The words of a run's own summary."""
     from dba_core.report import Table
-    from dba_core.runs.pages import cache_table, fidelity_row, loss_rows
+    from dba_core.runs.pages import cache_table, fidelity_row, human_bytes, loss_rows
 
     losses = {
         "train": None,
@@ -92,6 +93,8 @@ def _tables(result: RunEvaluation) -> list[Table]:
     }
     attention = "exact" if result.long_sequence is None else result.long_sequence["text"]
     fidelity = None if result.fidelity is None else attrs.asdict(result.fidelity)
+    packed = result.weights["format"] or "as trained"
     results = [("Data", result.data["name"]), ("Attention", attention)]
+    results.append(("Weights", f"{packed}, {human_bytes(result.weights['bytes'])}"))
     results += [*loss_rows(losses), fidelity_row(fidelity)]
     return [Table.of_facts(results, title="Results"), cache_table(attrs.asdict(result, recurse=False))]

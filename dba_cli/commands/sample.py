@@ -77,7 +77,7 @@ def sample(
       dba sample latest --prompt "The "
       dba sample latest --prompt "The " --prompt "A function is" --temperature 0 --max-new-tokens 80
       dba sample runs/smol --chat --prompt "What is a cache?" --system "Answer in one sentence."
-      dba sample latest --prompt "def " --kv-policy "ksem=fp16,kgeo=fp16,v=fp16"
+      dba sample latest --prompt "def " --kv-policy "ksem=fp16,kgeo=fp16,v=fp16" --weights int8
     """
     texts = _all_prompts(prompts, prompt_file)
     from dba_core.config.kv_policy import KVCachePolicy
@@ -167,6 +167,7 @@ def _echo_document(
             "checkpoint": run.which,
             "checkpoint_step": run.step,
             "kv_policy": policy,
+            "weights": run.model.weight_format,
             "generation": {**generation.to_dict(), "prompt": None},
             "samples": [
                 {

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
+import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from dba_core.attention.inputs import uncompiled, weight_of
 from dba_core.attention.long_sequence.evaluation import UsedLongSequence
 from dba_core.attention.module import DecoupledAttention
-from dba_core.attention.packed import PackedEmbedding, pack_child
+from dba_core.attention.packed import Packed, PackedEmbedding, pack_child
 from dba_core.cache.append_checks import whole_number
 from dba_core.cache.bytes import memory_table
 from dba_core.cache.kv_cache import KVCache
@@ -61,6 +62,9 @@ class LanguageModel(nn.Module):
         """
         super().__init__()
         self.config = config = config.resolved()
+        #: the format that the weights were packed by, None as long as they are parameters
+        self.weight_format: str | None = None
+        self._n_packed = 0
         plugins = PluginChoices() if plugins is None else plugins
         plugins.check_layers(config.n_layers)
         narrow = config.embed_dim != config.d_model
@@ -203,16 +207,24 @@ class LanguageModel(nn.Module):
         chosen = PluginChoice(choice) if isinstance(choice, str) else choice
         weight = self.tok_emb.weight
         rows, columns = weight.shape
-        dtype = str(weight.dtype).removeprefix("torch.")
-        request = WeightRequest(rows=rows, columns=columns, device=str(weight.device), dtype=dtype)
+        request = WeightRequest(
+            rows=rows,
+            columns=columns,
+            device=str(weight.device),
+            dtype=str(weight.dtype).removeprefix("torch."),
+        )
         registry = Registry.default() if registry is None else registry
         pack: Pack = registry.select("weight_format", chosen, request).build()
-        left = [each for name in ("emb_in", "emb_out", "lm_head") for each in pack_child(self, name, pack)]
+        pack_table: Pack = registry.select("weight_format", chosen, attrs.evolve(request, table=True)).build()
+        before = self.n_parameters
+        left = [each for name in ("emb_in", "emb_out") for each in pack_child(self, name, pack)]
+        left += pack_child(self, "lm_head", pack_table)
         for number, block in enumerate(cast("Iterable[Block]", self.blocks)):
             inside = [f"attn.{name}" for name in block.attn.pack(pack)]
             inside += [f"ff.{name}" for name in block.ff.pack(pack)]
             left += [f"blocks.{number}.{name}" for name in inside]
-        self.tok_emb = PackedEmbedding(pack, weight)
+        self.tok_emb = PackedEmbedding(pack_table, weight)
+        self.weight_format, self._n_packed = chosen.name, before - self.n_parameters
         self.register_state_dict_pre_hook(_refuse_to_save)  # type: ignore[no-untyped-call]
         return left
 
@@ -256,8 +268,14 @@ class LanguageModel(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Trainable numbers; a tied embedding counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Numbers that were trained, or can be; a tied embedding counts once."""
+        return self._n_packed + sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        """What parameters, buffers and packed weights take of memory."""
+        packed = [module.packed.nbytes for module in self.modules() if isinstance(module, Packed)]
+        return sum(packed) + sum(each.nbytes for each in (*self.parameters(), *self.buffers()))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B, T] -> what the first block is given, [B, T, d_model]."""

@@ -69,9 +69,9 @@ class RunChoice:
     allow_drift: bool = option(False, help="Go on where recorded plugins differ from installed.")
     plugin_use: PluginUse = group(PluginUse)
 
-    def load(self, reporter: Reporter, **plugins: PluginChoice) -> Run:
-        """plugins: by kind, instead of the run's. Raises UsageError for no such run, PluginError for a plugin
-        that is missing, and what `load_run` raises.
+    def load(self, reporter: Reporter, weights: str | None = None, **plugins: PluginChoice) -> Run:
+        """weights: as in `load_run`. plugins: by kind, instead of the run's. Raises UsageError for no such
+        run, PluginError for a plugin that is missing, and what `load_run` raises.
         """
         if self.device is not None:
             from dba_core.serialization.validators import check_device_name
@@ -81,6 +81,8 @@ class RunChoice:
 
         folder = find_run(self.run, weights=self.checkpoint)
         registry = self.plugin_use.registry(reporter)
+        if weights is not None:
+            registry.find("weight_format", weights)
         for kind, choice in plugins.items():
             if choice.name != "auto":
                 registry.find(kind, choice.name)
@@ -93,6 +95,7 @@ class RunChoice:
             plugins=plugins,
             registry=registry,
             allow_drift=self.allow_drift,
+            weights=weights,
         )
         for warning in run.warnings:
             reporter.warning(warning)

@@ -125,7 +125,8 @@ class RunEvaluation:
     """What `evaluate_run` answers. `schema` as in the summary; losses in nats per token.
 
     long_sequence: the approximation under which the held-out loss was taken, its `numbers` in words in
-    `text`; `exact`: no query of a window reads a memory token. None is exact attention.
+    `text`; `exact`: no query of a window reads a memory token. None is exact attention. weights: the `format`
+    that they are packed by, None for none, and their `bytes` in memory.
     """
 
     run: str
@@ -138,6 +139,7 @@ class RunEvaluation:
     kv_memory: dict[str, Any]
     null_attention: str
     fidelity: PolicyFidelity | None
+    weights: dict[str, Any]
     schema: int = SCHEMA
 
 
@@ -180,6 +182,7 @@ def evaluate_run(
         ),
         null_attention=null,
         fidelity=evaluate_fidelity(model, tokens, policy, config),
+        weights={"format": run.model.weight_format, "bytes": run.model.weight_bytes},
     )
 
 

@@ -92,7 +92,8 @@ class Run:
             f"<Run {str(self.folder.path)!r}: {self.which} weights of step {self.step}, "
             f"{model.attention.mode}, {model.n_layers} layers of width {model.d_model}, "
             f"{self.model.n_parameters:,} parameters, context {model.context}, vocabulary "
-            f"{model.vocab_size:,}, {self.kv_policy.short}, on {self.model.device}>"
+            f"{model.vocab_size:,}, {self.kv_policy.short}, "
+            f"{self.model.weight_format or 'unpacked'} weights, on {self.model.device}>"
         )
 
     @property
@@ -164,14 +165,16 @@ def load_run(
     plugins: Mapping[Kind, PluginChoice] | None = None,
     registry: Registry | None = None,
     allow_drift: bool = False,
+    weights: str | PluginChoice | None = None,
 ) -> Run:
     """Load the run that `path` means: its folder, a unique part of its name under `runs/`, or `latest`,
     the newest that has such a checkpoint and can be read.
 
     which: the `best` or the `last` checkpoint. device: another than the recorded one. plugins: choices that
-    replace recorded ones, in every layer. Raises UsageError for no such run, RecordMismatchError for other
-    plugin versions and for a checkpoint that another configuration wrote, CheckpointError for one that is
-    missing, damaged or of another model.
+    replace recorded ones, in every layer. weights: a format that the model's weights are packed by in memory
+    (`int8`, say; the checkpoint stays as it is), None for none. Raises UsageError for no such run,
+    RecordMismatchError for other plugin versions and for a checkpoint that another configuration wrote,
+    CheckpointError for one that is missing, damaged or of another model.
     """
     folder = find_run(path, weights=which)
     registry = Registry.default() if registry is None else registry
@@ -205,6 +208,10 @@ def load_run(
         notes.append(
             f"{folder.path} did not finish; these are the weights of step {stored.state['step']}, and it has "
             f"{config.training.steps}. Go on with: {resuming(folder)}"
+        )
+    if weights is not None and (left := model.eval().pack_weights(weights, registry=registry)):
+        notes.append(
+            f"the weights of {', '.join(left)} are not packed, since more happens there than a product"
         )
     trained_on = (stored.fingerprint or {}).get("data")
     return Run(

@@ -26,6 +26,7 @@ from llvmlite import ir
 
 from dba_plugins.native import LANES
 from dba_plugins.native.emit import F32, HALF, I8, I16, I32, I64, VF, VI, Emitter
+from dba_plugins.weights.packed import ENTRY
 
 #: Values with one scale, and values of one step.
 GROUP, STEP = 32, 64
@@ -33,9 +34,6 @@ GROUP, STEP = 32, 64
 ROWS, PIECE = LANES, 4
 #: The largest whole number that stands for an x. A lane of 32 bits adds up eight products with a code.
 Z_MAX = 32767.0
-#: Rows of x that one call takes at most.
-MOST_ROWS = 4
-ENTRY = "product"
 _V16 = ir.VectorType(I16, 2 * LANES)
 _VB = ir.VectorType(I8, 2 * LANES)
 _VW = ir.VectorType(I32, 2 * LANES)
@@ -57,7 +55,7 @@ class Arg(enum.IntEnum):
 class ProductSpec:
     """What a product is compiled for. rows: of the weight, a multiple of ROWS. columns: of x. bits: of a
     value: 32 and 16 (bfloat16) are floats, 8 signed codes without `least`, 4 codes with it. x_rows: 1 to
-    MOST_ROWS.
+    MOST_ROWS of `packed`.
     """
 
     rows: int

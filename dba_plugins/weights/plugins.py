@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
 
 from dba_core.contracts import (
     NoOptions,
+    Pack,
     PackedWeight,
     Reason,
     Support,
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Format:
-    """A format of weights of any size, without options. devices: that it is made for."""
+    """A format of weights of any size, without options. devices: that it is made for. pack_table: for the
+    token embedding and its output head, where that is another.
+    """
 
     name: str
     summary: str
     facts: WeightFacts
-    pack: Callable[[Tensor], PackedWeight]
+    pack: Pack
+    pack_table: Pack | None = None
     devices: tuple[str, ...] = ("cpu",)
     contract: int = 1
     options_class: type[NoOptions] = NoOptions
@@ -46,8 +49,8 @@ class Format:
             )
         )
 
-    def build(self, request: WeightRequest, options: NoOptions) -> Callable[[Tensor], PackedWeight]:
-        return self.pack
+    def build(self, request: WeightRequest, options: NoOptions) -> Pack:
+        return self.pack_table if request.table and self.pack_table is not None else self.pack
 
     @hookimpl
     def dba_weight_format(self) -> WeightFormatPlugin:
@@ -104,7 +107,8 @@ INT8 = Format(
 )
 INT4 = Format(
     name="int4",
-    summary="16 steps from the least value, fitted per 32; holds Q4_0 and Q4_1 as they are",
+    summary="16 steps from the least value, fitted per 32; holds Q4_1 as it is; int8 for the embedding",
     facts=WeightFacts(bits=5, round_trip_error=7.5e-2, product_error=2e-5),
     pack=_int4,
+    pack_table=_int8,
 )
