@@ -21,7 +21,7 @@ from dba_core.attention.inputs import check_inputs, uncompiled, weight_of, witho
 from dba_core.attention.long_sequence.attention import long_sequence_attention
 from dba_core.attention.long_sequence.evaluation import evaluation_path
 from dba_core.attention.long_sequence.plan import LongSequencePath
-from dba_core.attention.packed import pack_child
+from dba_core.attention.packed import pack_child, pack_projections
 from dba_core.attention.prefill import prefill_attention
 from dba_core.attention.projections import HeadProjections, Heads, Projection, matrix
 from dba_core.cache.append_checks import whole_numbers
@@ -239,7 +239,7 @@ class DecoupledAttention(HeadProjections):
 
     def pack(self, pack: Pack) -> list[str]:
         """Pack every projection, for inference alone. Gives the names of those that stay as they are."""
-        return super().pack(pack) + pack_child(self, "out_proj", pack)
+        return pack_projections(self, pack) + pack_child(self, "out_proj", pack)
 
     @property
     def weight(self) -> Tensor:

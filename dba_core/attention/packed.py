@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dba_core.attention.projections import PROJECTIONS, HeadProjections, Heads, heads_of
+from dba_core.attention.rope import rotated
 from dba_core.contracts import Pack, PackedWeight
 from dba_core.errors import UnsupportedError
 
@@ -70,6 +72,47 @@ def pack_child(module: nn.Module, name: str, pack: Pack) -> list[str]:
     if packed is None:
         return [name]
     setattr(module, name, packed)
+    return []
+
+
+class PackedProjection(nn.Module):
+    """All projections of a layer as one packed weight, in their place; see `projections.Projection`."""
+
+    def __init__(self, pack: Pack, layer: HeadProjections) -> None:
+        """layer: with projections that are plain, as they are."""
+        super().__init__()
+        with torch.no_grad():
+            weight, bias = layer.rows(doubled=False)
+        self.packed = PackedLinear(pack, weight, bias)
+        self.shape, self.rope = layer.shape, layer.rope
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
+        """x [B,T,d_model], cos and sin [(B,) T, G or 1, Dg/2] -> Heads."""
+        shape, (sem_heads, kv_heads, v_heads) = self.shape, self.shape.cached_heads
+        n_heads, sem, geo = shape.n_heads, shape.sem_head_dim, shape.geo_head_dim
+        both = n_heads + kv_heads
+        sizes = (both * geo, n_heads * sem, sem_heads * sem, v_heads * shape.v_head_dim)
+        turning, q_sem, k_sem, v = self.packed(x).split_with_sizes(sizes, dim=-1)
+        if cos.shape[-2] > 1:
+            cos, sin = (torch.cat([t.repeat_interleave(n_heads // kv_heads, -2), t], -2) for t in (cos, sin))
+        turned = rotated(heads_of(turning, both), cos, sin)  # [B, H+G, T, Dg]
+        q_geo, k_geo = turned.split_with_sizes((n_heads, kv_heads), dim=1)
+        return Heads(heads_of(q_sem, n_heads), q_geo, heads_of(k_sem, sem_heads), k_geo, heads_of(v, v_heads))
+
+
+def pack_projections(layer: HeadProjections, pack: Pack) -> list[str]:
+    """Pack the projections as one weight, for inference alone. Gives the names of those that stay as they
+    are, because more happens in them than a product.
+    """
+    if isinstance(layer.projection, PackedProjection):
+        return []
+    if layer.projection is not None:
+        return ["projection"]
+    if layer.plain_weights() is None:
+        return [name for name in PROJECTIONS if layer._modules.get(name) is not None]
+    layer.projection = PackedProjection(pack, layer)
+    for name in PROJECTIONS:
+        setattr(layer, name, None)
     return []
 
 

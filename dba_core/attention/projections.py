@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dba_core.attention.inputs import autocast_enabled
-from dba_core.attention.packed import PackedLinear
 from dba_core.attention.rope import (
     RopeFrequencies,
     RopeTable,
@@ -27,7 +26,7 @@ from dba_core.attention.rope import (
     shared_rope_table,
 )
 from dba_core.config.attention import AttentionConfig
-from dba_core.contracts import NullKV, Pack
+from dba_core.contracts import NullKV
 
 #: Channels that carry log(L): its value rounded, and what that left out.
 COLUMNS = 2
@@ -195,8 +194,6 @@ class HeadProjections(nn.Module):
     q_sem is None without a semantic path, k_sem and k_geo where they are tied to the queries'. logit_scale
     [H] is the learned temperature, sem_offset [Gs,Ds] what semantic keys are less.
 
-    packed: all of them as one packed weight, in their place once the model is only run.
-
     config: resolved. projection: in place of projections of the layer's own, which then do not exist.
     """
 
@@ -214,7 +211,6 @@ class HeadProjections(nn.Module):
         table = rope_frequencies(geo, theta).expand(shape.n_kv_heads, -1)
         self.rope_frequencies = RopeFrequencies(table) if config.rope_table else None
         self._one_matrix: _OneMatrix | None = None
-        self.packed: PackedLinear | None = None
         if projection is None:
             self._make_projections()
 
@@ -250,57 +246,26 @@ class HeadProjections(nn.Module):
             return scale
         return (self.logit_scale.clamp(-8.0, 8.0).exp() * scale)[:, None, None]
 
-    def pack(self, pack: Pack) -> list[str]:
-        """Pack the projections as one weight, for inference alone. Gives the names of those that stay as they
-        are, because more happens in them than a product.
-        """
-        if self.projection is not None or self.packed is not None:
-            return [] if self.projection is None else ["projection"]
-        if self.plain_weights() is None:
-            return [name for name in PROJECTIONS if self._modules.get(name) is not None]
-        with torch.no_grad():
-            weight, bias = self._rows(doubled=False)
-        self.packed = PackedLinear(pack, weight, bias)
-        for name in PROJECTIONS:
-            setattr(self, name, None)
-        return []
-
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
         """x [B,T,d_model], cos and sin [(B,) T, G or 1, Dg/2] of the tokens' positions (from `rope`) -> their
         queries, scaled, keys and values: rotated, not yet gated.
         """
         if self.projection is not None:
             return self.projection(x, cos, sin)
-        if self.packed is not None:
-            return self._packed_heads(self.packed(x), cos, sin)
         shape = self.shape
         n_heads, (sem_heads, kv_heads, v_heads) = shape.n_heads, self._kv_heads
-        q_geo = _heads(self.q_geo(x), n_heads)  # [B, H, T, Dg]
-        k_geo = q_geo if self.k_geo is None else _heads(self.k_geo(x), kv_heads)  # [B, G, T, Dg]
+        q_geo = heads_of(self.q_geo(x), n_heads)  # [B, H, T, Dg]
+        k_geo = q_geo if self.k_geo is None else heads_of(self.k_geo(x), kv_heads)  # [B, G, T, Dg]
         if self.q_sem is None:
             q_sem, k_sem = q_geo[..., :0], k_geo[..., :0]
         else:
-            q_sem = _heads(self.q_sem(x), n_heads)  # [B, H, T, Ds]
-            k_sem = q_sem if self.k_sem is None else _heads(self.k_sem(x), sem_heads)  # [B, Gs, T, Ds]
+            q_sem = heads_of(self.q_sem(x), n_heads)  # [B, H, T, Ds]
+            k_sem = q_sem if self.k_sem is None else heads_of(self.k_sem(x), sem_heads)  # [B, Gs, T, Ds]
             q_sem = (q_sem * self.query_scale(shape.sem_head_dim)).to(k_sem.dtype)
         if self.sem_offset is not None:
             k_sem = k_sem - self.sem_offset[:, None].to(k_sem.dtype)
         q_geo = rotated(q_geo * self.query_scale(shape.geo_head_dim), cos, sin).to(k_geo.dtype)
-        return Heads(q_sem, q_geo, k_sem, rotated(k_geo, cos, sin), v=_heads(self.v_proj(x), v_heads))
-
-    def _packed_heads(self, y: Tensor, cos: Tensor, sin: Tensor) -> Heads:
-        """y [B,T,R], laid out as `_rows` -> Heads."""
-        shape, (sem_heads, kv_heads, v_heads) = self.shape, self._kv_heads
-        n_heads, sem, geo = shape.n_heads, shape.sem_head_dim, shape.geo_head_dim
-        both = n_heads + kv_heads
-        sizes = (both * geo, n_heads * sem, sem_heads * sem, v_heads * shape.v_head_dim)
-        turning, q_sem, k_sem, v = y.split_with_sizes(sizes, dim=-1)
-        if cos.shape[-2] > 1:
-            cos, sin = (torch.cat([t.repeat_interleave(n_heads // kv_heads, -2), t], -2) for t in (cos, sin))
-        turning = torch.unflatten(turning, -1, (both, geo)).to(cos.dtype).transpose(1, 2)  # [B, H+G, T, Dg]
-        turned = rotated(turning, cos, sin).to(y.dtype)
-        q_geo, k_geo = turned.split_with_sizes((n_heads, kv_heads), dim=1)
-        return Heads(_heads(q_sem, n_heads), q_geo, _heads(k_sem, sem_heads), k_geo, _heads(v, v_heads))
+        return Heads(q_sem, q_geo, k_sem, rotated(k_geo, cos, sin), v=heads_of(self.v_proj(x), v_heads))
 
     def project_token(self, x: Tensor, cos: Tensor, sin: Tensor, gate: Tensor | None) -> Heads | None:
         """The heads of one token, x [B,1,d_model], gated by [B,H,1,1], in a few operations, no gradients.
@@ -308,12 +273,7 @@ class HeadProjections(nn.Module):
         None where that is not what calling the modules gives, or the layer is not small.
         """
         shape = self.shape
-        if (
-            self.projection is not None
-            or self.packed is not None
-            or cos.shape[-2] > 1
-            or x.dtype != cos.dtype
-        ):
+        if self.projection is not None or cos.shape[-2] > 1 or x.dtype != cos.dtype:
             return None
         if x.device.type != "cpu" or torch.is_grad_enabled() or autocast_enabled(x.device):
             return None
@@ -358,12 +318,14 @@ class HeadProjections(nn.Module):
         if sum(each.numel() for each in sources) > SMALL:
             return None
         with torch.inference_mode(False), torch.no_grad():
-            weight, bias = self._rows(doubled=doubled)
+            weight, bias = self.rows(doubled=doubled)
         self._one_matrix = made = _OneMatrix(weight, bias, state, tuple(sources))
         return made
 
-    def _rows(self, *, doubled: bool) -> tuple[Tensor, Tensor | None]:
-        """The matrix and what is added, of projections that are plain."""
+    def rows(self, *, doubled: bool) -> tuple[Tensor, Tensor | None]:
+        """[W_q_geo | W_k_geo | W_q_sem | W_k_sem | W_v] and what is added, of projections that are plain; the
+        rows of queries scaled and, if `doubled`, doubled.
+        """
         q_geo, k_geo, q_sem, k_sem, v = self.matrices()
         queries = [2.0 * each if doubled else each for each in (q_geo, q_sem)]
         rows = [each.flatten(0, 1) for each in (queries[0], k_geo, queries[1], k_sem, v)]
@@ -377,8 +339,6 @@ class HeadProjections(nn.Module):
 
     def plain_weights(self) -> list[Tensor] | None:
         """The projections' weights where calling each is exactly a product with its weight, else None."""
-        if self.packed is not None:
-            return None
         present = [module for module in map(self._modules.get, PROJECTIONS) if module is not None]
         return [cast("nn.Linear", each).weight for each in present] if all(map(_is_plain, present)) else None
 
@@ -426,6 +386,6 @@ def matrix(d_in: int, d_out: int) -> nn.Linear:
     return nn.Linear(d_in, d_out, bias=False)
 
 
-def _heads(y: Tensor, n_heads: int) -> Tensor:
+def heads_of(y: Tensor, n_heads: int) -> Tensor:
     """[B, T, n_heads*D] -> [B, n_heads, T, D]."""
     return torch.unflatten(y, -1, (n_heads, -1)).transpose(1, 2)

@@ -26,7 +26,7 @@ from llvmlite import ir
 
 from dba_plugins.native import LANES
 from dba_plugins.native.emit import F32, HALF, I8, I16, I32, I64, VF, VI, Emitter
-from dba_plugins.weights.packed import ENTRY
+from dba_plugins.weights import ENTRY
 
 #: Values with one scale, and values of one step.
 GROUP, STEP = 32, 64
@@ -55,7 +55,7 @@ class Arg(enum.IntEnum):
 class ProductSpec:
     """What a product is compiled for. rows: of the weight, a multiple of ROWS. columns: of x. bits: of a
     value: 32 and 16 (bfloat16) are floats, 8 signed codes without `least`, 4 codes with it. x_rows: 1 to
-    MOST_ROWS of `packed`.
+    MOST_ROWS.
     """
 
     rows: int

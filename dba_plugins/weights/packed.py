@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dba_plugins.native.threads import on_threads
+from dba_plugins.weights import ENTRY, MOST_ROWS
 
 if TYPE_CHECKING:
     from dba_plugins.native.compiler import Compiled
 
-#: The entry, arguments and most rows of x of `weights.kernel`, which cannot be imported without llvmlite.
-ENTRY, X, OUT, MOST_ROWS = "product", 1, 5, 4
+#: Arguments of `weights.kernel`, which cannot be imported without llvmlite.
+X, OUT = 1, 5
 _Arguments = ctypes.c_int64 * 7
 #: Rows of a weight that the kernel takes at a time.
 VECTOR = 8

@@ -60,7 +60,7 @@ def with_packed_values(model: LanguageModel, packed: LanguageModel) -> LanguageM
         if exact.lm_head is not None:
             exact.lm_head.weight.copy_(values(packed.lm_head))
         for block, twin in zip(exact.blocks, packed.blocks, strict=True):
-            attn, mine = block.attn, values(twin.attn.packed)
+            attn, mine = block.attn, values(twin.attn.projection.packed)
             shape, (sem_heads, kv_heads, v_heads) = attn.shape, attn.shape.cached_heads
             n_heads, sem, geo = shape.n_heads, shape.sem_head_dim, shape.geo_head_dim
             sizes = [

@@ -15,7 +15,7 @@ from source_tree import PACKAGES, ROOT, imports, module_name, python_files
 # Lowest first. A part is dba_core.X, or a whole package.
 FLOORS = (
     ("support", "errors", "printable", "documents", "distribution", "free_memory"),
-    ("contracts", "checkpoint_source", "kv_contracts"),
+    ("contracts", "checkpoint_source", "kv_contracts", "weight_contracts"),
     ("report", "command"),
     ("hookspecs", "kinds"),
     ("serialization",),

@@ -24,7 +24,7 @@ REFERENCES = [
 ]
 
 #: The module of whose objects each is a plugin.
-OF_OBJECTS = {"dba_plugins.kv_formats.plugins"}
+OF_OBJECTS = {"dba_plugins.kv_formats.plugins", "dba_plugins.weights.plugins"}
 
 # What is imported under another name than it is installed under.
 DISTRIBUTION_OF = {"tomllib": "tomli", "mpl_toolkits": "matplotlib"}
