@@ -121,6 +121,21 @@ def test_a_run_stands_beside_itself_recomputing_and_a_plain_gpt(tmp_path: Path, 
     assert "a run is measured alone" in capsys.readouterr().err
 
 
+def test_weights_are_held_in_each_format_that_was_asked_for(place: Path, capsys) -> None:
+    words = ("--contexts", 9, "--against", "recomputing", "--weights", "fp32,int8", "--loss-tokens", 64)
+    found = measured(
+        capsys, place / "model", place / "out", *words, "--kv-policy", "ksem=fp32,kgeo=fp32,v=fp32"
+    )
+    rows = {row["name"]: row for row in found["rows"] if row["phase"] == "decode"}
+    for who in ("source", "converted"):
+        full, packed = (rows[f"{who}, {each} weights, fp32 cache"] for each in ("fp32", "int8"))
+        assert packed["weight_bytes"] < full["weight_bytes"]
+        assert 0 < abs(packed["loss"] - full["loss"]) < 0.05
+    assert len(rows) == 4
+    assert main(["bench", "model", str(place / "model"), "--weights", "int9"]) == 4
+    assert "int9" in capsys.readouterr().err
+
+
 def test_recomputing_gives_the_tokens_of_the_whole_sequence_in_its_context() -> None:
     from dba_plugins.bench.model.contestants import greedy
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dba_core.command import Command, command_line, summary_of
 from dba_core.hookspecs import hookimpl
 from dba_core.report import Column, Report, Reporter
+from dba_core.runs.choosing import check_plugins
 from dba_plugins.bench.measured import measured
 from dba_plugins.bench.model.request import ModelBench
 
@@ -55,9 +56,11 @@ def run(request: ModelBench, reporter: Reporter) -> Report:
     Examples:
       dba bench model model.gguf runs/smol
       dba bench model model.gguf runs/smol --contexts 512 --batch 1,4,16 --threads 2
+      dba bench model model.gguf runs/smol --weights fp32,int8,int4
       dba bench model ./SmolLM2-135M --data book.txt --against transformers
       dba bench model latest --contexts 64,256
     """
+    check_plugins("weight_format", request.weights)
     import torch
 
     from dba_plugins.bench.libraries import torch_build

@@ -76,15 +76,15 @@ class Contestant(Protocol):
         ...
 
 
-def ours_name(model: str, policy: KVCachePolicy) -> str:
-    """ "source, fp16 cache"; a policy of several formats is written out."""
-    formats = {part for part in policy.short.split(",") if part.startswith(("ksem=", "kgeo=", "v="))}
-    names = {part.partition("=")[2] for part in formats}
-    return (
-        f"{model}, {names.pop()} cache"
-        if len(names) == 1 and not policy.residual
-        else (f"{model}, {policy.short.removesuffix(',resid=0')}")
-    )
+def ours_name(model: str, policy: KVCachePolicy, *, weights: str | None) -> str:
+    """ "source, int8 weights, fp16 cache"; a policy of several formats is written out."""
+    if weights is not None:
+        model = f"{model}, {weights} weights"
+    parts = [part.partition("=") for part in policy.short.split(",")]
+    formats = {value for key, _, value in parts if key in ("ksem", "kgeo", "v")}
+    if len(formats) == 1 and not policy.residual:
+        return f"{model}, {formats.pop()} cache"
+    return f"{model}, {policy.short.removesuffix(',resid=0')}"
 
 
 class Ours:
@@ -93,12 +93,12 @@ class Ours:
     ours = True
 
     def __init__(self, name: str, model: LanguageModel, policy: KVCachePolicy) -> None:
-        self.name = ours_name(name, policy)
+        self.name = ours_name(name, policy, weights=model.weight_format)
         self._model, self._policy = model, policy
 
     @property
     def weight_bytes(self) -> int:
-        return tensor_bytes(self._model)
+        return self._model.weight_bytes
 
     def left_out(self, *, phase: str, batch: int, length: int) -> str | None:
         return None

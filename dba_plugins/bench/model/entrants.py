@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,14 @@ def _is_run(text: str) -> bool:
 
 def _of_source(request: ModelBench, source: PretrainedModel, reporter: Reporter) -> Entrants:
     notes: list[str] = []
-    make = _ours("source", functools.cache(source.build), _policies(request, ()))
+    make = _ours(
+        request, "source", functools.cache(functools.partial(_built, source)), _policies(request, ())
+    )
     text: Callable[[], Tokens | None] = functools.partial(_text_of_source, request, source)
     if request.run is not None:
         run = _run(request, request.run, reporter, vocab_size=source.config.vocab_size)
         own = policy_of(read_resolved(find_run(request.run, weights=request.checkpoint)))
-        make |= _ours("converted", lambda: run().model, _policies(request, (own,)))
+        make |= _ours(request, "converted", lambda each: run(each).model, _policies(request, (own,)))
         text = _text_of_run(request, run)
     elif request.data is None:
         notes.append("no loss: give RUN, or a text with --data")
@@ -102,22 +105,23 @@ def _of_source(request: ModelBench, source: PretrainedModel, reporter: Reporter)
 
 def _of_run(request: ModelBench, reporter: Reporter) -> Entrants:
     load = _run(request, request.source, reporter)
-    run = load()
+    first = _formats(request)[0]
+    run = load(first)
     config = run.model.config
-    make = _ours("run", lambda: load().model, _policies(request, (run.kv_policy,)))
+    make = _ours(request, "run", lambda each: load(each).model, _policies(request, (run.kv_policy,)))
     notes = _add_transformers(
         make, request, functools.cache(lambda: llama.build_llama(config, seed=0)), trained=False
     )
     if not notes and request.takes(TRANSFORMERS):
         notes.append("transformers: a Llama of the run's sizes, with random weights")
     if request.takes(RECOMPUTING):
-        make[RECOMPUTED] = lambda: recomputing(load().model)
+        make[RECOMPUTED] = lambda: recomputing(load(first).model)
     if request.takes(PLAIN_GPT):
         if config.d_model % config.attention.n_heads:
             heads = config.attention.n_heads
             notes.append(f"plain GPT: left out, {heads} heads do not divide the width {config.d_model}")
         else:
-            make[GPT] = lambda: plain_gpt(load().model)
+            make[GPT] = lambda: plain_gpt(load(first).model)
     return Entrants(
         title=f"the run {run.folder.path.name}",
         make=make,
@@ -130,8 +134,8 @@ def _of_run(request: ModelBench, reporter: Reporter) -> Entrants:
 
 def _run(
     request: ModelBench, name: str, reporter: Reporter, *, vocab_size: int | None = None
-) -> Callable[[], Run]:
-    """A run that is loaded once it is needed. vocab_size: of the model that it must fit."""
+) -> Callable[[str | None], Run]:
+    """Loads a run with its weights in a format, once for each. vocab_size: of the model that it must fit."""
     folder = find_run(name, weights=request.checkpoint)
     choice = RunChoice(
         run=str(folder.path),
@@ -141,8 +145,8 @@ def _run(
     )
 
     @functools.cache
-    def load() -> Run:
-        run = choice.load(reporter)
+    def load(weights: str | None) -> Run:
+        run = choice.load(reporter, weights)
         found = run.model.config.vocab_size
         if vocab_size is not None and found != vocab_size:
             raise UsageError(
@@ -160,12 +164,34 @@ def _policies(request: ModelBench, own: tuple[KVCachePolicy, ...]) -> list[KVCac
     return list({each.short: each for each in asked or (KVCachePolicy.parse(FP16), *own)}.values())
 
 
-def _ours(name: str, load: Callable[[], LanguageModel], policies: Iterable[KVCachePolicy]) -> dict[str, Make]:
-    return {ours_name(name, each): functools.partial(_our, name, load, each) for each in policies}
+def _formats(request: ModelBench) -> tuple[str | None, ...]:
+    return request.weights or (None,)
 
 
-def _our(name: str, load: Callable[[], LanguageModel], policy: KVCachePolicy) -> Ours:
-    return Ours(name, load(), policy)
+def _ours(
+    request: ModelBench,
+    name: str,
+    load: Callable[[str | None], LanguageModel],
+    policies: Iterable[KVCachePolicy],
+) -> dict[str, Make]:
+    """load: a model with its weights in a format, None for as they are."""
+    return {
+        ours_name(name, policy, weights=each): functools.partial(_our, name, load, each, policy)
+        for each, policy in product(_formats(request), tuple(policies))
+    }
+
+
+def _our(
+    name: str, load: Callable[[str | None], LanguageModel], weights: str | None, policy: KVCachePolicy
+) -> Ours:
+    return Ours(name, load(weights), policy)
+
+
+def _built(source: PretrainedModel, weights: str | None) -> LanguageModel:
+    model = source.build()
+    if weights is not None:
+        model.pack_weights(weights)
+    return model
 
 
 def _add_transformers(
@@ -186,8 +212,8 @@ def _transformers(load: Callable[[], Any], variant: llama.Variant, *, trained: b
     return llama.TransformersLlama(load(), variant, trained=trained)
 
 
-def _text_of_run(request: ModelBench, run: Callable[[], Run]) -> Callable[[], Tokens]:
-    return lambda: text_of(run(), request.data)[1]
+def _text_of_run(request: ModelBench, run: Callable[[str | None], Run]) -> Callable[[], Tokens]:
+    return lambda: text_of(run(_formats(request)[0]), request.data)[1]
 
 
 def _text_of_source(request: ModelBench, source: PretrainedModel) -> Tokens | None:

@@ -36,6 +36,12 @@ class ModelBench:
         repeated=True,
         offers="kv_policy",
     )
+    weights: tuple[str, ...] = option(
+        (),
+        help="Hold our weights so in memory; several are measured beside one another.",
+        without="as they were trained",
+        unit="FORMAT",
+    )
     against: tuple[str, ...] = option(
         (),
         help="Beside whom.",
