@@ -1,8 +1,9 @@
 """Machine code of the GPU kernels, without a GPU.
 
 A decode backend's plugin that is a `CompilesOffline` is asked for them. Each is read by `sass` and
-held to its limits: no spill, no 1-byte load, in the main loop 2-byte loads for scales alone, tensor-core
-instructions as many as the shapes need, registers and warp instructions per token.
+held to its limits: no spill, no 1-byte load, in the main loop 2-byte loads for scales alone and all of them
+before the first barrier, tensor-core instructions as many as the shapes need, registers, warp instructions
+per token and waits for memory per block.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from dba_core.hookspecs import hookimpl
 from dba_core.registry import Registry
 from dba_core.report import Column, Report, Reporter
 from dba_plugins.bench.measured import measured
-from dba_plugins.bench.sass import MachineCode, load_bytes, read_machine_code
+from dba_plugins.bench.sass import (
+    MachineCode,
+    load_bytes,
+    loads_before_barrier,
+    memory_waits,
+    read_machine_code,
+)
 
 COLUMNS = (
     Column("kernel", "kernel"),
@@ -29,6 +36,8 @@ COLUMNS = (
     Column("spills", "spills"),
     Column("shared_bytes", "shared bytes", "{:,}"),
     Column("loads", "loads (bytes)"),
+    Column("before_barrier", "global loads before the first barrier"),
+    Column("waits", "waits per block"),
     Column("tensor_core", "tensor core"),
     Column("per_token", "instructions per token", "{:.1f}"),
     Column("limit", "limit"),
@@ -42,8 +51,8 @@ class CompiledKernel:
 
     sass, usage: what `cuobjdump -sass` and `-res-usage` print. tokens: cached tokens that one round of the
     main loop takes, warps: of the program that does. tensor_core: how many tensor-core instructions a round
-    needs; scale_loads: how many loads of scales. most_registers, most_per_token: what must not be exceeded
-    (None: no limit), the latter in warp instructions.
+    needs; scale_loads: how many loads of scales. most_registers, most_per_token, most_waits: what must not be
+    exceeded (None: no limit): per token in warp instructions, waits for global memory in a round.
     """
 
     kernel: str
@@ -58,6 +67,7 @@ class CompiledKernel:
     scale_loads: int
     most_registers: int | None = None
     most_per_token: float | None = None
+    most_waits: int | None = None
 
 
 @runtime_checkable
@@ -110,8 +120,12 @@ def run(request: KernelsBench, reporter: Reporter) -> Report:
             "compiled offline; nothing here was run on a GPU",
             "loads: global loads of the main loop by bytes per thread, as count x bytes",
             "tensor core, instructions: of the main loop; per token: of all warps of a program",
-            "limit: registers, and warp instructions per token; with it, no spills, no 1-byte loads, and "
-            "2-byte loads in the main loop for scales alone",
+            "before the first barrier: how many of the main loop's global loads are; the layout "
+            "conversions behind it need barriers, which loads do not pass",
+            "waits: how often a round waits for global memory, where loads that are on their way at once "
+            "arrive at once",
+            "limit: registers, warp instructions per token, waits; with it, no spills, no 1-byte loads, in "
+            "the main loop 2-byte loads for scales alone, and all of its loads before its first barrier",
         ),
     )
     if not (request.check and failed):
@@ -126,8 +140,8 @@ def kernel_row(kernel: CompiledKernel) -> dict[str, Any]:
     loads = _loads(code)
     per_token = len(loop) * kernel.warps / kernel.tokens
     limit = None
-    if kernel.most_registers is not None and kernel.most_per_token is not None:
-        limit = f"{kernel.most_registers}, {kernel.most_per_token:g}"
+    if None not in (kernel.most_registers, kernel.most_per_token, kernel.most_waits):
+        limit = f"{kernel.most_registers}, {kernel.most_per_token:g}, {kernel.most_waits}"
     failures = tuple(_failures(kernel, code, loads, per_token))
     return {
         "kernel": kernel.kernel,
@@ -138,6 +152,8 @@ def kernel_row(kernel: CompiledKernel) -> dict[str, Any]:
         "shared_bytes": kernel.shared_bytes,
         "loads_by_bytes": {str(width): count for width, count in loads.items()},
         "loads": ", ".join(f"{count}x{width}" for width, count in loads.items()),
+        "before_barrier": f"{loads_before_barrier(loop)} of {sum(loads.values())}",
+        "waits": memory_waits(loop),
         "tensor_core": sum(each.is_tensor_core for each in loop),
         "tensor_core_needed": kernel.tensor_core,
         "instructions": len(loop),
@@ -152,7 +168,7 @@ def _loads(code: MachineCode) -> dict[int, int]:
     """Global loads of the main loop."""
     found: dict[int, int] = {}
     for each in code.main_loop:
-        if each.base in ("LDG", "LDGSTS", "LD"):
+        if each.is_global_load:
             found[load_bytes(each)] = found.get(load_bytes(each), 0) + 1
     return dict(sorted(found.items()))
 
@@ -175,6 +191,12 @@ def _failures(
         yield f"{code.registers} registers"
     if per_token > kernel.most_per_token:
         yield f"{per_token:.1f} instructions per token"
+    early = loads_before_barrier(code.main_loop)
+    if early < sum(loads.values()):
+        yield f"{early} of {sum(loads.values())} loads before the first barrier"
+    waits = memory_waits(code.main_loop)
+    if kernel.most_waits is not None and waits > kernel.most_waits:
+        yield f"{waits} waits per block"
 
 
 def _kernels(names: tuple[str, ...], registry: Registry) -> Iterator[CompiledKernel]:

@@ -6,7 +6,12 @@ import pytest
 import triton
 import triton.language as tl
 
-from dba_plugins.bench.sass import MachineCode, read_machine_code
+from dba_plugins.bench.sass import (
+    MachineCode,
+    loads_before_barrier,
+    memory_waits,
+    read_machine_code,
+)
 from dba_plugins.decode.triton.offline import compile_kernel
 
 pytestmark = [
@@ -94,3 +99,66 @@ def test_listings_without_one_kernel_are_refused() -> None:
         read_machine_code("", usage)
     with pytest.raises(ValueError, match="listings of one kernel, got 0"):
         read_machine_code("/*0000*/ EXIT ;", "")
+
+
+def listing_of(*lines: tuple[str, int, int]) -> MachineCode:
+    """Instructions with the counter that each holds (7: none) and the bits of those that it waits for."""
+    text = "\n".join(
+        f"        /*{16 * number:04x}*/                   {line} ;   /* 0x0000000000007981 */\n"
+        f"                                                   /* 0x{held << 46 | waits << 52:016x} */"
+        for number, (line, held, waits) in enumerate(lines)
+    )
+    return read_machine_code(text, " REG:10 STACK:0 SHARED:0 LOCAL:0 ")
+
+
+def test_loads_that_are_on_their_way_at_once_are_one_wait() -> None:
+    loop = listing_of(
+        ("LDG.E.128 R4, desc[UR4][R2.64]", 0, 0),
+        ("LDG.E.128 R8, desc[UR4][R2.64+0x400]", 1, 0),
+        ("STS.128 [R20], R4", 7, 0b01),
+        ("STS.128 [R20+0x400], R8", 7, 0b10),
+        ("BAR.SYNC.DEFER_BLOCKING 0x0", 7, 0),
+        ("LDS.128 R12, [R20]", 3, 0),
+        ("FADD R12, R12, R12", 7, 0b1000),  # waits for shared memory
+        ("@P0 BRA 0x0", 7, 0),
+    ).main_loop
+    assert len(loop) == 8
+    assert loads_before_barrier(loop) == 2
+    assert memory_waits(loop) == 1
+
+
+def test_a_load_behind_a_barrier_is_a_wait_of_its_own() -> None:
+    loop = listing_of(
+        ("LDG.E.128 R4, desc[UR4][R2.64]", 0, 0),
+        ("STS.128 [R20], R4", 7, 0b1),
+        ("BAR.SYNC.DEFER_BLOCKING 0x0", 7, 0),
+        ("LDG.E.U16 R8, desc[UR4][R2.64+0x400]", 0, 0),
+        ("STS.U16 [R20+0x400], R8", 7, 0b1),
+        ("@P0 BRA 0x0", 7, 0),
+    ).main_loop
+    assert loads_before_barrier(loop) == 1
+    assert memory_waits(loop) == 2
+
+
+def test_what_the_round_before_has_asked_for_is_waited_for_too() -> None:
+    loop = listing_of(
+        ("FADD R4, R4, R8", 7, 0b1),
+        ("LDG.E R8, desc[UR4][R2.64]", 0, 0),
+        ("@P0 BRA 0x0", 7, 0),
+    ).main_loop
+    assert memory_waits(loop) == 1
+    copies = listing_of(
+        ("DEPBAR.LE SB0, 0x1", 7, 0),
+        ("LDGSTS.E.128 [R4], desc[UR4][R2.64]", 7, 0),
+        ("LDGDEPBAR", 0, 0),
+        ("@P0 BRA 0x0", 7, 0),
+    ).main_loop
+    assert memory_waits(copies) == 1
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+def test_without_barriers_all_loads_stand_before_the_first(capability: int) -> None:
+    loop = sum_of("fp32", 2048, capability=capability).main_loop
+    loads = sum(each.is_global_load for each in loop)
+    assert loads_before_barrier(loop) == loads > 1
+    assert 1 <= memory_waits(loop) <= loads

@@ -20,6 +20,7 @@ import triton.language as tl
 from dba_plugins.decode.triton.tile import (
     add_scores,
     add_values,
+    arrived,
     largest_scale,
     load_block,
     load_recent,
@@ -134,14 +135,18 @@ def stored_block(state, reading, start, local, stop, LAYOUT: tl.constexpr, MASKE
     GPU: tl.constexpr = LAYOUT.gpu
     capacity = reading.capacity
     held = start + local < stop
+    # loads do not pass the barriers of layout conversions, so all of them stand before the first
+    if LAYOUT.k_sem.width > 0:
+        sem_raw, sem_scales = load_block(reading.k_sem, start, local, held, capacity, LAYOUT.k_sem, MASKED)
     geo_raw, geo_scales = load_block(reading.k_geo, start, local, held, capacity, LAYOUT.k_geo, MASKED)
     v_raw, v_scales = load_block(reading.v, start, local, held, capacity, LAYOUT.v, MASKED)
     s = tl.zeros([local.shape[0], state.m.shape[0]], dtype=tl.float32)
+    geo_tiles = tiles_of(arrived(geo_raw, LAYOUT.k_geo, GPU), LAYOUT.k_geo, GPU)
+    s = add_scores(s, geo_tiles, geo_scales, reading.q_geo, LAYOUT.k_geo, GPU)
     if LAYOUT.k_sem.width > 0:
-        raw, scales = load_block(reading.k_sem, start, local, held, capacity, LAYOUT.k_sem, MASKED)
-        s = add_scores(s, tiles_of(raw, LAYOUT.k_sem, GPU), scales, reading.q_sem, LAYOUT.k_sem, GPU)
-    s = add_scores(s, tiles_of(geo_raw, LAYOUT.k_geo, GPU), geo_scales, reading.q_geo, LAYOUT.k_geo, GPU)
-    v_tiles = tiles_of(v_raw, LAYOUT.v, GPU)
+        sem_tiles = tiles_of(arrived(sem_raw, LAYOUT.k_sem, GPU), LAYOUT.k_sem, GPU)
+        s = add_scores(s, sem_tiles, sem_scales, reading.q_sem, LAYOUT.k_sem, GPU)
+    v_tiles = tiles_of(arrived(v_raw, LAYOUT.v, GPU), LAYOUT.v, GPU)
     return advance(state, s, reading.c, held, v_tiles, v_scales, LAYOUT.v, MASKED, GPU)
 
 

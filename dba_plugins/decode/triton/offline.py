@@ -27,6 +27,8 @@ from dba_plugins.decode.triton.spec import LEAST_ROWS, KernelSpec, TensorSpec
 WARP = 32
 _POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "q8_0": "*i8", "q4_0": "*u8", "nf4": "*u8"}
 _QUERIES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
+#: Of a block: one for its loads, and one for values, which ptxas loads after the first use and needs last.
+MOST_WAITS = 2
 _STUDIED = ("q4_0", "q8_0", "q4_0")
 
 
@@ -78,7 +80,7 @@ class Case:
         if self.formats != _STUDIED or self.qblock != 32 or self.query != "float16" or self.share > 8:
             return None, None
         few = self.share < 4
-        by_width = {(32, 64, 64): (128, 26.0 if few else 24.0), (32, 64, 128): (168, 34.0 if few else 32.0)}
+        by_width = {(32, 64, 64): (136, 26.0 if few else 24.0), (32, 64, 128): (168, 34.0 if few else 32.0)}
         return by_width.get(self.widths, (None, None))
 
 
@@ -158,6 +160,7 @@ def _facts(case: Case, capability: int, listing: Listing, *, split: bool) -> Com
         scale_loads=sum(tensor.planes for tensor in spec.tensors),
         most_registers=registers,
         most_per_token=per_token,
+        most_waits=None if registers is None else MOST_WAITS,
     )
 
 

@@ -221,8 +221,8 @@ class KernelSpec:
     def tiling(self, *, block: int = 0, warps: int = 0) -> Tiling:
         """What suits the widths, where it is not given. Looked up in compiled code, not measured on a device.
 
-        One warp to a program needs no barrier between warps. Up to 128 registers leave a multiprocessor room
-        for 16 of them, up to 168 for 12.
+        One warp to a program needs no barrier between warps. Up to 136 registers leave a multiprocessor room
+        for 15 of them, up to 168 for 12.
         """
         width = sum(tensor.width for tensor in self.tensors)
         if any(tensor.width and not tensor.piece for tensor in self.tensors):
@@ -240,7 +240,7 @@ class KernelSpec:
         plain = all(key.format in ("q8_0", "q4_0") and not key.exact for key in self.tensors if key.width)
         if not plain or self.rows > LEAST_ROWS or width > 224:
             return None
-        return 128 if width <= 160 else 168
+        return 136 if width <= 160 else 168
 
     def layout(self, *, block: int, gpu: bool = True) -> KernelLayout:
         """For `kernel.attend_kernel`."""

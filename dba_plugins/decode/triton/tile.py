@@ -280,6 +280,21 @@ def load_recent(ring_ptr, slot, held, TENSOR: tl.constexpr):
 
 
 @triton.jit
+def arrived(raw, TENSOR: tl.constexpr, GPU: tl.constexpr):
+    """The pieces, unchanged: the compiler moves no layout conversion of theirs before this."""
+    if not GPU or TENSOR.piece == 0:
+        return raw
+    PACK: tl.constexpr = 32 // raw[0].dtype.primitive_bitwidth
+    pieces = ()
+    for i in tl.static_range(len(raw)):
+        piece = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [raw[i]], dtype=raw[i].dtype, is_pure=False, pack=PACK
+        )
+        pieces = pieces + (piece,)
+    return pieces
+
+
+@triton.jit
 def tiles_of(raw, TENSOR: tl.constexpr, GPU: tl.constexpr):
     """The pieces as numbers: for nibbles the low and the high half of each."""
     tiles = ()
