@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -17,15 +18,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from dba_core.contracts import CachedTensor
+from dba_core.contracts import CachedTensor, NullKV
 from dba_core.errors import UnsupportedError
 from dba_core.registry import Registry
 from dba_core.registry.choice import PluginChoice
 from dba_plugins.bench.kernels import kernel_row
 from dba_plugins.bench.sass import read_machine_code
-from dba_plugins.decode.triton import kernel
+from dba_plugins.decode.triton import backend, kernel
 from dba_plugins.decode.triton.attend import NullParts
-from dba_plugins.decode.triton.offline import Case, compile_case, compiled_kernels
+from dba_plugins.decode.triton.backend import count_splits
+from dba_plugins.decode.triton.limits import TwoPassOptions
+from dba_plugins.decode.triton.offline import Case, compile_case, compile_kernel, compiled_kernels
 
 pytestmark = [
     pytest.mark.torch,
@@ -137,9 +140,9 @@ def test_without_null_the_code_is_that_of_a_kernel_without_null_code(tmp_path: P
 
 def test_one_compilation_serves_every_length_capacity_and_number_of_splits() -> None:
     """Triton compiles anew for a 1 and for a multiple of 16, unless it is told not to."""
-    backend = make_backend(GPUTarget("cuda", 90, 32))
+    target = make_backend(GPUTarget("cuda", 90, 32))
     attend = kernel.attend_kernel
-    bind = create_function_from_signature(attend.signature, attend.params, backend)
+    bind = create_function_from_signature(attend.signature, attend.params, target)
     constants = {"LAYOUT": Case().spec.layout(block=32), "NULL_HEADS": NullParts(k_sem=8, k_geo=8, v=8)}
     constants |= dict.fromkeys(("HAS_NULL", "HAS_LSE"), False) | {"SPLIT": True}
     planes = [torch.zeros(64)] * 3
@@ -151,6 +154,64 @@ def test_one_compilation_serves_every_length_capacity_and_number_of_splits() -> 
         _, specialization, _ = bind(**given)
         keys.add(str(specialization))
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "batch", "splits"),
+    [(64, 1, 132 * 15 // 8), (128, 1, 132 * 12 // 8), (64, 8, 132 * 15 // 64), (64, 1000, 2)],
+)
+def test_the_splits_are_as_many_as_the_registers_hold_at_once(width: int, batch: int, splits: int) -> None:
+    spec = Case(widths=(32, 64, width)).spec
+    given = {"batch": batch, "capacity": 131072, "processors": 132}
+    assert count_splits(spec, TwoPassOptions(), **given) == splits
+    assert count_splits(spec, TwoPassOptions(splits=5), **given) == 6
+    few = given | {"capacity": 256}
+    assert count_splits(spec, TwoPassOptions(), **few) == min(splits, 256 // 32 // 4 + 1)
+
+
+def test_with_several_splits_the_null_token_changes_no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = []
+
+    class Recorded:
+        def __getitem__(self, grid: tuple[int, int, int]):
+            return lambda *given, **named: launches.append((given, named))
+
+    monkeypatch.setattr(backend, "attend_kernel", Recorded())
+    spec, options = Case().spec, TwoPassOptions()
+    store = SimpleNamespace(codes=torch.zeros(1), scales=None, recent_ring=None)
+    names = ("k_sem", "k_geo", "v")
+    cache = SimpleNamespace(
+        batch=1, capacity=64, ring_size=0, residual_len=0, lengths_device=None, **dict.fromkeys(names, store)
+    )
+    null = NullKV(**{name: torch.zeros(8, 4) for name in names})
+    output = SimpleNamespace(out=torch.zeros(1, dtype=torch.float16), lse=None)
+    for each in (None, null):
+        q = torch.zeros(1, dtype=torch.float16)
+        step = backend.Step(q_sem=q, q_geo=q, cache=cache, null=each, needs_lse=False)
+        backend.attend(spec, options, step, output, torch.zeros(1), splits=2, begin=0, end=64)
+    (one, named), (two, named_two) = launches
+    assert named == named_two
+    assert [part.dtype for part in one[6]] == [part.dtype for part in two[6]] == [torch.float32] * 3
+
+
+def test_the_merge_does_not_spill() -> None:
+    types = {
+        "state_ptr": "*fp32",
+        "lse_ptr": "*fp32",
+        "null": NullParts("*fp32", "*fp32", "*fp32"),
+        "splits": "i32",
+    }
+    types |= dict.fromkeys(("q_sem_ptr", "q_geo_ptr", "out_ptr"), "*fp16")
+    constants = {
+        "LAYOUT": Case(widths=(32, 64, 128)).spec.layout(block=0),
+        "NULL_HEADS": NullParts(8, 8, 8),
+        "BLOCK": backend.MERGE_SPLITS,
+        "HAS_NULL": True,
+        "HAS_LSE": True,
+    }
+    listing = compile_kernel(kernel.merge_kernel, types, constants, num_warps=backend.MERGE_WARPS)
+    code = read_machine_code(listing.sass, listing.usage)
+    assert code.spills == 0
 
 
 def on_cuda(**changes: object):

@@ -26,8 +26,8 @@ from dba_plugins.decode.triton.limits import OnePassOptions, TritonOptions, TwoP
 from dba_plugins.decode.triton.spec import KernelSpec
 from dba_plugins.decode.triton.writer import TritonWriter
 
-#: States that the merge reads at a time.
-MERGE_SPLITS = 32
+#: States that the merge reads at a time, and its warps: few steps that wait for one another, and no spills.
+MERGE_SPLITS, MERGE_WARPS = 128, 8
 #: Where the device does not say: enough splits that a test has several.
 _PROCESSORS = 4
 
@@ -164,9 +164,13 @@ def attend(
 ) -> None:
     """Tokens begin..end-1 as stored, and the rest of every row where `end` is the capacity.
 
-    splits 1: the null token too, and the output or, before the end, the state. More: all states.
+    splits 1: the null token too, and the output or, before the end, the state. More: all states, of which the
+    null token is none: whether there is one changes nothing that the kernel is compiled for.
     """
     cache, one = step.cache, splits == 1
+    null, null_heads = NullParts(state, state, state), NullParts(1, 1, 1)
+    if one:
+        null, null_heads = step.null_parts, step.null_heads
     lse = output.lse
     tiling = spec.tiling(block=options.block, warps=options.warps)
     grid = (splits, spec.units * spec.chunks, cache.batch)
@@ -177,7 +181,7 @@ def attend(
         _planes(cache.k_geo),
         _planes(cache.v),
         cache.lengths_device,
-        step.null_parts,
+        null,
         state,
         output.out,
         state if lse is None else lse,
@@ -187,7 +191,7 @@ def attend(
         begin,
         end,
         LAYOUT=spec.layout(block=tiling.block, gpu=not interpreted()),
-        NULL_HEADS=step.null_heads,
+        NULL_HEADS=null_heads,
         HAS_NULL=step.null is not None and one,
         HAS_LSE=lse is not None and one,
         SPLIT=not one,
@@ -213,7 +217,7 @@ def merge(spec: KernelSpec, step: Step, output: DecodeOutput, state: Tensor) -> 
         BLOCK=MERGE_SPLITS,
         HAS_NULL=step.null is not None,
         HAS_LSE=lse is not None,
-        num_warps=4,
+        num_warps=MERGE_WARPS,
     )
 
 
@@ -227,14 +231,15 @@ def _planes(store: KVTensor) -> Planes:
 def count_splits(
     spec: KernelSpec, options: TwoPassOptions, *, batch: int, capacity: int, processors: int
 ) -> int:
-    """Programs per row and KV head: as many as keep every multiprocessor busy, each with some blocks to read,
-    and one more for what is left of a row and its residual window.
+    """Programs per row and KV head: as many as the device holds at once, each with some blocks to read, and
+    the last for what is left of a row and its residual window.
     """
     wanted = options.splits
     if not wanted:
-        wanted = max(1, processors * options.programs // (batch * spec.units * spec.chunks))
-        block = spec.tiling(block=options.block, warps=options.warps).block
-        wanted = min(wanted, triton.cdiv(capacity, block * options.least_blocks))
+        tiling = spec.tiling(block=options.block, warps=options.warps)
+        held = processors * (options.programs or tiling.programs)
+        wanted = max(1, held // (batch * spec.units * spec.chunks) - 1)
+        wanted = min(wanted, triton.cdiv(capacity, tiling.block * options.least_blocks))
     return wanted + 1
 
 

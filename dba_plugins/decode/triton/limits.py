@@ -41,12 +41,13 @@ class OnePassOptions(TritonOptions):
 
 @attrs.frozen(kw_only=True)
 class TwoPassOptions(TritonOptions):
-    """programs: how many a multiprocessor is to get. least_blocks: the fewest that are worth a program.
+    """programs: how many a multiprocessor is to get; 0: what its registers hold. least_blocks: the fewest
+    that are worth a program.
 
     Together they give the number of splits of a row. splits: that number itself; 0 leaves it to them.
     """
 
-    programs: int = attrs.field(default=16, validator=at_least(1))
+    programs: int = attrs.field(default=0, validator=at_least(0))
     least_blocks: int = attrs.field(default=4, validator=at_least(1))
     splits: int = attrs.field(default=0, validator=at_least(0))
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from dba_plugins.bench.kernels import CompiledKernel
 
-#: Programs that keep a multiprocessor busy without splitting rows; tokens that are not worth a split.
-BUSY, SHORT = 8, 512
+#: Tokens that are not worth a split.
+SHORT = 512
 
 
 class OnePassPlugin:
@@ -32,7 +32,7 @@ class OnePassPlugin:
 
     def supports(self, request: DecodeRequest, options: OnePassOptions) -> Support:
         against = tuple(reasons(request))
-        return Support(against, () if against else _for_two_passes(request))
+        return Support(against, () if against else _for_two_passes(request, options))
 
     def build(self, request: DecodeRequest, options: OnePassOptions) -> DecodeBackend:
         from dba_plugins.decode.triton.backend import (
@@ -48,11 +48,12 @@ class OnePassPlugin:
         return compiled_kernels(split=False)
 
 
-def _for_two_passes(request: DecodeRequest) -> tuple[Reason, ...]:
-    """Why rows should be split: programs for every multiprocessor are worth a second launch."""
+def _for_two_passes(request: DecodeRequest, options: OnePassOptions) -> tuple[Reason, ...]:
+    """Why rows should be split: half of the programs that every multiprocessor holds keep it busy without."""
     spec = KernelSpec.of(request)
     programs = request.batch * spec.units * spec.chunks
-    enough = BUSY * (request.multiprocessors or 1)
+    busy = max(1, spec.tiling(block=options.block, warps=options.warps).programs // 2)
+    enough = busy * (request.multiprocessors or 1)
     if request.multiprocessors is None or programs >= enough or request.capacity <= SHORT:
         return ()
     return (

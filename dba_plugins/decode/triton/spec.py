@@ -14,6 +14,8 @@ NATIVE = ("fp32", "fp16", "bf16", "q8_0", "q4_0", "nf4")
 MAX_WIDTH = 256
 #: The narrowest piece that a tensor core takes, and the widest that is worth it.
 LEAST_PIECE, MOST_PIECE = 16, 64
+#: Of a multiprocessor since compute capability 8.0: registers, programs at once; of a thread: registers.
+MULTIPROCESSOR_REGISTERS, MOST_PROGRAMS, MOST_REGISTERS, WARP = 65536, 16, 256, 32
 #: Query heads of one program: what a tensor core's instruction takes at least, and the most.
 LEAST_ROWS, MOST_ROWS = 8, 16
 
@@ -164,6 +166,12 @@ class Tiling:
     block: int
     warps: int
     registers: int | None
+
+    @property
+    def programs(self) -> int:
+        """Programs that the registers of a multiprocessor hold at once; where they are open, at the worst."""
+        registers = WARP * self.warps * (self.registers or MOST_REGISTERS)
+        return min(MOST_PROGRAMS, MULTIPROCESSOR_REGISTERS // registers)
 
 
 @attrs.frozen(kw_only=True)
