@@ -282,8 +282,8 @@ def load_recent(ring_ptr, slot, held, TENSOR: tl.constexpr):
 @triton.jit
 def arrived(raw, TENSOR: tl.constexpr, GPU: tl.constexpr):
     """The pieces, unchanged: the compiler moves no layout conversion of theirs before this."""
-    if not GPU or TENSOR.piece == 0:
-        return raw
+    if not GPU or TENSOR.piece == 0 or TENSOR.dtype == "fp32":
+        return raw  # a block of float32 does not fit the registers at once
     PACK: tl.constexpr = 32 // raw[0].dtype.primitive_bitwidth
     pieces = ()
     for i in tl.static_range(len(raw)):
