@@ -14,13 +14,13 @@ import attrs
 from dba_core.command import Command, command_line, option, summary_of
 from dba_core.config.kv_policy import KVCachePolicy
 from dba_core.hookspecs import hookimpl
+from dba_core.registry import Registry
 from dba_core.report import Report, Reporter
 from dba_plugins.bench.measured import repeats
 
 if TYPE_CHECKING:
     from dba_core.attention.projections import Heads
     from dba_core.cache.layer import LayerCache
-    from dba_core.registry import Registry
     from dba_plugins.bench.one_layer import Row
 
 FP16 = "ksem=fp16,kgeo=fp16,v=fp16"

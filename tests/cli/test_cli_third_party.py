@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from fake_site import FakeSite, empty_site
 
+from dba_core.registry import Registry
+
 Dba = Callable[..., Any]
 
 COMMAND = '''"""How many letters a text has.
@@ -76,7 +78,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSite]:
         site.distribution("other", {"dba.commands": {"twin": "other_twin"}})
         broken = {"importless": "broken_import", "wordless": "broken_syntax", "gone": "module_that_is_gone"}
         site.distribution("broken", {"dba.commands": broken})
+        Registry.default.cache_clear()
         yield site
+    Registry.default.cache_clear()
 
 
 @pytest.fixture
