@@ -44,7 +44,7 @@ POINT = base64.b64decode(
 
 
 @pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures, half of a tiny run's time, are single points. Those of the runs that several tests share are
     drawn: of `tiny`, whose pictures are looked at, and of the one with hostile names.
     """
@@ -53,7 +53,8 @@ def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(POINT)
 
-    monkeypatch.setattr("dba_core.runs.plots.save_png", point)
+    if request.node.get_closest_marker("torch") is not None:
+        monkeypatch.setattr("dba_core.runs.plots.save_png", point)
 
 
 @pytest.fixture(autouse=True)
