@@ -308,7 +308,8 @@ class HeadProjections(nn.Module):
         sources = self.plain_weights()
         if sources is None:
             return None
-        sources += [each for each in (self.logit_scale, self.sem_offset) if each is not None]
+        beside = self._parameters.get("logit_scale"), self._buffers.get("sem_offset")
+        sources += [each for each in beside if each is not None]
         if any(map(Tensor.is_inference, sources)):  # torch counts no writes to those
             return None
         state = (doubled, *map(id, sources), *map(Tensor.data_ptr, sources), *map(_VERSION, sources))
@@ -340,7 +341,9 @@ class HeadProjections(nn.Module):
     def plain_weights(self) -> list[Tensor] | None:
         """The projections' weights where calling each is exactly a product with its weight, else None."""
         present = [module for module in map(self._modules.get, PROJECTIONS) if module is not None]
-        return [cast("nn.Linear", each).weight for each in present] if all(map(_is_plain, present)) else None
+        if not all(map(_is_plain, present)):
+            return None
+        return [cast("Tensor", each._parameters["weight"]) for each in present]
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Those of q_geo, k_geo, q_sem, k_sem and v, [heads, width, d_model], of projections that are plain;

@@ -57,7 +57,7 @@ class RopeTable:
     def span(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The same at positions start..stop-1: each [stop-start, G or 1, D/2], views."""
         cos, sin = self._first(stop, like)
-        return cos[start:stop], sin[start:stop]
+        return cos.narrow(0, start, stop - start), sin.narrow(0, start, stop - start)
 
     def _first(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of at least `length` positions."""
