@@ -173,7 +173,7 @@ class DecodingRunChoice(RunChoice):
     )
     weights: str | None = option(
         None,
-        help="Hold the weights so in memory: fp32, bf16, int8, int4 or an installed format.",
+        help="How weights lie in memory: auto (nothing is lost), fp32, bf16, int8, int4, or installed.",
         unit="FORMAT",
         offers="weight_formats",
     )

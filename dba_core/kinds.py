@@ -6,7 +6,7 @@ A new kind is a row, a hook spec, a contract suite and a page.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -39,8 +39,8 @@ class PluginKind:
     doctor` asks; None where there is none to ask. suite: `module:NAME` of the contract suite.
 
     per_layer: chosen for each layer of a model (`plugins` of a configuration); others are named where they
-    are used, by the command `usage`, {name} for its name. tries_all: `auto` asks every installed plugin,
-    those of the orders of auto first, then by name. previous_until: the version of dba that drops
+    are used, by the command `usage`, {name} for its name. auto: whom `auto` asks, nobody, those of the orders
+    of auto, or after these every installed plugin by name. previous_until: the version of dba that drops
     contract - 1, None where that is not taken (any more). calls: what a plugin can do, beside its name,
     contract, summary and options_class. group: of the entry points, whose names are the plugins' names.
     hook: what a plugin's module implements. template: of `dba plugins new`.
@@ -54,7 +54,7 @@ class PluginKind:
     suite: str
     per_layer: bool = False
     usage: str = ""
-    tries_all: bool = False
+    auto: Literal["nobody", "order", "all"] = "nobody"
     previous_until: str | None = None
     calls: tuple[str, ...] = ("supports", "build")
     group: str = _named("dba.{}s")
@@ -97,6 +97,7 @@ _ROWS = (
         typical=lambda device, _: SummarizerRequest(shape=_SHAPE, mem_block=64, device=device),
         suite="dba_core.testing.layer_parts:SUMMARIZER",
         per_layer=True,
+        auto="order",
     ),
     PluginKind(
         name="gate",
@@ -106,6 +107,7 @@ _ROWS = (
         typical=lambda device, _: GateRequest(shape=_SHAPE, device=device),
         suite="dba_core.testing.layer_parts:GATE",
         per_layer=True,
+        auto="order",
     ),
     PluginKind(
         name="null_token",
@@ -115,6 +117,7 @@ _ROWS = (
         typical=lambda device, _: NullTokenRequest(shape=_SHAPE, device=device),
         suite="dba_core.testing.layer_parts:NULL_TOKEN",
         per_layer=True,
+        auto="order",
     ),
     PluginKind(
         name="decode_backend",
@@ -124,6 +127,7 @@ _ROWS = (
         typical=_typical_decode,
         suite="dba_core.testing.decode:DECODE",
         per_layer=True,
+        auto="order",
     ),
     PluginKind(
         name="kv_format",
@@ -144,6 +148,7 @@ _ROWS = (
         suite="dba_core.testing.weight_format:WEIGHT_FORMAT",
         template="weight_format.py.in",
         per_layer=False,
+        auto="order",
         usage="dba sample RUN --weights {name}",
     ),
     PluginKind(
@@ -152,7 +157,7 @@ _ROWS = (
         contract=1,
         request=SourceRequest,
         suite="dba_core.testing.checkpoint_source:CHECKPOINT_SOURCE",
-        tries_all=True,
+        auto="all",
         usage="dba convert MODEL --out DIR",
         calls=("supports", "build", "example"),
     ),
@@ -177,4 +182,4 @@ def per_layer() -> tuple[Kind, ...]:
 
 def with_auto() -> tuple[Kind, ...]:
     """The kinds of which `auto` chooses a plugin."""
-    return tuple(name for name, kind in KINDS.items() if kind.per_layer or kind.tries_all)
+    return tuple(name for name, kind in KINDS.items() if kind.auto != "nobody")

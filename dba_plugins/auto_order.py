@@ -11,6 +11,7 @@ AUTO_ORDER: dict[str, tuple[str, ...] | Mapping[str, tuple[str, ...]]] = {
     "summarizer": {"cuda": ("conv", "linear", "mean"), "*": ("linear", "mean")},
     "gate": ("causal", "none"),
     "null_token": ("none",),
+    "weight_format": ("bf16", "fp32"),
     "checkpoint_source": ("huggingface", "gguf", "origin"),
     "decode_backend": {
         "cpu": ("cpu", "streaming"),

@@ -195,6 +195,7 @@ class LanguageModel(nn.Module):
 
     def pack_weights(self, choice: str | PluginChoice, *, registry: Registry | None = None) -> list[str]:
         """Pack every matrix by a weight format (`int8`, say), in place: from then on the model is only run.
+        `auto` takes one that loses nothing of the weights' dtype.
 
         Gives the names of the modules that stay as they are, because more happens in them than a product (an
         adapter, a hook), and of the parts that plugins made. Raises UnsupportedError where the format does
@@ -214,7 +215,9 @@ class LanguageModel(nn.Module):
             dtype=str(weight.dtype).removeprefix("torch."),
         )
         registry = Registry.default() if registry is None else registry
-        pack: Pack = registry.select("weight_format", chosen, request).build()
+        selection = registry.select("weight_format", chosen, request)
+        chosen = attrs.evolve(chosen, name=selection.name)
+        pack: Pack = selection.build()
         pack_table: Pack = registry.select("weight_format", chosen, attrs.evolve(request, table=True)).build()
         before = self.n_parameters
         left = [each for name in ("emb_in", "emb_out") for each in pack_child(self, name, pack)]

@@ -99,7 +99,7 @@ class Registry:
             by_device = order.get(kind, {})
             names = by_device.get(device.partition(":")[0], by_device.get(ANY_DEVICE, ()))
             found.update({(name, distribution): None for name in names})
-        if not KINDS[kind].tries_all:
+        if KINDS[kind].auto != "all":
             return tuple(found)
         known = {(name, canonical(distribution)) for name, distribution in found}
         rest = ((info.name, info.distribution) for info in self._of(kind))
@@ -170,7 +170,8 @@ class Registry:
 
     def _not_found(self, kind: Kind, name: str) -> str:
         known, (owner, colon, _) = self._of(kind), name.rpartition(":")
-        names = {"auto", *(info.qualified if colon else info.name for info in known)}
+        names = {info.qualified if colon else info.name for info in known}
+        names |= {"auto"} if kind in with_auto() else set()
         allowed = ", ".join(sorted(names))
         if colon and any(info.name == owner for info in known):
             return (

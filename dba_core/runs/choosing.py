@@ -81,7 +81,7 @@ class RunChoice:
 
         folder = find_run(self.run, weights=self.checkpoint)
         registry = self.plugin_use.registry(reporter)
-        if weights is not None:
+        if weights not in (None, "auto"):
             registry.find("weight_format", weights)
         for kind, choice in plugins.items():
             if choice.name != "auto":

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @attrs.frozen(kw_only=True)
 class Format:
     """A format of weights of any size, without options. devices: that it is made for. pack_table: for the
-    token embedding and its output head, where that is another.
+    token embedding and its output head, where that is another. exact_for: the only dtype of weights that
+    `auto` takes it for.
     """
 
     name: str
@@ -33,13 +34,15 @@ class Format:
     facts: WeightFacts
     pack: Pack
     pack_table: Pack | None = None
+    exact_for: str | None = None
     devices: tuple[str, ...] = ("cpu",)
     contract: int = 1
     options_class: type[NoOptions] = NoOptions
 
     def supports(self, request: WeightRequest, options: NoOptions) -> Support:
         if request.device.partition(":")[0] in self.devices:
-            return Support.yes()
+            stands_back = self.exact_for not in (None, request.dtype)
+            return Support(next_is_better=(self._inexact(request),) if stands_back else ())
         return Support.no(
             Reason(
                 subject="device",
@@ -47,6 +50,14 @@ class Format:
                 supported=" or ".join(self.devices),
                 action="Run on the CPU, or choose weights=fp32 or bf16.",
             )
+        )
+
+    def _inexact(self, request: WeightRequest) -> Reason:
+        return Reason(
+            subject="dtype of the weights",
+            got=request.dtype,
+            supported=f"{self.exact_for} without loss",
+            action=f"Choose weights={self.name} by name to round them.",
         )
 
     def build(self, request: WeightRequest, options: NoOptions) -> Pack:
@@ -97,6 +108,7 @@ BF16 = Format(
     summary="8 significant bits; computed in float32",
     facts=WeightFacts(bits=16, round_trip_error=1.7e-3, product_error=1e-6),
     pack=_bf16,
+    exact_for="bfloat16",
     devices=("cpu", "cuda"),
 )
 INT8 = Format(

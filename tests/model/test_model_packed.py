@@ -170,6 +170,15 @@ def test_an_unknown_format_leaves_the_model_as_it_was() -> None:
     model.loss(torch.arange(6).view(1, 6), torch.arange(6).view(1, 6)).backward()
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "fp32"), (torch.bfloat16, "bf16")])
+def test_auto_loses_nothing(dtype: torch.dtype, name: str) -> None:
+    model = model_of().to(dtype)
+    weight = model.tok_emb.weight.detach().clone()
+    model.pack_weights("auto")
+    assert model.weight_format == name
+    assert torch.equal(model.tok_emb(torch.arange(40)), weight)
+
+
 @torch.no_grad()
 def test_copies_and_pickles_compute_the_same() -> None:
     model = packed_of(model_of(), "int4")

@@ -267,3 +267,11 @@ class TestPluginsMadeInCode:
 def test_errors_under_a_config_path_keep_their_class() -> None:
     error = ConfigError("is wrong", path="bias").under("plugins.gate.options")
     assert str(error) == "plugins.gate.options.bias: is wrong"
+
+
+def test_auto_is_no_name_where_no_plugin_is_chosen_by_it() -> None:
+    with pytest.raises(PluginError, match="unknown kv_format 'auto'") as caught:
+        Registry.default().find("kv_format", "auto")
+    assert "auto" not in str(caught.value).partition("Allowed:")[2]
+    with pytest.raises(PluginError, match="no order of auto for a kv_format"):
+        Registry.default().select("kv_format", "auto", None)

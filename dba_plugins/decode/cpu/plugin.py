@@ -17,8 +17,7 @@ from dba_core.contracts import (
 from dba_core.distribution import install_command
 from dba_core.hookspecs import hookimpl
 from dba_plugins.decode.cpu.spec import MAX_SHARE, MAX_WIDTH, NATIVE, KernelSpec
-
-_ELSE = "Choose decode_backend=streaming, or auto."
+from dba_plugins.decode.tensor_limits import ELSE, tensor_reasons
 
 
 class CpuPlugin:
@@ -47,40 +46,22 @@ def _reasons(request: DecodeRequest) -> Iterator[Reason]:
             action=f"Install it: {install_command('cpu')}",
         )
     if request.device.partition(":")[0] != "cpu":
-        yield Reason(subject="device", got=request.device, supported="cpu", action=_ELSE)
+        yield Reason(subject="device", got=request.device, supported="cpu", action=ELSE)
     if request.dtype != "float32":
         yield Reason(
             subject="dtype of the queries",
             got=request.dtype,
             supported="float32",
-            action=f"Run the model in float32. {_ELSE}",
+            action=f"Run the model in float32. {ELSE}",
         )
     spec = KernelSpec.of(request)
-    for name, tensor in zip(("k_sem", "k_geo", "v"), spec.tensors, strict=True):
-        if tensor.width > MAX_WIDTH:
-            yield Reason(
-                subject=f"width of {name}", got=str(tensor.width), supported=f"0 to {MAX_WIDTH}", action=_ELSE
-            )
-        if tensor.format not in NATIVE:
-            yield Reason(
-                subject=f"format of {name}",
-                got=tensor.format,
-                supported=", ".join(NATIVE),
-                action="Choose one of these in the KV policy, or decode_backend=streaming.",
-            )
-        if request.shape.n_heads % tensor.heads:
-            yield Reason(
-                subject=f"heads of {name}",
-                got=f"{tensor.heads} for {request.shape.n_heads} query heads",
-                supported="a divisor of the number of query heads",
-                action="Choose n_kv_heads that divides n_heads.",
-            )
+    yield from tensor_reasons(request, formats=NATIVE, most=MAX_WIDTH, least_geometric=0)
     if spec.share > MAX_SHARE:
         yield Reason(
             subject="query heads per KV head",
             got=str(spec.share),
             supported=f"1 to {MAX_SHARE}",
-            action=f"Choose more KV heads. {_ELSE}",
+            action=f"Choose more KV heads. {ELSE}",
         )
 
 

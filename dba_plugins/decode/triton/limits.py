@@ -16,12 +16,12 @@ import attrs
 from dba_core.contracts import DecodeRequest, Reason
 from dba_core.distribution import install_command
 from dba_core.serialization.validators import among, at_least
-from dba_plugins.decode.triton.spec import MAX_WIDTH, NATIVE, KernelSpec
+from dba_plugins.decode.tensor_limits import ELSE, tensor_reasons
+from dba_plugins.decode.triton.spec import MAX_WIDTH, NATIVE
 
 DTYPES = ("float16", "bfloat16", "float32")
 LEAST_CAPABILITY = (8, 0)
 LEAST_VERSION = (3, 6)
-_ELSE = "Choose decode_backend=streaming, or auto."
 
 
 @attrs.frozen(kw_only=True)
@@ -66,32 +66,9 @@ def reasons(request: DecodeRequest) -> Iterator[Reason]:
             subject="dtype of the queries",
             got=request.dtype,
             supported=", ".join(DTYPES),
-            action=f"Run the model in one of these. {_ELSE}",
+            action=f"Run the model in one of these. {ELSE}",
         )
-    spec = KernelSpec.of(request)
-    for name, tensor in zip(("k_sem", "k_geo", "v"), spec.tensors, strict=True):
-        least = 0 if name == "k_sem" else 1
-        if not least <= tensor.width <= MAX_WIDTH:
-            yield Reason(
-                subject=f"width of {name}",
-                got=str(tensor.width),
-                supported=f"{least} to {MAX_WIDTH}",
-                action=_ELSE,
-            )
-        if tensor.format not in NATIVE:
-            yield Reason(
-                subject=f"format of {name}",
-                got=tensor.format,
-                supported=", ".join(NATIVE),
-                action="Choose one of these in the KV policy, or decode_backend=streaming.",
-            )
-        if request.shape.n_heads % tensor.heads:
-            yield Reason(
-                subject=f"heads of {name}",
-                got=f"{tensor.heads} for {request.shape.n_heads} query heads",
-                supported="a divisor of the number of query heads",
-                action="Choose n_kv_heads that divides n_heads.",
-            )
+    yield from tensor_reasons(request, formats=NATIVE, most=MAX_WIDTH, least_geometric=1)
 
 
 def _of_machine(request: DecodeRequest) -> Iterator[Reason]:
@@ -107,13 +84,13 @@ def _of_machine(request: DecodeRequest) -> Iterator[Reason]:
     if kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return
     if kind != "cuda":
-        yield Reason(subject="device", got=request.device, supported="cuda", action=_ELSE)
+        yield Reason(subject="device", got=request.device, supported="cuda", action=ELSE)
     elif request.device_capability is not None and request.device_capability < LEAST_CAPABILITY:
         yield Reason(
             subject="compute capability",
             got=".".join(map(str, request.device_capability)),
             supported="8.0 or later",
-            action=_ELSE,
+            action=ELSE,
         )
 
 
